@@ -1,0 +1,43 @@
+# Every target sets up .venv from requirements.lock first. PYTHON chooses the interpreter (3.11 or newer), and
+# TORCH_INDEX a wheel index for another build of torch, e.g. a CPU-only one: see README.md.
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
+
+.PHONY: demo test test-full check lock clean
+
+demo: .venv/ready
+	$(BIN)/codecmill demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+test-full: .venv/ready
+	$(BIN)/python -m pytest -m full
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv from requirements.lock (several GB with a CUDA build of torch; minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# Take the newest versions that pyproject.toml allows and write them down.
+lock:
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	{ sed '/^[^#]/,$$d' requirements.lock; \
+	  $(BIN)/python -m pip freeze --exclude-editable; } > .venv/new.lock && mv .venv/new.lock requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,246 @@
+"""Checkpoints on disk: saved whole or not at all, found again only when every byte is as it was written."""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from pipelines.config import ModelConfig, Section
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import RunDirectory, read_json, sync_folder, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+STATE_TENSORS = "training_state.safetensors"
+STATE_SCALARS = "training_state.json"
+MANIFEST = "checkpoint.json"
+
+log = logging.getLogger("codecmill.checkpoints")
+
+
+class FileRecord(Section):
+    """Size in bytes and sha256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class NormalizationRecord(Section):
+    """The constants that inputs were normalised with and outputs are de-normalised with, on the scale 0 to 1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Manifest(Section):
+    """`checkpoint.json`: what a checkpoint is, what it came from, and the digests of its files."""
+
+    format_version: int
+    run: str
+    step: int
+    position: int
+    """Training samples consumed: the place in the global sample order."""
+    model: ModelConfig
+    normalization: NormalizationRecord
+    shard_set: str
+    """The whole fingerprint of the shard set."""
+    parent: str | None
+    """sha256 of the weights that the run started from, if it did not start from nothing."""
+    validation: dict[str, float]
+    """Validation metrics at this very step; empty when none was made there."""
+    best: dict[str, float] | None
+    """The best validated checkpoint up to here: its `step` and `psnr` in dB."""
+    versions: dict[str, str]
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def sha256(self) -> str:
+        """What a checkpoint is known by: the sha256 of its weights' file."""
+        return self.manifest.files[WEIGHTS].sha256
+
+
+def folder_of(run: RunDirectory, step: int) -> Path:
+    return run.checkpoints / f"step_{step:08d}"
+
+
+def save(
+    run: RunDirectory,
+    about: Mapping[str, Any],
+    weights: Mapping[str, "Tensor"],
+    state_tensors: Mapping[str, "Tensor"],
+    state_scalars: Mapping[str, Any],
+) -> Checkpoint:
+    """Write a checkpoint; a crash at any moment leaves it whole or invisible.
+
+    Args:
+        about: the manifest's fields but for `format_version`, `run` and `files`.
+        weights: all tensors of the model, by name.
+        state_tensors: the optimiser's tensors, by name.
+        state_scalars: the rest of the training's state, as JSON.
+    """
+    from safetensors.torch import save as to_bytes
+
+    final = folder_of(run, about["step"])
+    building = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        _write_synced(building / WEIGHTS, to_bytes(_packed(weights)))
+        _write_synced(building / STATE_TENSORS, to_bytes(_packed(state_tensors)))
+        write_json(building / STATE_SCALARS, dict(state_scalars))
+        files = {name: _record(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
+        manifest = Manifest(format_version=FORMAT_VERSION, run=run.path.name, files=files, **about)
+        write_json(building / MANIFEST, manifest.model_dump(mode="json"))
+        _put_in_place(building, final)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Checkpoint(final, manifest)
+
+
+def _packed(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_in_place(building: Path, final: Path) -> None:
+    """Rename into place; what lies there already (a damaged checkpoint, or the same step redone) makes room."""
+    former = final.with_name(f".tmp-former-{final.name}-{os.getpid()}")
+    if final.exists():
+        final.rename(former)
+    building.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, all its bytes verified.
+
+    Raises:
+        CodecmillError: a file is missing, cut, altered, or of a version that this codecmill does not read.
+    """
+    raw = read_json(path / MANIFEST)
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise CodecmillError(f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION}.")
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CodecmillError(
+            f"{path / MANIFEST} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        ) from error
+    for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS):
+        _check(path / name, manifest.files.get(name))
+    return Checkpoint(path, manifest)
+
+
+def _check(path: Path, expected: FileRecord | None) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CodecmillError(f"{path} is missing from its checkpoint: {error.strerror}.") from error
+    if expected is None or size != expected.bytes:
+        raise CodecmillError(f"{path} has {size} bytes, but its checkpoint names {expected and expected.bytes}.")
+    if sha256_of(path) != expected.sha256:
+        raise CodecmillError(f"{path} was altered after it was written: its sha256 is not the recorded one.")
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def steps_on_disk(run: RunDirectory) -> list[int]:
+    """The steps that have a checkpoint folder, sound or not, ascending."""
+    names = os.listdir(run.checkpoints) if run.checkpoints.is_dir() else []
+    return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdecimal())
+
+
+def sound_checkpoints(run: RunDirectory) -> Iterator[Checkpoint]:
+    """Newest first; damaged ones are skipped with a warning, and nothing is deleted."""
+    for step in reversed(steps_on_disk(run)):
+        try:
+            yield open_checkpoint(folder_of(run, step))
+        except CodecmillError as error:
+            log.warning("Skipping a damaged checkpoint: %s", error)
+
+
+def latest(run: RunDirectory) -> Checkpoint | None:
+    """The newest checkpoint whose bytes are all as they were written; None before the first.
+
+    Raises:
+        CodecmillError: there are checkpoints, and every one of them is damaged.
+    """
+    newest = next(sound_checkpoints(run), None)
+    if newest is None and steps_on_disk(run):
+        raise CodecmillError(
+            f"Every checkpoint in {run.checkpoints} is damaged. Nothing was deleted: restore one of them from a copy, "
+            "or start a new run under another name."
+        )
+    return newest
+
+
+def best(run: RunDirectory) -> Checkpoint | None:
+    """The checkpoint with the highest validation PSNR, else the newest."""
+    newest = latest(run)
+    if newest is None or newest.manifest.best is None:
+        return newest
+    try:
+        return open_checkpoint(folder_of(run, int(newest.manifest.best["step"])))
+    except CodecmillError as error:
+        log.warning("The best checkpoint cannot be used, the newest stands in: %s", error)
+        return newest
+
+
+def retain(run: RunDirectory, keep_latest: int) -> None:
+    """Delete all but the newest `keep_latest` checkpoints and the best one."""
+    steps = steps_on_disk(run)
+    newest = latest(run)
+    if newest is None:
+        return
+    kept = {*steps[-keep_latest:], newest.step}
+    if newest.manifest.best is not None:
+        kept.add(int(newest.manifest.best["step"]))
+    for step in steps:
+        if step not in kept:
+            doomed = run.checkpoints / f".tmp-former-step_{step:08d}-{os.getpid()}"
+            folder_of(run, step).rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def remove_leftovers(run: RunDirectory) -> None:
+    """Delete what a killed process left half-written; only for the holder of the run's lock."""
+    for leftover in run.checkpoints.glob(".tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""Every choice of a run, typed once: one class serves the command line, YAML files, Prefect's form and the workers."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import uuid4
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _check_name(name: str) -> str:
+    bare = name.replace("{date}", "0").replace("{time}", "0").replace("{id}", "0")
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+    if not bare or bare[0] in ".-" or set(bare) - allowed or len(bare) > 100:
+        raise ValueError(
+            "a run's name has 1 to 100 letters, digits, '-', '_' or '.', starts with none of '.-', "
+            "and may hold {date}, {time} and {id}"
+        )
+    return name
+
+
+CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+"""A count, or what the machine suggests; resolved at a run's first start."""
+
+
+class Section(BaseModel):
+    """A frozen group of choices in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class NormalizationChoice(Section):
+    """Numbers of one's own for `data.normalization`."""
+
+    mean: tuple[float, float, float] = Field(description="Mean of red, green and blue, on the scale 0 to 1")
+    std: tuple[
+        Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
+    ] = Field(description="Standard deviation of red, green and blue, on the scale 0 to 1")
+
+
+class DataConfig(Section):
+    """Which images, and how they become shards and batches."""
+
+    images: str = Field(
+        default="",
+        description="Images: a glob ('photos/**/*.png'), a folder (searched recursively) or a .txt list, one path a line",
+    )
+    masks: str | None = Field(default=None, description="Folder of masks, paired with the images by file stem")
+    patch_size: int = Field(default=256, ge=16, le=4096, description="Side of the stored square patches, in pixels")
+    patches: Literal["grid", "random"] = Field(
+        default="grid", description="Where patches are cut: side by side, or at random places"
+    )
+    max_patches_per_image: int = Field(
+        default=256, ge=1, le=100_000, description="Most patches taken from one image, a count"
+    )
+    min_detail: float = Field(
+        default=0.0, ge=0, le=128, description="Patches whose grey levels deviate less than this are skipped, in levels of 255"
+    )
+    small_images: Literal["skip", "pad", "resize"] = Field(
+        default="pad", description="What becomes of an image smaller than a patch"
+    )
+    background: tuple[
+        Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+    ] = Field(default=(255, 255, 255), description="Colour that shows through transparent pixels, red green blue, 0 to 255")
+    validation_fraction: float = Field(default=0.1, ge=0, le=0.5, description="Share of the images for validation")
+    test_fraction: float = Field(default=0.1, ge=0, le=0.5, description="Share of the images for the test")
+    max_shard_mib: int = Field(
+        default=256, ge=1, le=65_536, description="A shard is split above this size of its decoded patches, in MiB"
+    )
+    normalization: Literal["imagenet", "half", "dataset"] | NormalizationChoice = Field(
+        default="dataset",
+        description="Mean and std that inputs are normalised with: imagenet, half (0.5), dataset (measured), or {mean, std}",
+    )
+    max_bad_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="Largest share of unreadable images before the shard stage fails"
+    )
+    workers: int = Field(
+        default=2, ge=1, le=256, description="Processes that create shards, and threads a rank that decode batches, a count"
+    )
+    shuffle_window: int = Field(
+        default=64, ge=1, le=100_000, description="Shards that samples are mixed across at a time, a count"
+    )
+    task_runner: Literal["processes", "threads"] = Field(
+        default="processes", description="What runs the shard stage's tasks in parallel"
+    )
+    flip_horizontal: bool = Field(default=True, description="Mirror half of the training crops left to right")
+    flip_vertical: bool = Field(default=False, description="Mirror half of the training crops top to bottom")
+    min_scale: float = Field(
+        default=1.0, ge=0.25, le=4, description="Smallest random magnification of a training crop, a factor"
+    )
+    max_scale: float = Field(
+        default=1.0, ge=0.25, le=4, description="Largest random magnification of a training crop, a factor"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.validation_fraction + self.test_fraction > 0.9:
+            raise ValueError("validation_fraction + test_fraction leave less than 0.1 of the images for training")
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
+        return self
+
+
+class ModelConfig(Section):
+    """The encoder-decoder."""
+
+    quantizer: Literal["round", "clamped_round", "sign", "soft_to_hard", "noise"] = Field(
+        default="round", description="Straight-through layer between encoder and decoder"
+    )
+    channels: int = Field(default=64, ge=4, le=2048, description="Width of the hidden layers, in channels")
+    latent_channels: int = Field(default=24, ge=1, le=2048, description="Width of the quantised latents, in channels")
+    downsamplings: int = Field(
+        default=3, ge=1, le=6, description="Stride-2 stages of the encoder: 3 make one latent from 8x8 pixels"
+    )
+    residual_blocks: int = Field(default=1, ge=0, le=64, description="Residual blocks after each stage, a count")
+    levels: int = Field(
+        default=8, ge=2, le=256, description="Values that clamped_round and soft_to_hard may take, a count"
+    )
+    sigma: float = Field(
+        default=1.0, gt=0, le=1e4, description="Hardness of the soft assignment of soft_to_hard, per squared unit"
+    )
+
+
+class LossConfig(Section):
+    """What the training minimises."""
+
+    distortion: Literal["mse", "l1"] = Field(default="mse", description="Pixel distance, on the scale 0 to 1")
+    mask_weight: float = Field(
+        default=1.0, ge=0, le=1e4, description="Weight of pixels inside the mask, where those outside have 1"
+    )
+
+
+class TrainingConfig(Section):
+    """How long, on what, and how often it is saved and checked."""
+
+    steps: int = Field(default=2000, ge=1, le=1_000_000_000, description="Optimiser steps, a count")
+    batch_size: int = Field(default=16, ge=1, le=65_536, description="Global batch, in images, whatever the processes")
+    crop_size: int = Field(default=128, ge=16, le=4096, description="Side of the random training crops, in pixels")
+    processes: CountOrAuto = Field(
+        default="auto", description="Ranks: a count, or auto (one a GPU; 1 without)"
+    )
+    threads: CountOrAuto = Field(
+        default="auto", description="CPU threads a rank: a count, or auto (1 with several ranks)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the ranks compute")
+    precision: Literal["auto", "float32", "bf16", "fp16", "float64"] = Field(
+        default="auto", description="Arithmetic of the step; auto takes bf16 where the hardware multiplies it"
+    )
+    compile: bool | Literal["auto"] = Field(
+        default="auto", description="Compile the step with torch.compile; auto: from 1000 steps, where a compiler is"
+    )
+    channels_last: bool = Field(default=True, description="Store images with the channel as the fastest dimension")
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Adam's peak step size")
+    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="Course of the learning rate")
+    warmup_steps: int = Field(default=50, ge=0, le=1_000_000, description="Steps of linear warm-up, a count")
+    gradient_clip: float = Field(default=1.0, ge=0, le=1e6, description="Largest gradient norm; 0 leaves it alone")
+    checkpoint_interval: int = Field(default=500, ge=1, description="Steps between checkpoints, a count")
+    validation_interval: int = Field(default=500, ge=1, description="Steps between validations, a count")
+    replica_check_interval: int = Field(
+        default=100, ge=1, description="Steps between proofs that all ranks hold the same bits, a count"
+    )
+    keep_latest: int = Field(default=3, ge=1, description="Checkpoints kept, the newest; the best stays too")
+    max_restarts: int = Field(default=0, ge=0, le=1000, description="Times torchrun restarts failed ranks, a count")
+    on_nonfinite: Literal["stop"] = Field(default="stop", description="What follows a NaN or infinite loss")
+    start_from: str | None = Field(
+        default=None, description="Weights to start a new run from: a path, runs:/... or models:/name@alias"
+    )
+    strict: bool = Field(default=True, description="start_from must match exactly; false takes what fits")
+
+
+class EvaluationConfig(Section):
+    """What is evaluated, and what makes a champion."""
+
+    images: str | None = Field(
+        default=None, description="Images to evaluate instead of the test split: a glob, a folder or a .txt list"
+    )
+    tile_size: int = Field(
+        default=1024, ge=64, le=65_536, description="Images with a longer side are computed in tiles of this side, in pixels"
+    )
+    pictures: int = Field(default=64, ge=0, le=100_000, description="Most images that pictures are written of, a count")
+    promotion_metric: Literal["psnr", "ms_ssim"] = Field(default="psnr", description="What decides on the champion")
+    promotion_margin: float = Field(
+        default=0.0, ge=0, description="By how much the champion must be beaten, in the metric's unit"
+    )
+
+
+class RunConfig(Section):
+    """A whole run, from images to a registered model."""
+
+    name: Annotated[str, AfterValidator(_check_name)] = Field(
+        default="run-{date}-{time}", description="The run's name and folder; {date}, {time} and {id} are filled in once"
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random choice")
+    root: Path = Field(default=Path("codecmill-data"), description="Folder that holds shards, runs and MLflow's files")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        stride = 2**self.model.downsamplings
+        if self.training.crop_size % stride:
+            raise ValueError(
+                f"training.crop_size {self.training.crop_size} is no multiple of {stride}, which "
+                f"model.downsamplings {self.model.downsamplings} asks for"
+            )
+        needed = self.training.crop_size / self.data.min_scale
+        if needed > self.data.patch_size:
+            raise ValueError(
+                f"training.crop_size {self.training.crop_size} at data.min_scale {self.data.min_scale} needs "
+                f"patches of {needed:.0f} pixels, but data.patch_size is {self.data.patch_size}"
+            )
+        processes = self.training.processes
+        if processes != "auto" and processes > self.training.batch_size:
+            raise ValueError(
+                f"training.processes {processes} is more than training.batch_size {self.training.batch_size}: "
+                "each rank needs at least one image of the global batch"
+            )
+        return self
+
+    def named(self, start: datetime | None = None) -> "RunConfig":
+        """The same config with `{date}`, `{time}` (UTC) and `{id}` filled in from `start`, by default now."""
+        start = (start or datetime.now(UTC)).astimezone(UTC)
+        name = self.name.replace("{date}", f"{start:%Y-%m-%d}").replace("{time}", f"{start:%H%M%S}")
+        return self.model_copy(update={"name": name.replace("{id}", uuid4().hex[:8])})

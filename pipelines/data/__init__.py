@@ -1,0 +1,1 @@
+"""Images, shards, the order of samples, and batches."""

@@ -1,0 +1,27 @@
+"""The errors that a user meets: each is one clear sentence and an exit code."""
+
+
+class CodecmillError(Exception):
+    """Something went wrong that the message explains in full: the file or value, the reason, the way out."""
+
+    exit_code = 1
+
+
+class InputError(CodecmillError):
+    """What the user gave (a config, a flag, a name, a glob) cannot be used."""
+
+    exit_code = 2
+
+
+class BusyError(CodecmillError):
+    """Another process holds the run or the shard set."""
+
+    exit_code = 3
+
+
+class Interrupted(CodecmillError):
+    """The work was asked to stop, saved what it had reached, and can be resumed."""
+
+    def __init__(self, message: str, exit_code: int = 130):
+        super().__init__(message)
+        self.exit_code = exit_code

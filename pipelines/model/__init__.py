@@ -1,0 +1,1 @@
+"""The encoder-decoder, its straight-through layers and its losses."""

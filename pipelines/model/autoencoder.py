@@ -1,0 +1,276 @@
+"""The encoder-decoder: normalised images to quantised latents and back.
+
+A stage halves the resolution, then refines with residual blocks. Stages are numbered from the pixels on both sides, and
+every tensor is initialised from its own name, so that a model with more residual blocks or stages shares the names, and the start, of
+the tensors that a smaller one has too. A residual block starts as the identity: one that is added to a trained
+model leaves what the model computes as it was.
+"""
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import skip_init
+
+from pipelines.config import ModelConfig
+from pipelines.errors import CodecmillError, InputError
+from pipelines.model.straight_through import ClampedRound, Round, Sign, SoftToHardQuantizer, UniformNoise, round_ste
+
+if TYPE_CHECKING:
+    from pipelines.data.images import Normalization
+
+SLOPE = 0.1
+"""Of LeakyReLU below zero."""
+
+LATENT_SCALE = {"round": 4.0, "noise": 4.0, "clamped_round": 2.0, "soft_to_hard": 2.0, "sign": 1.0}
+"""The latents' standard deviation at the start, in quantiser steps, about: wide enough that rounding is a small noise."""
+
+
+class Reconstruction(NamedTuple):
+    """Normalised images (N, 3, H, W), and the quantised latents (N, L, H / stride, W / stride) they were decoded from."""
+
+    image: Tensor
+    latents: Tensor
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    # skip_init: the usual constructor would draw from, and so advance, the global generator.
+    return skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+
+def _act(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv(act(conv(act(x))))`, (N, C, H, W) to the same shape."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = _convolution(channels, channels, 3)
+        self.last = _convolution(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(_act(self.first(_act(x))))
+
+
+class EncoderStage(nn.Module):
+    """(N, C, H, W) to (N, C', H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, unshuffle: bool):
+        super().__init__()
+        self.unshuffle = unshuffle
+        self.down = _convolution(4 * inputs, outputs, 3) if unshuffle else _convolution(inputs, outputs, 5, stride=2)
+        self.blocks = nn.Sequential(*(ResidualBlock(outputs) for _ in range(blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # On three channels a strided convolution would run at the full resolution for almost no arithmetic.
+        return self.blocks(self.down(F.pixel_unshuffle(x, 2) if self.unshuffle else _act(x)))
+
+
+class DecoderStage(nn.Module):
+    """(N, C, H, W) to (N, C', 2H, 2W)."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualBlock(inputs) for _ in range(blocks)))
+        self.up = _convolution(inputs, 4 * outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.up(_act(self.blocks(x))), 2)
+
+
+class Encoder(nn.Module):
+    """(N, 3, H, W) to latents (N, L, H / stride, W / stride), not yet quantised."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        widths = [3, *_widths(config)]
+        self.stages = nn.ModuleList(
+            EncoderStage(widths[i], widths[i + 1], config.residual_blocks, unshuffle=i == 0)
+            for i in range(config.downsamplings)
+        )
+        self.head = _convolution(widths[-1], config.latent_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x)
+
+
+class Decoder(nn.Module):
+    """Latents (N, L, h, w) to (N, 3, h * stride, w * stride)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        widths = [3, *_widths(config)]
+        self.head = _convolution(config.latent_channels, widths[-1], 3)
+        self.stages = nn.ModuleList(
+            DecoderStage(widths[i + 1], widths[i], config.residual_blocks) for i in range(config.downsamplings)
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.head(latents)
+        for stage in reversed(self.stages):
+            x = stage(x)
+        return x
+
+
+def _widths(config: ModelConfig) -> list[int]:
+    """Channels after each encoder stage: half in the first, where a channel costs most."""
+    return [max(1, config.channels // 2)] + [config.channels] * (config.downsamplings - 1)
+
+
+def _quantizer(config: ModelConfig) -> nn.Module:
+    match config.quantizer:
+        case "round":
+            return Round()
+        case "clamped_round":
+            return ClampedRound(config.levels)
+        case "sign":
+            return Sign()
+        case "soft_to_hard":
+            return SoftToHardQuantizer(config.levels, config.sigma)
+        case "noise":
+            return UniformNoise()
+
+
+class Autoencoder(nn.Module):
+    """`Encoder -> straight-through quantiser -> Decoder`, with the same weights for the same config and seed everywhere.
+
+    Args:
+        config: sizes and quantiser.
+        seed: of the initial weights; the global generator is neither read nor advanced.
+
+    Attributes:
+        stride: pixels a latent, in each direction; H and W must be multiples of it.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.stride = 2**config.downsamplings
+        self.encoder = Encoder(config)
+        self.quantizer = _quantizer(config)
+        self.decoder = Decoder(config)
+        _initialise(self, config, seed)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        """Encode, quantise and decode.
+
+        Args:
+            x: normalised images (N, 3, H, W), floating point.
+            noise: of `noise_shape(N, H, W)`, uniform on [-0.5, 0.5), where that is not None and the model is training.
+
+        Raises:
+            InputError: x has another shape or type; the message says what to do.
+            CodecmillError: the noise is missing or has another shape.
+        """
+        self._check(x)
+        latents = self.encoder(x)
+        quantised = self.quantizer(latents, noise) if self._takes_noise else self.quantizer(latents)
+        return Reconstruction(self.decoder(quantised), quantised)
+
+    @property
+    def _takes_noise(self) -> bool:
+        return isinstance(self.quantizer, UniformNoise)
+
+    def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int, int, int] | None:
+        """The shape of the noise that training on n images of h x w pixels takes, or None where it takes none."""
+        if not self._takes_noise:
+            return None
+        return n, self.config.latent_channels, h // self.stride, w // self.stride
+
+    @torch.no_grad()
+    def reconstruct(self, image: Tensor, normalization: "Normalization | None" = None) -> Tensor:
+        """What becomes of an image of any size: padded at the right and bottom to the stride, coded, cropped back.
+
+        Quantises as in evaluation, whatever mode the model is in.
+
+        Args:
+            image: (3, H, W) or (N, 3, H, W); uint8, or floating point on the scale 0 to 1.
+            normalization: what the model was trained with; by default the model sees the scale 0 to 1.
+
+        Returns:
+            Floating point on the scale 0 to 1, not clamped, of the shape of `image`, on the model's device.
+
+        Raises:
+            InputError: the image has another shape or type.
+        """
+        if image.dim() not in (3, 4) or not (image.is_floating_point() or image.dtype == torch.uint8):
+            raise InputError(
+                f"reconstruct takes an image (3, H, W) or (N, 3, H, W), uint8 or floating point on 0 to 1, but got "
+                f"{_describe(image)}: convert it first."
+            )
+        weight = self.decoder.head.weight
+        pixels = image.to(weight.device, weight.dtype) / (1 if image.is_floating_point() else 255)
+        pixels = pixels.reshape(-1, *image.shape[-3:])
+        x = normalization.normalize(pixels) if normalization else pixels
+        height, width = image.shape[-2:]
+        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        self._check(x)
+        latents = self.encoder(x)
+        decoded = self.decoder(round_ste(latents) if self._takes_noise else self.quantizer(latents))
+        decoded = normalization.denormalize(decoded) if normalization else decoded
+        return decoded[..., :height, :width].reshape(image.shape)
+
+    def _check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            fix = "call model.reconstruct(image), or convert to floating point on 0 to 1 and normalise"
+        elif x.dim() == 3:
+            fix = "add the batch axis with x.unsqueeze(0), or call model.reconstruct(image)"
+        elif x.dim() != 4 or x.shape[1] != 3:
+            fix = "bring it to that layout, red, green and blue"
+        elif x.shape[2] % self.stride or x.shape[3] % self.stride or 0 in x.shape[2:]:
+            fix = f"make H and W multiples of {self.stride}, or call model.reconstruct(image), which pads and crops back"
+        elif x.dtype != self.decoder.head.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            fix = f"convert it to the type of the weights with x.to({self.decoder.head.weight.dtype})"
+        else:
+            return
+        raise InputError(f"The model takes normalised floating-point images (N, 3, H, W), but got {_describe(x)}: {fix}.")
+
+
+def _describe(x: Tensor) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)}"
+
+
+def _initialise(model: Autoencoder, config: ModelConfig, seed: int) -> None:
+    """Give every convolution weights that keep the variance of its input, drawn by a generator of its own."""
+    scale = LATENT_SCALE[config.quantizer]
+    gain = math.sqrt(2 / (1 + SLOPE**2))
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        nn.init.zeros_(module.bias)
+        if name.endswith(".last"):
+            nn.init.zeros_(module.weight)
+        elif name == "encoder.head":
+            _draw(module.weight, scale, seed, name)
+        elif name == "decoder.head":
+            _draw(module.weight, 1 / scale, seed, name)
+        elif name.endswith(".up"):
+            _draw_smooth(module.weight, gain, seed, name)
+        elif name == "encoder.stages.0.down":
+            _draw(module.weight, 1.0, seed, name)
+        else:
+            _draw(module.weight, gain, seed, name)
+
+
+@torch.no_grad()
+def _draw(weight: Tensor, gain: float, seed: int, name: str) -> None:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    fan_in = weight.shape[1] * weight.shape[2] * weight.shape[3]
+    # On the CPU and in float32 whatever the model has, so that the same seed gives the same weights everywhere.
+    weight.copy_(torch.randn(weight.shape, generator=generator, device="cpu", dtype=torch.float32) * (gain / math.sqrt(fan_in)))
+
+
+@torch.no_grad()
+def _draw_smooth(weight: Tensor, gain: float, seed: int, name: str) -> None:
+    """The four pixels that pixel_shuffle makes of one start equal: no checkerboard (Aitken 2017, arXiv:1707.02937)."""
+    quarter = weight[::4].clone()
+    _draw(quarter, gain, seed, name)
+    weight.copy_(quarter.repeat_interleave(4, dim=0))

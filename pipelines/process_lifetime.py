@@ -1,0 +1,27 @@
+"""Children that never outlive their parent."""
+
+import ctypes
+import os
+import signal
+
+PARENT_VARIABLE = "CODECMILL_PARENT_PID"
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel SIGKILL this process when the thread that started it ends (Linux).
+
+    The thread counts, not the process: start children from a thread that lives as long as they should. Where
+    `PARENT_VARIABLE` names the parent, a parent that died before this call is noticed too.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is not None and os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def parent_environment() -> dict[str, str]:
+    """What to add to a child's environment so that `die_with_parent` can tell that its parent is gone."""
+    return {PARENT_VARIABLE: str(os.getpid())}

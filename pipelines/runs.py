@@ -1,0 +1,109 @@
+"""Starting a run, going on with one, and what may change in between."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.config import RunConfig
+from pipelines.errors import InputError
+from pipelines.run_directory import Root, RunDirectory
+
+CHANGEABLE = {
+    "training.processes",
+    "training.device",
+    "training.checkpoint_interval",
+    "training.validation_interval",
+    "training.replica_check_interval",
+    "training.keep_latest",
+    "training.max_restarts",
+    "data.workers",
+    "data.task_runner",
+    "evaluation.images",
+    "evaluation.tile_size",
+    "evaluation.pictures",
+    "evaluation.promotion_metric",
+    "evaluation.promotion_margin",
+}
+"""What does not touch the trained bits (but for the order of sums over another number of processes)."""
+
+
+def start_or_continue(config: RunConfig) -> RunDirectory:
+    """The run directory for a config: made, with every `auto` resolved, or found and updated.
+
+    Must be called by the holder of the run's lock.
+
+    Raises:
+        InputError: the run exists with settings that cannot change any more; names each with old and new value.
+    """
+    directory = Root(config.root.absolute()).run(config.name)
+    if directory.config_file.is_file():
+        merged = merge(directory.read_config(), config)
+        if merged != directory.read_config():
+            directory.write_config(merged)
+    else:
+        from pipelines.training.machine import resolve
+
+        directory.write_config(resolve(config))
+    return directory
+
+
+def merge(old: RunConfig, new: RunConfig) -> RunConfig:
+    """The config that a run goes on with when it is started again as `new`.
+
+    Raises:
+        InputError: something else differs than may change.
+    """
+    before, after = _flat(old), _flat(new)
+    refused = []
+    for field, value in after.items():
+        former = before[field]
+        if value == former or (value == "auto" and field.startswith("training.")):
+            after[field] = former
+        elif field == "training.steps" and value < former:
+            refused.append(f"{field} was {former} and cannot go down to {value}")
+        elif field not in CHANGEABLE | {"training.steps", "root", "name"}:
+            refused.append(f"{field} was {former!r} and cannot become {value!r}")
+    if refused:
+        raise InputError(
+            f"Run '{old.name}' was started with other settings: {'; '.join(refused)}. "
+            "Start a new run with --name, or leave these as they were."
+        )
+    return RunConfig.model_validate(_nested(after))
+
+
+def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """A config with some values replaced, given as nested dictionaries.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    def combine(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+        return base | {
+            key: combine(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+            for key, value in top.items()
+        }
+
+    try:
+        return RunConfig.model_validate(combine(config.model_dump(mode="json", by_alias=True), overrides))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """Dotted field names to values, sections opened, everything else whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, field = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[field] = value
+    return nested

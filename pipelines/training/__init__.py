@@ -1,0 +1,1 @@
+"""The training loop, its ranks, and how they are started."""

@@ -1,0 +1,86 @@
+"""Ranks: how they find each other, what they agree on, and the proof that they hold the same bits."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.errors import CodecmillError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longer than any compile or save that one rank may wait for; a rank that dies is noticed at once, by its socket."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sum over all ranks of each value, in float64, the same on every rank."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started: gloo on the CPU, NCCL on GPUs (not run where there is none)."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+        target = torch.device("cuda", local_rank)
+        dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=target)
+    else:
+        target = torch.device("cpu")
+        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), target)
+    finally:
+        dist.destroy_process_group()
+
+
+def digest(tensor: Tensor) -> Tensor:
+    """A 64-bit digest of a tensor's bits, computed where the tensor is.
+
+    The bits, read as integers b_i, are summed as b_i * m_i modulo 2^64 with odd multipliers m_i that depend on the
+    place: a difference in a single element always changes it, since an odd number has an inverse modulo 2^64.
+    """
+    flat = tensor.detach().contiguous().reshape(-1)
+    size = flat.element_size()
+    bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).to(torch.int64)
+    places = torch.arange(bits.numel(), device=bits.device, dtype=torch.int64)
+    multipliers = (places * -7046029254386353131) | 1  # the golden ratio in 64 bits: neighbours get unlike multipliers
+    return (bits * multipliers).sum()
+
+
+def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Prove that every rank holds the same bits.
+
+    Raises:
+        CodecmillError: on every rank, naming the first tensor that differs and the ranks' digests.
+    """
+    own = torch.stack([digest(tensor) for tensor in tensors.values()])
+    lowest, highest = own.clone(), own.clone()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    differing = (lowest != highest).nonzero().flatten().tolist()
+    if differing:
+        names = list(tensors)
+        raise CodecmillError(
+            f"The ranks no longer hold the same model after step {step}: '{names[differing[0]]}' differs"
+            + (f", and {len(differing) - 1} more tensors do" if len(differing) > 1 else "")
+            + ". Checkpoints up to the last check are sound; resume from them."
+        )

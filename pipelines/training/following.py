@@ -1,0 +1,98 @@
+"""What is heard from the ranks while they train: their lines, their steps, and why one failed."""
+
+import json
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.progress import Progress, report
+from pipelines.run_directory import read_json
+
+Listen = Callable[[str], None]
+
+SHOWN = {
+    "train/loss": "loss",
+    "train/psnr": "psnr",
+    "validation/psnr": "validation_psnr",
+    "train/images_per_second": "images/s",
+}
+
+
+class RankOutput:
+    """Writes what the ranks print to a file and passes it on, line by line, in the caller's thread."""
+
+    def __init__(self, process: subprocess.Popen[bytes], file: Path, on_line: Listen):
+        self._lines: deque[str] = deque()
+        self._on_line = on_line
+        self._reader = threading.Thread(target=self._read, args=(process, file), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes], file: Path) -> None:
+        assert process.stdout is not None  # noqa: S101  # it was opened as a pipe
+        with file.open("ab", buffering=0) as log, process.stdout as stream:
+            for line in stream:
+                log.write(line)
+                self._lines.append(line.decode("utf-8", "replace").rstrip())
+
+    def pass_on(self) -> str:
+        """Pass on what has come since the last call; returns the last line of it."""
+        last = ""
+        while self._lines:
+            last = self._lines.popleft()
+            self._on_line(last)
+        return last
+
+    def close(self) -> None:
+        self._reader.join(timeout=10)
+        self.pass_on()
+
+
+class StepProgress:
+    """Reports the steps that the journal gains."""
+
+    def __init__(self, journal: Path, total: int):
+        self._journal = journal
+        self._total = total
+        self._offset = 0
+        self._done = 0
+        self._values: dict[str, float] = {}
+        self._message = "Starting the ranks"
+        self._reported: tuple[int, str] | None = None
+
+    def report(self, message: str) -> None:
+        """Report if there is something new: a step done, or a line worth showing."""
+        self._read()
+        self._message = message or ("" if self._done else self._message)
+        if (self._done, self._message) != self._reported:
+            self._reported = (self._done, self._message)
+            report(Progress("training", self._done, self._total, "steps", self._message, dict(self._values)))
+
+    def _read(self) -> None:
+        if not self._journal.is_file():
+            return
+        with self._journal.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            self._done = entry["step"]
+            self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
+
+
+def explain_failure(attempt: Path, code: int) -> str:
+    """The first failure of the last restart, from what the ranks left in the attempt's folder, as one text."""
+    failures = [read_json(file) for file in attempt.glob("failure_*.json")]
+    if not failures:
+        return (
+            f"The ranks ended without saying why (exit code {code}); one of them may have been killed, by hand or for "
+            f"want of memory. What they printed is in {attempt / 'output.log'}."
+        )
+    last = max(failure["restart"] for failure in failures)
+    first = min((f for f in failures if f["restart"] == last), key=lambda failure: failure["time"])
+    if first["explained"]:
+        return str(first["message"])
+    return f"Rank {first['rank']} failed:\n{first['traceback'].rstrip()}\nAll output is in {attempt / 'output.log'}."

@@ -1,0 +1,143 @@
+"""Start the ranks under torchrun, follow them, and end them: what a training looks like from outside."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines import checkpoints
+from pipelines.config import RunConfig
+from pipelines.errors import CodecmillError, Interrupted
+from pipelines.process_lifetime import parent_environment
+from pipelines.run_directory import RunDirectory
+from pipelines.training.following import Listen, RankOutput, StepProgress, explain_failure
+
+GRACE_SECONDS = 25.0
+"""How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked."""
+
+
+def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Checkpoint:
+    """Train a run to its last step, from wherever it is; returns the last checkpoint.
+
+    Args:
+        directory: a run with its config and shard set.
+        lock: the descriptor of the held run lock; the ranks' agent shares it, so that it outlives a killed caller
+            for as long as the ranks do.
+        on_line: receives what the ranks print, a line at a time, in this process.
+
+    Raises:
+        Interrupted: the ranks were asked to stop from outside; what they had reached is saved.
+        CodecmillError: a rank failed; the message is the first failing rank's.
+    """
+    config = directory.read_config()
+    done = checkpoints.latest(directory)
+    if done and done.step >= config.training.steps:
+        return done
+    checkpoints.remove_leftovers(directory)
+    _fetch_start_weights(directory, config, done)
+    attempt = _new_attempt(directory)
+    directory.stop_request.unlink(missing_ok=True)
+    try:
+        code = _follow(directory, config, attempt, lock, on_line)
+    finally:
+        directory.stop_request.unlink(missing_ok=True)
+    reached = checkpoints.latest(directory)
+    if reached and reached.step >= config.training.steps:
+        return reached
+    if code == 0 and reached:
+        raise Interrupted(
+            f"Training was asked to stop and saved step {reached.step} of {config.training.steps}. "
+            f"Go on with: codecmill resume {directory.path.name}",
+            exit_code=128 + signal.SIGTERM,
+        )
+    raise CodecmillError(explain_failure(attempt, code))
+
+
+def _fetch_start_weights(directory: RunDirectory, config: RunConfig, done: checkpoints.Checkpoint | None) -> None:
+    if config.training.start_from is None or done or directory.start_weights.exists():
+        return
+    from safetensors.torch import save_file
+
+    from pipelines.weights import read_weights
+
+    weights = read_weights(config.training.start_from, directory.root)
+    building = directory.path / ".tmp-start_from"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    save_file(weights, building / checkpoints.WEIGHTS)
+    building.rename(directory.start_weights)
+
+
+def _new_attempt(directory: RunDirectory) -> Path:
+    number = 1 + sum(1 for _ in directory.logs.glob("attempt_*"))
+    attempt = directory.logs / f"attempt_{number:02d}"
+    attempt.mkdir(parents=True)
+    return attempt
+
+
+def _command(config: RunConfig, directory: RunDirectory, attempt: Path) -> list[str]:
+    training = config.training
+    return [
+        *(sys.executable, "-m", "pipelines.training.agent"),
+        *("--standalone", f"--nproc-per-node={training.processes}", f"--max-restarts={training.max_restarts}"),
+        *("-m", "pipelines.training.worker", str(directory.path.absolute()), str(attempt.absolute())),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """The caller's environment less what would make a rank think that it belongs to another job or flow."""
+    foreign = ("PREFECT_", "TORCHELASTIC_", "MASTER_")
+    ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in ranks}
+    sources = str(Path(__file__).parents[2])
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, kept.get("PYTHONPATH"))))
+    # torchrun would set OMP_NUM_THREADS itself and print a paragraph about it; the ranks set their threads.
+    return {"OMP_NUM_THREADS": "1", **kept, **parent_environment(), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, on_line: Listen) -> int:
+    """Run the ranks to their end, telling how far they are; returns torchrun's exit code.
+
+    Must be called from a thread that lives as long as the training, since the ranks die with the thread that
+    started them. Whatever exception arrives here (Ctrl-C, Prefect's cancellation), the ranks save and end first.
+    """
+    process = subprocess.Popen(
+        _command(config, directory, attempt),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=_environment(),
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
+    output = RankOutput(process, attempt / "output.log", on_line)
+    steps = StepProgress(directory.journal, config.training.steps)
+    try:
+        while process.poll() is None:
+            steps.report(output.pass_on())
+            time.sleep(0.2)
+    except BaseException:
+        _end(process, directory)
+        raise
+    finally:
+        output.close()
+    steps.report("")
+    return process.returncode
+
+
+def _end(process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
+    """Ask the ranks to save and end; after the grace time, or when interrupted again, kill them."""
+    try:
+        directory.stop_request.touch()
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"The ranks did not end within {GRACE_SECONDS:.0f} s and are killed.", file=sys.stderr)
+    finally:
+        # The ranks die with their agent: see process_lifetime.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

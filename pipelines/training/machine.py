@@ -1,0 +1,63 @@
+"""What `auto` means on this machine: resolved once, at a run's first start, and kept in its config.json."""
+
+import os
+import shutil
+
+import torch
+
+from pipelines.config import RunConfig
+from pipelines.errors import InputError
+
+COMPILE_PAYS_FROM_STEPS = 1000
+"""Compiling costs tens of seconds; below this many steps an eager run is done sooner."""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The same config with every `auto` of its training replaced by what this machine has.
+
+    Raises:
+        InputError: `training.device` is cuda and there is no GPU, or more ranks than GPUs are asked for.
+    """
+    training = config.training
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = training.device if training.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cuda" and not gpus:
+        raise InputError("training.device is cuda, but torch sees no GPU here. Use --training.device cpu.")
+    processes = training.processes
+    if processes == "auto":
+        processes = min(gpus, training.batch_size) if device == "cuda" else 1
+    if device == "cuda" and processes > gpus:
+        raise InputError(f"training.processes is {processes}, but there are {gpus} GPUs: one rank has one GPU.")
+    threads = training.threads
+    if threads == "auto":
+        threads = 1 if processes > 1 else len(os.sched_getaffinity(0))
+    precision = training.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(device) else "float32"
+    compiled = training.compile
+    if compiled == "auto":
+        compiled = training.steps >= COMPILE_PAYS_FROM_STEPS and has_compiler()
+    elif compiled and not has_compiler():
+        raise InputError("training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH.")
+    resolved = training.model_copy(
+        update={
+            "device": device,
+            "processes": processes,
+            "threads": threads,
+            "precision": precision,
+            "compile": compiled,
+        }
+    )
+    return config.model_copy(update={"training": resolved})
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether bfloat16 products run in hardware, not in emulation."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu.get_capabilities().get("amx_bf16", False) or torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler that its CPU backend needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

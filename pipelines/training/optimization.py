@@ -1,0 +1,66 @@
+"""Adam, its learning rate as a pure function of the step, and its state as named tensors."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS
+from pipelines.config import TrainingConfig
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import read_json
+
+
+def build(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) in one fused kernel."""
+    return torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+
+
+def learning_rate(training: TrainingConfig, steps_done: int) -> float:
+    """The step size after `steps_done` steps: linear warm-up, then constant or half a cosine down to zero.
+
+    (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.)
+    """
+    if steps_done < training.warmup_steps:
+        return training.learning_rate * (steps_done + 1) / training.warmup_steps
+    if training.schedule == "constant":
+        return training.learning_rate
+    span = max(1, training.steps - training.warmup_steps)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (steps_done - training.warmup_steps) / span))
+
+
+def state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimiser's moments by parameter name ('exp_avg/encoder.0.weight'), and the rest as JSON."""
+    tensors = {
+        f"{moment}/{name}": value
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state[parameter].items()
+    }
+    return tensors, {"optimizer": "adam", "scaler": scaler.state_dict()}
+
+
+def restore(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
+    """Put back what `state` returned, bit for bit.
+
+    Raises:
+        CodecmillError: a moment of a parameter is missing or has another shape.
+    """
+    tensors = load_file(checkpoint / STATE_TENSORS)
+    for name, parameter in model.named_parameters():
+        moments = {key.split("/")[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name}
+        if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != parameter.shape:
+            raise CodecmillError(f"{checkpoint / STATE_TENSORS} does not hold Adam's moments of '{name}'.")
+        optimizer.state[parameter] = {
+            "step": moments["step"].to(parameter.device),
+            # Of the parameter's own memory layout: a fused kernel walks both by the same index.
+            "exp_avg": torch.empty_like(parameter).copy_(moments["exp_avg"]),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(moments["exp_avg_sq"]),
+        }
+    scaler.load_state_dict(read_json(checkpoint / STATE_SCALARS)["scaler"])

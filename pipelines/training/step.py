@@ -1,0 +1,54 @@
+"""One training step's forward pass as a module, so that DDP wraps and torch.compile sees all of it."""
+
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.config import LossConfig, TrainingConfig
+from pipelines.data.images import Normalization
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.losses import distortion
+
+
+class StepOutput(NamedTuple):
+    """Per sample: the loss (N,), and the mean squared error (N,) of the clamped output on the scale 0 to 1."""
+
+    loss: Tensor
+    mse: Tensor
+
+
+class TrainingStep(nn.Module):
+    """Pixels to per-sample losses: normalise, encode, quantise, decode, de-normalise, compare.
+
+    Its forward takes images uint8 (N, 3, H, W), masks uint8 (N, 1, H, W) or None, and the quantiser's noise or None.
+    """
+
+    def __init__(
+        self, model: Autoencoder, normalization: Normalization, loss: LossConfig, training: TrainingConfig, device: str
+    ):
+        super().__init__()
+        self.model = model
+        self.normalization = normalization
+        self.loss = loss
+        self.precision = training.precision
+        self.channels_last = training.channels_last
+        self.device_type = device
+
+    def forward(self, images: Tensor, masks: Tensor | None, noise: Tensor | None) -> StepOutput:
+        target = images.to(torch.float64 if self.precision == "float64" else torch.float32) / 255
+        if self.channels_last:
+            target = target.contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision, self.device_type):
+            output = self.model(self.normalization.normalize(target), noise)
+        picture = self.normalization.denormalize(output.image.to(target.dtype))
+        loss = distortion(self.loss, picture, target, masks)
+        mse = (picture.detach().clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
+        return StepOutput(loss, mse)
+
+
+def autocast(precision: str, device_type: str) -> AbstractContextManager[None]:
+    """Mixed precision for bf16 and fp16; float32 and float64 compute as they are."""
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device_type, dtype=low or torch.bfloat16, enabled=low is not None)

@@ -1,0 +1,58 @@
+"""Validation in the middle of training: loss, PSNR and a grid of pictures of the validation split."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.config import RunConfig
+from pipelines.data.loading import validation_batches
+from pipelines.data.shard_set import ShardSet
+from pipelines.evaluation.pictures import grid
+from pipelines.model.losses import distortion, psnr
+from pipelines.run_directory import RunDirectory
+from pipelines.training.distributed import Ranks
+from pipelines.training.step import TrainingStep, autocast
+
+PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over the validated patches; PSNR in dB."""
+
+    loss: float
+    psnr: float
+
+    def figures(self) -> dict[str, float]:
+        return {"validation/loss": self.loss, "validation/psnr": self.psnr}
+
+
+def validate(
+    module: TrainingStep, shard_set: ShardSet, config: RunConfig, ranks: Ranks, directory: RunDirectory, step: int
+) -> Validation | None:
+    """Validate on all ranks together; rank 0 writes the pictures. None where there is no validation split.
+
+    The model is called without compilation and in evaluation mode: a compiled step that has seen another shape would
+    compute the next training step with other bits.
+    """
+    loss = decibels = count = 0.0
+    module.eval()
+    with torch.inference_mode():
+        for batch in validation_batches(shard_set, config, ranks.rank, ranks.world_size):
+            images = batch.images.to(ranks.device)
+            target = images.to(torch.float64 if module.precision == "float64" else torch.float32) / 255
+            with autocast(module.precision, module.device_type):
+                output = module.model(module.normalization.normalize(target))
+            picture = module.normalization.denormalize(output.image.to(target.dtype))
+            masks = None if batch.masks is None else batch.masks.to(ranks.device)
+            loss += distortion(config.loss, picture, target, masks).double().sum().item()
+            squared_error = (picture.clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
+            decibels += psnr(squared_error.double()).sum().item()
+            if ranks.is_first and not count:
+                sheet = grid(images[:PICTURES].cpu(), (picture[:PICTURES].clamp(0, 1) * 255).round().byte().cpu())
+                directory.pictures.mkdir(exist_ok=True)
+                sheet.save(directory.pictures / f"step_{step:08d}_validation.png")
+            count += len(images)
+    module.train()
+    loss, decibels, count = ranks.sum([loss, decibels, count])
+    return Validation(loss / count, decibels / count) if count else None

@@ -1,0 +1,90 @@
+"""What torchrun starts on each rank: `python -m pipelines.training.worker RUN_DIRECTORY ATTEMPT_FOLDER`."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from pipelines.errors import CodecmillError
+from pipelines.process_lifetime import die_with_parent
+from pipelines.run_directory import RunDirectory, write_json
+
+
+class StopSignals:
+    """Turns SIGTERM and SIGINT into a wish to stop, which the loop grants at its next step."""
+
+    def __init__(self, stop_request: Path):
+        self._stop_request = stop_request
+        self._signalled = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def __call__(self) -> bool:
+        return self._signalled or self._stop_request.exists()
+
+
+def main(run: Path, attempt: Path) -> int:
+    die_with_parent()
+    directory = RunDirectory(run)
+    stop_requested = StopSignals(directory.stop_request)
+    try:
+        _train(directory, stop_requested)
+    except Exception as error:
+        _record_failure(attempt, error)
+        return 1
+    return 0
+
+
+def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
+    import torch
+
+    from pipelines.data.shard_set import ShardSet
+    from pipelines.run_directory import read_json
+    from pipelines.training import loop
+    from pipelines.training.distributed import process_group
+    from pipelines.training.journal import Journal
+
+    config = directory.read_config()
+    training = config.training
+    if training.threads == "auto":
+        raise CodecmillError(f"{directory.config_file} still says 'auto' for training.threads; start it with codecmill.")
+    torch.set_num_threads(training.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
+    with process_group(str(training.device)) as ranks:
+        if ranks.is_first and training.compile:
+            print("Compiling the training step", flush=True)
+        state = loop.prepare(directory, config, shard_set, ranks)
+        if ranks.is_first:
+            begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
+            print(f"{begun}, warmed up in {state.durations['warm_up']:.1f} s", flush=True)
+        with Journal(directory.journal if ranks.is_first else Path(os.devnull)) as journal:
+            state.run(stop_requested, journal)
+
+
+def _record_failure(attempt: Path, error: Exception) -> None:
+    """Leave the traceback where the launcher finds it: which rank failed first is told by the time."""
+    rank = int(os.environ.get("RANK", "0"))
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    write_json(
+        attempt / f"failure_{restart}_rank_{rank}.json",
+        {
+            "rank": rank,
+            "restart": restart,
+            "time": time.time(),
+            "explained": isinstance(error, CodecmillError),
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,141 @@
+"""Weights from anywhere into a model: a checkpoint, a safetensors file, a classic torch file, or MLflow."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipelines import checkpoints
+from pipelines.errors import CodecmillError, InputError
+from pipelines.run_directory import Root
+
+PARTS = ("encoder", "quantizer", "decoder")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load took and what it left, as sorted tensor names.
+
+    Attributes:
+        loaded: taken over.
+        missing: in the model but not in the source; left as initialised.
+        unexpected: in the source but not in the model; ignored.
+        mismatched: in both, with another shape; left as initialised.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    def differences(self) -> str:
+        parts = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+
+
+def load_weights(model: nn.Module, source: str | Path, strict: bool = True, root: Root | None = None) -> LoadReport:
+    """Copy weights into a model, in place.
+
+    Args:
+        model: with parameters named `encoder.*`, `decoder.*` and so on.
+        source: a checkpoint folder, a `.safetensors` file, a classic torch file (a dictionary with
+            `encoder_state_dict` and `decoder_state_dict`), `runs:/...` or `models:/name@alias`.
+        strict: any difference in names or shapes is an error; otherwise what fits by name and shape is taken.
+        root: whose MLflow `runs:/` and `models:/` are looked up in.
+
+    Raises:
+        InputError: the source is not there or is none of these.
+        CodecmillError: it is damaged, it differs (strict), or nothing of it fits (lenient).
+    """
+    return apply_weights(model, read_weights(source, root), strict, str(source))
+
+
+def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool, source: str) -> LoadReport:
+    """Copy named tensors into a model, in place; see `load_weights` for `strict` and the errors."""
+    own = model.state_dict()
+    shared = own.keys() & weights.keys()
+    mismatched = {name for name in shared if own[name].shape != weights[name].shape}
+    report = LoadReport(
+        loaded=tuple(sorted(shared - mismatched)),
+        missing=tuple(sorted(own.keys() - weights.keys())),
+        unexpected=tuple(sorted(weights.keys() - own.keys())),
+        mismatched=tuple(
+            f"{name} {list(weights[name].shape)} for {list(own[name].shape)}" for name in sorted(mismatched)
+        ),
+    )
+    if strict and report.differences():
+        raise CodecmillError(
+            f"The weights in {source} do not match the model ({report.differences()}). "
+            "Use the model settings that they were made with, or --training.strict false to take what fits."
+        )
+    if not report.loaded:
+        raise CodecmillError(f"Nothing in {source} fits the model by name and shape ({report.differences()}).")
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(weights[name])
+    return report
+
+
+def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tensor]:
+    """The named tensors of a source, on the CPU; see `load_weights` for the sources and errors."""
+    text = str(source)
+    if text.startswith(("runs:/", "models:/")):
+        if root is None:
+            raise InputError(f"{text} is looked up in MLflow, but no root folder was given to say which one.")
+        from pipelines.tracking import fetch_checkpoint
+
+        with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
+            return _from_path(fetch_checkpoint(text, root, Path(folder)), text)
+    return _from_path(Path(source), text)
+
+
+def _from_path(path: Path, source: str) -> dict[str, Tensor]:
+    if path.is_dir():
+        return load_file(checkpoints.open_checkpoint(path).path / checkpoints.WEIGHTS)
+    if not path.is_file():
+        raise InputError(f"There are no weights at {source}: no such file or folder.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CodecmillError(f"{source} is no intact safetensors file: {error}.") from error
+    except Exception as error:  # torch.load raises whatever the damaged or hostile bytes lead to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CodecmillError(
+            f"{source} cannot be read as plain tensors, and nothing else is ever loaded from it: {reason}"
+        ) from error
+    return _from_classic(content, source)
+
+
+def _from_classic(content: object, source: str) -> dict[str, Tensor]:
+    states = content if isinstance(content, dict) else {}
+    if not all(isinstance(states.get(f"{part}_state_dict"), dict) for part in ("encoder", "decoder")):
+        raise CodecmillError(f"{source} holds no dictionary with encoder_state_dict and decoder_state_dict.")
+    weights = {
+        f"{part}.{name}": tensor for part in PARTS for name, tensor in (states.get(f"{part}_state_dict") or {}).items()
+    }
+    strange = [name for name, tensor in weights.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise CodecmillError(f"{source} holds something that is no tensor: {', '.join(strange)}.")
+    return weights
+
+
+def export_classic(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
+    """Write a checkpoint's weights as the classic single torch file, readable with `weights_only=True`."""
+    weights = load_file(checkpoint.path / checkpoints.WEIGHTS)
+    states = {
+        f"{part}_state_dict": {
+            name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")
+        }
+        for part in PARTS
+    }
+    temporary = path.with_name(f".tmp-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**states, "step": checkpoint.step}, temporary)
+    temporary.replace(path)

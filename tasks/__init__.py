@@ -1,0 +1,1 @@
+"""How often: retries, caching, timeouts, cancellation and artifacts around the work in `pipelines`."""
