@@ -5,6 +5,14 @@ class CodecmillError(Exception):
     """Something went wrong that the message explains in full: the file or value, the reason, the way out."""
 
     exit_code = 1
+    may_pass = False
+    """Whether the same again may well succeed, with nothing changed."""
+
+
+class RankFailure(CodecmillError):
+    """A rank ended without an explanation, killed perhaps: from its checkpoint the training may well go on."""
+
+    may_pass = True
 
 
 class InputError(CodecmillError):

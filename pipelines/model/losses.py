@@ -14,8 +14,9 @@ def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask:
     """The mean pixel distance of each sample, (N,), weighted towards a region of interest.
 
     A pixel has the weight `1 + (mask_weight - 1) * mask`: 1 outside the mask, `mask_weight` inside, and between them
-    where the mask is grey. The weighted sum is divided by the sum of the weights, so that a uniform error costs the same
-    whatever the mask. A sample whose weights sum to 0 (weight 0 and a mask over everything) has loss 0 and no gradient.
+    where the mask is grey. The weighted sum is divided by the sum of the weights, so that a uniform error costs the
+    same whatever the mask. A sample whose weights sum to 0 (weight 0 and a mask over everything) has loss 0 and no
+    gradient.
 
     Args:
         config: mse or l1, and the weight inside the mask.
@@ -49,8 +50,8 @@ def _mask_fraction(mask: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
     known = mask.is_floating_point() or mask.dtype in (torch.uint8, torch.bool)
     if mask.shape != expected or not known:
         raise CodecmillError(
-            f"The mask must be {expected}, uint8 0 to 255 or floating point 0 to 1, but is {tuple(mask.shape)} {mask.dtype}: "
-            "cut it with the same box as its image."
+            f"The mask must be {expected}, uint8 0 to 255 or floating point 0 to 1, but is {tuple(mask.shape)} "
+            f"{mask.dtype}: cut it with the same box as its image."
         )
     fraction = mask.to(dtype).squeeze(1)
     return fraction / 255 if mask.dtype == torch.uint8 else fraction

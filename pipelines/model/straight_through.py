@@ -11,8 +11,6 @@ from torch.autograd import Function
 
 from pipelines.errors import CodecmillError
 
-# pyright cannot match setup_context's and backward's free signatures; torch documents them this way.
-
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -92,8 +90,9 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
     """
     if soft.shape != hard.shape or not hard.is_floating_point():
         raise CodecmillError(
-            f"straight_through takes two floating-point tensors of one shape, but got soft {tuple(soft.shape)} {soft.dtype} "
-            f"and hard {tuple(hard.shape)} {hard.dtype}: expand or convert one of them first."
+            "straight_through takes two floating-point tensors of one shape, but got "
+            f"soft {tuple(soft.shape)} {soft.dtype} and hard {tuple(hard.shape)} {hard.dtype}: "
+            "expand or convert one of them first."
         )
     return _StraightThrough.apply(soft, hard)
 
@@ -131,7 +130,7 @@ def clamped_round(x: Tensor, levels: int) -> Tensor:
 
 
 def sign_ste(x: Tensor) -> Tensor:
-    """+1 where x >= 0 (so sign(0) = +1) and -1 elsewhere; the gradient passes where |x| <= 1 (Hubara 2016, arXiv:1602.02830).
+    """+1 where x >= 0 (so sign(0) = +1), else -1; the gradient passes where |x| <= 1 (Hubara 2016, arXiv:1602.02830).
 
     Args:
         x: any shape.
@@ -263,7 +262,7 @@ class UniformNoise(nn.Module):
             return round_ste(x)
         if noise is None:
             raise CodecmillError(
-                "The noise quantiser needs noise in training, but got none: draw it uniform on [-0.5, 0.5) with the shape "
-                "that model.noise_shape(n, h, w) gives, or call model.eval() to round instead."
+                "The noise quantiser needs noise in training, but got none: draw it uniform on [-0.5, 0.5) with the "
+                "shape that model.noise_shape(n, h, w) gives, or call model.eval() to round instead."
             )
         return additive_noise(x, noise)

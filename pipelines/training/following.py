@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.errors import CodecmillError, RankFailure
 from pipelines.progress import Progress, report
 from pipelines.run_directory import read_json
 
@@ -83,16 +84,18 @@ class StepProgress:
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 
 
-def explain_failure(attempt: Path, code: int) -> str:
-    """The first failure of the last restart, from what the ranks left in the attempt's folder, as one text."""
+def failure(attempt: Path, code: int) -> CodecmillError:
+    """The first failure of the last restart, from what the ranks left in the attempt's folder."""
     failures = [read_json(file) for file in attempt.glob("failure_*.json")]
     if not failures:
-        return (
+        return RankFailure(
             f"The ranks ended without saying why (exit code {code}); one of them may have been killed, by hand or for "
             f"want of memory. What they printed is in {attempt / 'output.log'}."
         )
-    last = max(failure["restart"] for failure in failures)
-    first = min((f for f in failures if f["restart"] == last), key=lambda failure: failure["time"])
+    last = max(each["restart"] for each in failures)
+    first = min((each for each in failures if each["restart"] == last), key=lambda each: each["time"])
     if first["explained"]:
-        return str(first["message"])
-    return f"Rank {first['rank']} failed:\n{first['traceback'].rstrip()}\nAll output is in {attempt / 'output.log'}."
+        return CodecmillError(str(first["message"]))
+    return RankFailure(
+        f"Rank {first['rank']} failed:\n{first['traceback'].rstrip()}\nAll output is in {attempt / 'output.log'}."
+    )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig
-from pipelines.errors import CodecmillError, Interrupted
+from pipelines.errors import Interrupted
 from pipelines.process_lifetime import parent_environment
 from pipelines.run_directory import RunDirectory
-from pipelines.training.following import Listen, RankOutput, StepProgress, explain_failure
+from pipelines.training.following import Listen, RankOutput, StepProgress, failure
 
 GRACE_SECONDS = 25.0
 """How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked."""
@@ -54,7 +54,7 @@ def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Ch
             f"Go on with: codecmill resume {directory.path.name}",
             exit_code=128 + signal.SIGTERM,
         )
-    raise CodecmillError(explain_failure(attempt, code))
+    raise failure(attempt, code)
 
 
 def _fetch_start_weights(directory: RunDirectory, config: RunConfig, done: checkpoints.Checkpoint | None) -> None:
@@ -95,8 +95,12 @@ def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in ranks}
     sources = str(Path(__file__).parents[2])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, kept.get("PYTHONPATH"))))
-    # torchrun would set OMP_NUM_THREADS itself and print a paragraph about it; the ranks set their threads.
-    return {"OMP_NUM_THREADS": "1", **kept, **parent_environment(), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    quiet = {
+        "OMP_NUM_THREADS": "1",  # torchrun would set it and print a paragraph about it; the ranks set their threads
+        "LOGLEVEL": "CRITICAL",  # of torchrun alone: the ranks' failures are told by `following.failure`
+    }
+    deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return quiet | kept | deterministic | parent_environment()
 
 
 def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, on_line: Listen) -> int:

@@ -49,8 +49,11 @@ class Training:
     def model(self) -> Autoencoder:
         return self.module.model
 
-    def run(self, stop_requested: Callable[[], bool], journal: Journal) -> None:
-        """Train to the last step, or until any rank is asked to stop; either way the state is saved."""
+    def run(self, stop_requested: Callable[[], bool], journal: Journal | None) -> None:
+        """Train to the last step, or until any rank is asked to stop; either way the state is saved.
+
+        The first rank, and no other, has the journal.
+        """
         training = self.config.training
         with training_batches(
             self.shard_set, self.config, self.step + 1, self.ranks.rank, self.ranks.world_size
@@ -67,7 +70,7 @@ class Training:
                 figures |= {"train/images_per_second": training.batch_size / seconds}
                 figures["train/data_wait_fraction"] = batch.wait / seconds
                 validation = self._validate_if_due()
-                if self.ranks.is_first:
+                if journal:
                     journal.append(self.step, figures | (validation.figures() if validation else {}))
                 if self.step % training.checkpoint_interval == 0 or ending:
                     self._save(validation, journal)
@@ -110,7 +113,7 @@ class Training:
 
     def _noise(self, batch: Batch) -> Tensor | None:
         """The quantiser's uniform noise on [-0.5, 0.5), keyed by seed, step and sample: the same on any rank."""
-        side = self.config.training.crop_size // self.model.stride
+        side = self.config.training.crop_size
         shape = self.model.noise_shape(1, side, side)
         if shape is None:
             return None
@@ -143,10 +146,10 @@ class Training:
             return None
         return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step)
 
-    def _save(self, validation: Validation | None, journal: Journal) -> None:
+    def _save(self, validation: Validation | None, journal: Journal | None) -> None:
         if validation and (self.best is None or validation.psnr > self.best["psnr"]):
             self.best = {"step": self.step, "psnr": validation.psnr}
-        if not self.ranks.is_first:
+        if journal is None:
             return
         journal.sync()
         about = {
@@ -181,7 +184,7 @@ def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ran
     if training.compile:
         torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion
         module.compile(dynamic=False)
-    replicas = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    replicas = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
     state = Training(
         directory=directory,
         config=config,
@@ -213,7 +216,7 @@ def _warm_up(state: Training) -> None:
     positions = [i for i in range(training.batch_size) if i % state.ranks.world_size == state.ranks.rank]
     side = training.crop_size
     blank = torch.zeros(len(positions), 3, side, side, dtype=torch.uint8)
-    masks = blank[:, :1].contiguous() if state.config.data.masks else None
+    masks = blank[:, :1].contiguous() if state.shard_set.has_masks else None
     batch = Batch(images=blank, masks=masks, keys=[""] * len(positions), positions=positions, step=0, wait=0.0)
     state._forward(batch).loss.sum().backward()
     state.optimizer.zero_grad(set_to_none=True)

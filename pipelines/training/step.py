@@ -12,8 +12,15 @@ from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
 
 
+SMALLEST_MSE = 1e-10
+"""100 dB: far above what an 8-bit picture can tell from its original."""
+
+
 class StepOutput(NamedTuple):
-    """Per sample: the loss (N,), and the mean squared error (N,) of the clamped output on the scale 0 to 1."""
+    """Per sample: the loss (N,), and the mean squared error (N,) of the clamped output on the scale 0 to 1.
+
+    The error is at least `SMALLEST_MSE`, so that a perfect picture has a PSNR that a chart can show.
+    """
 
     loss: Tensor
     mse: Tensor
@@ -45,7 +52,7 @@ class TrainingStep(nn.Module):
         picture = self.normalization.denormalize(output.image.to(target.dtype))
         loss = distortion(self.loss, picture, target, masks)
         mse = (picture.detach().clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
-        return StepOutput(loss, mse)
+        return StepOutput(loss, mse.clamp_min(SMALLEST_MSE))
 
 
 def autocast(precision: str, device_type: str) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from pipelines.evaluation.pictures import grid
 from pipelines.model.losses import distortion, psnr
 from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
-from pipelines.training.step import TrainingStep, autocast
+from pipelines.training.step import SMALLEST_MSE, TrainingStep, autocast
 
 PICTURES = 6
 
@@ -46,7 +46,7 @@ def validate(
             picture = module.normalization.denormalize(output.image.to(target.dtype))
             masks = None if batch.masks is None else batch.masks.to(ranks.device)
             loss += distortion(config.loss, picture, target, masks).double().sum().item()
-            squared_error = (picture.clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
+            squared_error = (picture.clamp(0, 1) - target).square().mean(dim=(1, 2, 3)).clamp_min(SMALLEST_MSE)
             decibels += psnr(squared_error.double()).sum().item()
             if ranks.is_first and not count:
                 sheet = grid(images[:PICTURES].cpu(), (picture[:PICTURES].clamp(0, 1) * 255).round().byte().cpu())

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -65,7 +66,7 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
         if ranks.is_first:
             begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
             print(f"{begun}, warmed up in {state.durations['warm_up']:.1f} s", flush=True)
-        with Journal(directory.journal if ranks.is_first else Path(os.devnull)) as journal:
+        with Journal(directory.journal) if ranks.is_first else nullcontext() as journal:
             state.run(stop_requested, journal)
 
 

@@ -1,0 +1,69 @@
+"""Who is champion: a comparison of two evaluations on the same test set, and the sentence that says why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isnan
+from typing import Literal
+
+from pipelines.errors import CodecmillError
+
+UNITS = {"psnr": " dB", "ms_ssim": ""}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a registered version did on a test set.
+
+    Attributes:
+        version: its number in the registry.
+        metrics: means over the test set, more is better: `psnr` in dB, `ms_ssim` from 0 to 1.
+        test_set_sha256: which test set.
+    """
+
+    version: int
+    metrics: Mapping[str, float]
+    test_set_sha256: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The alias that a version gets, and why, in one sentence."""
+
+    alias: Literal["champion", "candidate"]
+    reason: str
+
+
+def decide(candidate: Scores, champion: Scores | None, metric: str, margin: float) -> Decision:
+    """Whether a version becomes champion: it must be better, and by at least `margin` in the metric's unit.
+
+    Raises:
+        CodecmillError: the two were evaluated on different test sets (evaluate the champion on the new one first), or
+            one of them has no such metric.
+    """
+    mine = _value(candidate, metric)
+    shown = f"{metric} {mine:.4f}{UNITS.get(metric, '')}"
+    if isnan(mine):
+        return Decision("candidate", f"Version {candidate.version} has no usable {metric}: it is not a number.")
+    if champion is None:
+        return Decision("champion", f"Version {candidate.version} is the first champion, with {shown}.")
+    if champion.version == candidate.version:
+        return Decision("champion", f"Version {candidate.version} is the champion already, with {shown}.")
+    if champion.test_set_sha256 != candidate.test_set_sha256:
+        raise CodecmillError(
+            f"Version {candidate.version} and champion {champion.version} were evaluated on different test sets "
+            f"({candidate.test_set_sha256[:12]} and {champion.test_set_sha256[:12]}). "
+            "Evaluate the champion on the new test set first."
+        )
+    theirs = _value(champion, metric)
+    against = f"champion version {champion.version} with {theirs:.4f}{UNITS.get(metric, '')}"
+    asked = f"a margin of {margin:g}{UNITS.get(metric, '')}"
+    if isnan(theirs) or (mine > theirs and mine - theirs >= margin):
+        return Decision("champion", f"Version {candidate.version} with {shown} beats {against}, asked for {asked}.")
+    return Decision("candidate", f"Version {candidate.version} with {shown} does not beat {against} by {asked}.")
+
+
+def _value(scores: Scores, metric: str) -> float:
+    if metric not in scores.metrics:
+        known = ", ".join(sorted(scores.metrics)) or "none"
+        raise CodecmillError(f"Version {scores.version} was not evaluated with {metric}; its metrics: {known}.")
+    return scores.metrics[metric]

@@ -1,0 +1,324 @@
+"""What of a run is done and what is missing, read from its files only; what is damaged is said, never raised."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.config import RunConfig
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import Root, RunDirectory, read_json
+
+State = Literal["done", "running", "interrupted", "missing", "damaged"]
+_TAIL = 65_536
+"""Bytes at the journal's end in which the newest figures are looked for."""
+
+
+class Value(BaseModel):
+    """A frozen value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageStatus(Value):
+    """One stage of a run."""
+
+    name: Literal["shards", "training", "evaluation", "registration"]
+    state: State
+    detail: str
+
+
+class RunStatus(Value):
+    """All that a run's files tell.
+
+    Attributes:
+        state: damaged when its config is; running when a process holds its lock; else done or interrupted.
+        owner: process id of the lock's holder, if it runs.
+        psnr: in dB, the mean over what `psnr_of` says.
+        size: bytes in the run's folder.
+        problems: what is damaged, a sentence each.
+        next_command: what to type next.
+    """
+
+    name: str
+    path: Path
+    state: State
+    owner: int | None
+    stages: tuple[StageStatus, ...]
+    step: int
+    steps: int | None
+    psnr: float | None
+    psnr_of: Literal["test", "validation", "training"] | None
+    shard_set: Path | None
+    fingerprint: str | None
+    checkpoint: Path | None
+    mlflow_run: str | None
+    registered_version: str | None
+    alias: str | None
+    report: Path | None
+    started: datetime
+    size: int
+    problems: tuple[str, ...]
+    next_command: str
+
+
+def all_runs(root: Root) -> list[RunStatus]:
+    """The status of every run under a root, newest last."""
+    return sorted((run_status(run) for run in root.all_runs()), key=lambda run: (run.started, run.name))
+
+
+def run_status(run: RunDirectory) -> RunStatus:
+    """What the files of one run tell."""
+    return _Reader(run).status()
+
+
+def lock_owner(run: RunDirectory) -> int | None:
+    """The process that holds a run's lock right now (0 when it does not say which), or None."""
+    try:
+        descriptor = os.open(run.lock_file, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        # Shared and without waiting: whoever wants the lock in this very instant tries again for some time.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        return int(text) if text.isascii() and text.isdecimal() else 0
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+class _Reader:
+    """Reads a run's files, collecting what is damaged instead of raising it."""
+
+    def __init__(self, run: RunDirectory):
+        self.run = run
+        self.problems: list[str] = []
+        self.owner = lock_owner(run)
+        self.config = self._config()
+        self.shard_set = self._json(run.shard_set_file)
+        self.checkpoint, self.step = self._latest_checkpoint()
+        self.journal = _last_figures(run.journal)
+        self.evaluation = self._json(run.evaluation(self.step) / "evaluation.json") if self.checkpoint else {}
+        self.promotion = self._json(run.promotion_file)
+        self.mlflow = self._json(run.mlflow_file)
+
+    def status(self) -> RunStatus:
+        stages = (self._shards(), self._training(), self._evaluation(), self._registration())
+        psnr, psnr_of = self._psnr()
+        report = self.run.evaluation(self.step) / "report.html"
+        state = self._state(stages)
+        return RunStatus(
+            name=self.run.path.name,
+            path=self.run.path.absolute(),
+            state=state,
+            owner=self.owner,
+            stages=stages,
+            step=max(self.step, int(self.journal.get("step", 0))) if self.owner is not None else self.step,
+            steps=self.config.training.steps if self.config else None,
+            psnr=psnr,
+            psnr_of=psnr_of,
+            shard_set=Path(path) if (path := _text(self.shard_set, "path")) else None,
+            fingerprint=_text(self.shard_set, "fingerprint"),
+            checkpoint=self.checkpoint,
+            mlflow_run=_text(self.mlflow, "run_id"),
+            registered_version=_text(self.promotion, "version"),
+            alias=_text(self.promotion, "alias"),
+            report=report.absolute() if report.is_file() else None,
+            started=self._started(),
+            size=_size(self.run.path),
+            problems=tuple(self.problems),
+            next_command=self._next(state),
+        )
+
+    def _config(self) -> RunConfig | None:
+        try:
+            return self.run.read_config()
+        except CodecmillError as error:
+            self.problems.append(str(error))
+            return None
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        """The object in a file; empty when there is no file, or none that can be read."""
+        if not path.exists():
+            return {}
+        try:
+            content = read_json(path)
+        except CodecmillError as error:
+            self.problems.append(str(error))
+            return {}
+        if isinstance(content, dict):
+            return content
+        self.problems.append(f"{path} holds no object.")
+        return {}
+
+    def _latest_checkpoint(self) -> tuple[Path | None, int]:
+        """The newest checkpoint whose files have the sizes that its manifest names, and its step."""
+        for folder in sorted(self.run.checkpoints.glob("step_*"), reverse=True):
+            before = len(self.problems)
+            manifest = self._json(folder / "checkpoint.json")
+            step = manifest.get("step")
+            if isinstance(step, int) and folder.name == f"step_{step:08d}" and self._sizes_match(folder, manifest):
+                return folder.absolute(), step
+            if len(self.problems) == before:
+                self.problems.append(f"{folder} is no complete checkpoint; the one before it is used.")
+        return None, 0
+
+    def _sizes_match(self, folder: Path, manifest: dict[str, Any]) -> bool:
+        files = manifest.get("files", {})
+        try:
+            return all((folder / name).stat().st_size == record["bytes"] for name, record in files.items())
+        except (OSError, AttributeError, TypeError, KeyError):
+            return False
+
+    def _shards(self) -> StageStatus:
+        path, fingerprint = _text(self.shard_set, "path"), _text(self.shard_set, "fingerprint")
+        if path and fingerprint and (Path(path) / "manifest.json").is_file():
+            return StageStatus(name="shards", state="done", detail=path)
+        if self.run.shard_set_file.exists() and not self.shard_set:
+            return StageStatus(name="shards", state="damaged", detail=f"{self.run.shard_set_file} cannot be read")
+        detail = f"{path} is gone" if path else "not made yet"
+        return StageStatus(name="shards", state=self._unless_running("missing", running=not path), detail=detail)
+
+    def _training(self) -> StageStatus:
+        steps = self.config.training.steps if self.config else None
+        if steps is not None and self.step >= steps:
+            return StageStatus(name="training", state="done", detail=f"{self.step} of {steps} steps")
+        reached = int(self.journal.get("step", 0))
+        running = self.owner is not None and bool(self.shard_set)
+        begun: State = "interrupted" if self.checkpoint or reached else "missing"
+        if self.run.checkpoints.is_dir() and not self.checkpoint and any(self.run.checkpoints.glob("step_*")):
+            begun = "damaged"
+        detail = f"{reached if running else self.step} of {steps if steps is not None else '?'} steps"
+        return StageStatus(name="training", state=self._unless_running(begun, running), detail=detail)
+
+    def _evaluation(self) -> StageStatus:
+        file = self.run.evaluation(self.step) / "evaluation.json"
+        if self.evaluation:
+            psnr = _number(self.evaluation, "psnr")
+            return StageStatus(
+                name="evaluation", state="done", detail=f"{psnr:.2f} dB PSNR" if psnr is not None else "no PSNR"
+            )
+        if self.checkpoint and file.exists():
+            return StageStatus(name="evaluation", state="damaged", detail=f"{file} cannot be read")
+        running = self._training().state == "done"
+        return StageStatus(
+            name="evaluation", state=self._unless_running("missing", running), detail="not evaluated yet"
+        )
+
+    def _registration(self) -> StageStatus:
+        version = _text(self.promotion, "version")
+        if version:
+            alias = _text(self.promotion, "alias") or "no alias"
+            return StageStatus(name="registration", state="done", detail=f"version {version}, {alias}")
+        if self.run.promotion_file.exists():
+            detail = f"{self.run.promotion_file} cannot be read"
+            return StageStatus(name="registration", state="damaged", detail=detail)
+        running = bool(self.evaluation)
+        return StageStatus(
+            name="registration", state=self._unless_running("missing", running), detail="not registered yet"
+        )
+
+    def _unless_running(self, state: State, running: bool) -> State:
+        return "running" if running and self.owner is not None else state
+
+    def _state(self, stages: tuple[StageStatus, ...]) -> State:
+        if self.owner is not None:
+            return "running"
+        if self.config is None:
+            return "damaged"
+        return "done" if all(stage.state == "done" for stage in stages) else "interrupted"
+
+    def _psnr(self) -> tuple[float | None, Literal["test", "validation", "training"] | None]:
+        if (test := _number(self.evaluation, "psnr")) is not None:
+            return test, "test"
+        if (validation := _number(self.journal, "validation/psnr")) is not None:
+            return validation, "validation"
+        training = _number(self.journal, "train/psnr")
+        return training, "training" if training is not None else None
+
+    def _started(self) -> datetime:
+        """The first step's time or the config's, whichever is earlier: a resume may have written the config anew."""
+        times = [_modified(self.run.config_file)]
+        first = _first_object(self.run.journal)
+        if (time := _number(first, "time")) is not None and 0 < time < times[0]:
+            times.append(time)
+        return datetime.fromtimestamp(min(times), UTC)
+
+    def _next(self, state: State) -> str:
+        name = self.run.path.name
+        if state == "done":
+            return "codecmill ui"
+        if state == "running":
+            return f"codecmill status {name}"
+        return f"codecmill resume {name}" if self.config else "codecmill run --name ANOTHER"
+
+
+def _text(values: dict[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _number(values: dict[str, Any], key: str) -> float | None:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or math.isnan(value):
+        return None
+    return float(value)
+
+
+def _last_figures(journal: Path) -> dict[str, Any]:
+    """The newest value of each figure among the journal's last lines; a torn or damaged line is passed over."""
+    figures: dict[str, Any] = {}
+    for line in _read(journal, lambda size: max(0, size - _TAIL)).split(b"\n"):
+        entry = _parsed(line)
+        if isinstance(entry.get("step"), int):
+            figures |= entry
+    return figures
+
+
+def _first_object(journal: Path) -> dict[str, Any]:
+    return _parsed(_read(journal, lambda _: 0).partition(b"\n")[0])
+
+
+def _read(path: Path, offset: Callable[[int], int]) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset(os.fstat(file.fileno()).st_size))
+            return file.read(_TAIL)
+    except OSError:
+        return b""
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder; what vanishes meanwhile counts as nothing."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(Path(parent) / name).st_size
+            except FileNotFoundError:
+                continue
+    return total

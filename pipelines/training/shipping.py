@@ -1,0 +1,47 @@
+"""Sends what a training writes to disk on to MLflow, beside it: the training neither waits for MLflow nor fails with it."""
+
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from pipelines import tracking
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import RunDirectory
+
+INTERVAL_SECONDS = 5.0
+
+
+class Shipping:
+    """While the `with` block runs, and once more at its end, MLflow is brought level with the run directory."""
+
+    def __init__(self, directory: RunDirectory, warn: Callable[[str], None]):
+        self._directory = directory
+        self._warn = warn
+        self._warned = False
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="shipping", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ending.set()
+        # A daemon: a second Ctrl-C need not wait for a server that is away. What was not sent is sent next time.
+        self._thread.join()
+        status = "FINISHED" if kind is None else "KILLED" if not issubclass(kind, Exception) else "FAILED"
+        self._attempt(lambda: tracking.set_status(self._directory, status if kind else "RUNNING"))
+
+    def _work(self) -> None:
+        while not self._ending.wait(INTERVAL_SECONDS):
+            self._attempt(lambda: tracking.sync(self._directory))
+        self._attempt(lambda: tracking.sync(self._directory))
+
+    def _attempt(self, send: Callable[[], object]) -> None:
+        try:
+            send()
+            self._warned = False
+        except CodecmillError as error:
+            if not self._warned:
+                self._warn(f"MLflow gets what it is missing later: {error}")
+            self._warned = True

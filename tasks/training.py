@@ -1,0 +1,33 @@
+"""Training as a task: torchrun's ranks, started and followed from here."""
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from pipelines import checkpoints
+from pipelines.run_directory import write_json
+from tasks.checkpoints import reference
+from tasks.retrying import unless_explained
+from tasks.values import CheckpointReference, HeldRun, ShardSetReference
+
+
+# No timeout: a training takes as long as it takes. A retry is a resume, so it costs at most a checkpoint interval.
+@task(
+    name="train",
+    task_run_name="train {run.name}",
+    tags=["training"],
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=unless_explained,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def train(run: HeldRun, shard_set: ShardSetReference) -> CheckpointReference:
+    """Train to the last step, from the latest checkpoint; what is reached goes to MLflow meanwhile."""
+    from pipelines.training import launch
+    from pipelines.training.shipping import Shipping
+
+    log = get_run_logger()
+    write_json(run.directory.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
+    with Shipping(run.directory, warn=log.warning):
+        checkpoint = launch.train(run.directory, run.lock, on_line=log.info)
+    return reference(checkpoints.best(run.directory) or checkpoint)

@@ -1,0 +1,64 @@
+"""What most tests need: a few generated pictures, and a config small enough to train in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.config import RunConfig
+
+
+def picture(number: int, width: int, height: int) -> Image.Image:
+    """A smooth coloured pattern with some grain, another for each number."""
+    random = np.random.Generator(np.random.Philox(number))
+    y, x = np.mgrid[0:height, 0:width] / 40
+    channels = [
+        128 + 100 * np.sin(x * random.uniform(0.5, 3) + y * random.uniform(0.5, 3) + random.uniform(0, 6))
+        for _ in range(3)
+    ]
+    grain = random.normal(0, 4, (height, width, 3))
+    return Image.fromarray(np.clip(np.stack(channels, axis=-1) + grain, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve pictures of several sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(12):
+        picture(number, 96 + 8 * number, 112 - 4 * number).save(folder / f"photo {number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, photos: Path) -> dict[str, Any]:
+    """A config as nested dictionaries, to be varied: twelve steps of a small model on the generated pictures."""
+    return {
+        "name": "tiny",
+        "root": str(tmp_path / "root"),
+        "data": {"images": str(photos), "patch_size": 32, "workers": 1, "validation_fraction": 0.2},
+        "model": {"channels": 8, "latent_channels": 4, "downsamplings": 2},
+        "training": {
+            "steps": 12,
+            "batch_size": 4,
+            "crop_size": 16,
+            "processes": 1,
+            "threads": 1,
+            "precision": "float32",
+            "compile": False,
+            "warmup_steps": 2,
+            "checkpoint_interval": 5,
+            "validation_interval": 5,
+            "replica_check_interval": 3,
+        },
+    }
+
+
+def make(config: dict[str, Any], **sections: Any) -> RunConfig:
+    """A RunConfig from nested dictionaries, with sections or fields replaced."""
+    merged = {
+        key: value | sections.pop(key) if isinstance(value, dict) and key in sections else value
+        for key, value in config.items()
+    }
+    return RunConfig.model_validate(merged | sections)

@@ -1,0 +1,226 @@
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.config import ModelConfig
+from pipelines.data.images import Normalization
+from pipelines.errors import CodecmillError, InputError
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.straight_through import nearest_centre
+
+QUARTERS = Normalization(mean=(0.25, 0.25, 0.25), std=(0.25, 0.25, 0.25))
+SMALL = ModelConfig(channels=8, latent_channels=6, downsamplings=2)
+
+
+def pixels(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def changed(model: Autoencoder) -> Autoencoder:
+    """The model as after some training: no weight is zero any more."""
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("downsamplings", [1, 2, 3, 5])
+def test_latents_are_smaller_by_the_stride_and_images_come_back_in_their_size(downsamplings: int):
+    config = SMALL.model_copy(update={"downsamplings": downsamplings})
+    model = Autoencoder(config)
+    output = model(pixels(2, 3, 32, 64))
+    assert model.stride == 2**downsamplings
+    assert output.image.shape == (2, 3, 32, 64)
+    assert output.latents.shape == (2, 6, 32 // model.stride, 64 // model.stride)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "allowed"),
+    [("round", None), ("clamped_round", range(-4, 4)), ("sign", (-1, 1)), ("noise", None)],
+)
+def test_latents_take_the_values_of_the_quantiser(quantizer: str, allowed):
+    model = Autoencoder(ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer})).eval()
+    values = set(model(3 * pixels(2, 3, 32, 32)).latents.flatten().tolist())
+    assert all(value.is_integer() for value in values)
+    assert len(values) > 1
+    assert allowed is None or values <= set(allowed)
+
+
+def test_soft_to_hard_latents_are_learned_centres():
+    model = changed(Autoencoder(SMALL.model_copy(update={"quantizer": "soft_to_hard", "levels": 5})))
+    latents = model(pixels(2, 3, 32, 32)).latents
+    centres = model.state_dict()["quantizer.centres"]
+    assert torch.equal(centres[nearest_centre(latents, centres)], latents)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = Autoencoder(SMALL, seed=4).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, third = Autoencoder(SMALL, seed=4).state_dict(), Autoencoder(SMALL, seed=5).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["encoder.stages.0.down.weight"], third["encoder.stages.0.down.weight"])
+
+
+def test_the_start_is_the_identity_where_the_latents_hold_everything():
+    # With all 48 coefficients of 4x4 blocks, only the rounding to quarters is lost: uniform, of variance 1/12/16.
+    model = Autoencoder(ModelConfig(channels=4, latent_channels=48, downsamplings=2))
+    x = pixels(4, 3, 64, 64)
+    error = (model(x).image - x).square().mean().item()
+    assert error == pytest.approx(1 / 192, rel=0.05)
+
+
+def test_more_latents_than_pixels_and_single_channels_work():
+    wide = Autoencoder(ModelConfig(channels=4, latent_channels=20, downsamplings=1))
+    x = pixels(1, 3, 16, 16)
+    assert (wide(x).image - x).square().mean() < 0.01
+    assert Autoencoder(ModelConfig(channels=4, latent_channels=1, downsamplings=1))(x).image.isfinite().all()
+
+
+@pytest.mark.parametrize("quantizer", ["round", "clamped_round", "sign", "soft_to_hard", "noise"])
+def test_a_few_steps_reach_every_weight_and_lower_the_loss(quantizer: str):
+    model = Autoencoder(ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer}))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    x = torch.nn.functional.interpolate(pixels(8, 3, 8, 8), scale_factor=4, mode="bilinear")
+    shape = model.noise_shape(8, 32, 32)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5 if shape else None
+    losses = []
+    for _ in range(20):
+        loss = (model(x, noise).image - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert [name for name, value in model.state_dict().items() if torch.equal(value, before[name])] == []
+
+
+def test_noise_is_wanted_by_one_quantiser_in_training_only():
+    model = Autoencoder(SMALL.model_copy(update={"quantizer": "noise"}))
+    assert Autoencoder(SMALL).noise_shape(2, 32, 64) is None
+    assert model.noise_shape(2, 32, 64) == (2, 6, 8, 16)
+    x = pixels(2, 3, 32, 64)
+    noise = torch.full((2, 6, 8, 16), 0.25)
+    torch.testing.assert_close(model(x, noise).latents, model.encoder(x) + 0.25)
+    with pytest.raises(CodecmillError, match="needs noise in training, but got none"):
+        model(x)
+    assert torch.equal(model.eval()(x).latents, model.encoder(x).round())
+
+
+def test_under_autocast_latents_are_float32_and_exact():
+    model = changed(Autoencoder(SMALL))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(pixels(2, 3, 32, 32))
+    assert output.latents.dtype == torch.float32
+    assert torch.equal(output.latents, output.latents.round())
+    assert output.image.dtype == torch.bfloat16
+
+
+def test_float64_stays_float64():
+    model = Autoencoder(SMALL).double()
+    output = model(pixels(1, 3, 16, 16).double())
+    assert output.image.dtype == output.latents.dtype == torch.float64
+
+
+def test_residual_blocks_add_names_and_change_no_other_name_shape_or_start():
+    small, large = (Autoencoder(SMALL.model_copy(update={"residual_blocks": n})).state_dict() for n in (1, 2))
+    assert small.keys() < large.keys()
+    assert all("blocks.1." in name for name in large.keys() - small.keys())
+    assert all(torch.equal(small[name], large[name]) for name in small)
+
+
+def test_a_block_added_to_a_trained_model_leaves_what_it_computes():
+    small = changed(Autoencoder(SMALL))
+    large = Autoencoder(SMALL.model_copy(update={"residual_blocks": 3}))
+    result = large.load_state_dict(small.state_dict(), strict=False)
+    assert result.missing_keys
+    assert result.unexpected_keys == []
+    x = pixels(1, 3, 32, 32)
+    assert torch.equal(large(x).image, small(x).image)
+
+
+def test_state_round_trip_is_strict_and_names_its_parts():
+    model, other = changed(Autoencoder(SMALL)), Autoencoder(SMALL, seed=1)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "decoder"}
+    x = pixels(1, 3, 32, 32)
+    assert torch.equal(model(x).image, other(x).image)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 1), (3, 50)])
+def test_reconstruct_pads_by_the_edge_and_crops_back(size: tuple[int, int]):
+    model = changed(Autoencoder(SMALL))
+    image = pixels(3, *size)
+    height, width = -(-size[0] // 4) * 4, -(-size[1] // 4) * 4
+    rows = torch.arange(height).clamp(max=size[0] - 1)
+    columns = torch.arange(width).clamp(max=size[1] - 1)
+    expected = model(image[:, rows][:, :, columns][None]).image[0, :, : size[0], : size[1]]
+    assert torch.equal(model.reconstruct(image), expected)
+    assert torch.equal(model.reconstruct(image[None]), expected[None])
+
+
+def test_reconstruct_takes_bytes_and_normalises_both_ways():
+    model = changed(Autoencoder(SMALL))
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = model((image / 255 - 0.25)[None] * 4).image[0] / 4 + 0.25
+    result = model.reconstruct(image, QUARTERS)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.reconstruct(image / 255, QUARTERS), result)
+    assert torch.equal(model.reconstruct(image), model.reconstruct(image / 255))
+    assert not result.requires_grad
+
+
+def test_reconstruct_rounds_in_training_mode_too():
+    model = Autoencoder(SMALL.model_copy(update={"quantizer": "noise"}))
+    image = pixels(3, 16, 16)
+    result = model.reconstruct(image)
+    assert model.training
+    assert torch.equal(result, model.eval()(image[None]).image[0])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.zeros(3, 32, 32),
+            "got torch.float32 of shape (3, 32, 32): add the batch axis with x.unsqueeze(0), or call",
+        ),
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+            "got torch.uint8 of shape (1, 3, 32, 32): call model.reconstruct(image)",
+        ),
+        (torch.zeros(1, 3, 32, 30), "(1, 3, 32, 30): make H and W multiples of 4, or call model.reconstruct(image)"),
+        (torch.zeros(1, 1, 32, 32), "(1, 1, 32, 32): bring it to that layout"),
+        (torch.zeros(32, 32), "(32, 32): bring it to that layout"),
+        (torch.zeros(1, 3, 0, 32), "(1, 3, 0, 32): give it at least one image of at least one pixel."),
+        (torch.zeros(0, 3, 32, 32), "(0, 3, 32, 32): give it at least one image of at least one pixel."),
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.float64),
+            "convert it to the type of the weights with x.to(torch.float32).",
+        ),
+    ],
+)
+def test_the_model_says_how_to_mend_its_input(x: Tensor, message: str):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Autoencoder(SMALL)(x)
+
+
+@pytest.mark.parametrize(
+    "image", [torch.zeros(32, 32), torch.zeros(3, 8, 8, dtype=torch.int64), torch.zeros(1, 8, 8), torch.zeros(3, 0, 8)]
+)
+def test_reconstruct_refuses_what_is_no_image(image: Tensor):
+    with pytest.raises(InputError, match=re.escape(f"but got {image.dtype} of shape {tuple(image.shape)}: ")):
+        Autoencoder(SMALL).reconstruct(image)
+
+
+def test_other_memory_layouts_compute_the_same():
+    model = changed(Autoencoder(SMALL))
+    x = pixels(2, 3, 16, 32)
+    turned = pixels(2, 3, 32, 16).copy_(x.transpose(2, 3)).transpose(2, 3)
+    torch.testing.assert_close(model(turned).image, model(x).image, rtol=1e-4, atol=1e-4)

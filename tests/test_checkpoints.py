@@ -1,0 +1,200 @@
+"""Checkpoints: whole or invisible, verified byte by byte, and the right ones kept."""
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines import checkpoints
+from pipelines.config import ModelConfig
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import RunDirectory, read_json, write_json
+
+
+def save(run: RunDirectory, step: int, value: float = 1.0, best: dict[str, float] | None = None):
+    about: dict[str, Any] = {
+        "step": step,
+        "position": step * 16,
+        "model": ModelConfig(),
+        "normalization": {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
+        "shard_set": "0" * 64,
+        "parent": None,
+        "validation": {},
+        "best": best,
+        "versions": {"torch": "2"},
+    }
+    weights = {"encoder.w": torch.full((3, 4), value), "decoder.b": torch.arange(5.0)}
+    moments = {"exp_avg/encoder.w": torch.zeros(3, 4)}
+    return checkpoints.save(run, about, weights, moments, {"scaler": {}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "runs" / "r")
+
+
+def test_a_saved_checkpoint_is_found_with_its_tensors_and_digests(run: RunDirectory):
+    save(run, 10, value=2.5)
+    found = checkpoints.latest(run)
+    assert found is not None
+    assert found.step == 10
+    assert found.manifest.position == 160
+    weights = load_file(found.path / "model.safetensors")
+    assert torch.equal(weights["encoder.w"], torch.full((3, 4), 2.5))
+    assert found.sha256 == hashlib.sha256((found.path / "model.safetensors").read_bytes()).hexdigest()
+    assert not list(run.checkpoints.glob(".tmp-*"))
+
+
+def test_the_same_tensors_make_the_same_bytes(run: RunDirectory, tmp_path: Path):
+    other = RunDirectory(tmp_path / "runs" / "other")
+    save(run, 10)
+    save(other, 10)
+    for name in ("model.safetensors", "training_state.safetensors", "training_state.json"):
+        assert (run.checkpoints / "step_00000010" / name).read_bytes() == (
+            other.checkpoints / "step_00000010" / name
+        ).read_bytes()
+
+
+def test_channels_last_tensors_are_saved_by_value(run: RunDirectory):
+    weight = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    about = save(run, 1).manifest.model_dump(exclude={"files", "format_version", "run"}) | {"step": 2}
+    saved = checkpoints.save(run, about, {"w": weight}, {}, {})
+    assert torch.equal(load_file(saved.path / "model.safetensors")["w"], weight)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.safetensors", "training_state.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    run: RunDirectory, name: str, damage: str, caplog: pytest.LogCaptureFixture
+):
+    save(run, 10)
+    save(run, 20)
+    file = run.checkpoints / "step_00000020" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    match damage:
+        case "flip":
+            file.write_bytes(content)
+        case "cut":
+            file.write_bytes(content[:-1])
+        case "remove":
+            file.unlink()
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.latest(run)
+    assert found is not None
+    assert found.step == 10
+    assert str(file) in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 99}', b'{"format_version": 1}', b"\xff"])
+def test_a_damaged_manifest_is_passed_over(run: RunDirectory, content: bytes):
+    save(run, 10)
+    save(run, 20)
+    (run.checkpoints / "step_00000020" / "checkpoint.json").write_bytes(content)
+    found = checkpoints.latest(run)
+    assert found is not None
+    assert found.step == 10
+
+
+def test_when_all_are_damaged_nothing_is_deleted_and_the_message_says_so(run: RunDirectory):
+    save(run, 10)
+    (run.checkpoints / "step_00000010" / "checkpoint.json").write_bytes(b"")
+    with pytest.raises(CodecmillError, match=r"Every checkpoint in .* is damaged. Nothing was deleted"):
+        checkpoints.latest(run)
+    assert (run.checkpoints / "step_00000010" / "model.safetensors").is_file()
+
+
+def test_a_file_swapped_for_another_of_the_same_size_is_found(run: RunDirectory):
+    save(run, 10, value=1.0)
+    save(run, 20, value=2.0)
+    ten, twenty = (run.checkpoints / f"step_000000{n}0" / "model.safetensors" for n in (1, 2))
+    twenty.write_bytes(ten.read_bytes())
+    with pytest.raises(CodecmillError, match="was altered after it was written"):
+        checkpoints.open_checkpoint(twenty.parent)
+
+
+def test_the_newest_and_the_best_are_kept(run: RunDirectory):
+    best = {"step": 20.0, "psnr": 30.0}
+    for step in (10, 20, 30, 40, 50):
+        save(run, step, best=best if step >= 20 else None)
+    checkpoints.retain(run, keep_latest=2)
+    assert checkpoints.steps_on_disk(run) == [20, 40, 50]
+    found = checkpoints.best(run)
+    assert found is not None
+    assert found.step == 20
+
+
+def test_retention_never_deletes_the_last_sound_checkpoint(run: RunDirectory):
+    for step in (10, 20, 30):
+        save(run, step)
+    for step in (20, 30):
+        (run.checkpoints / f"step_000000{step}" / "checkpoint.json").unlink()
+    checkpoints.retain(run, keep_latest=1)
+    found = checkpoints.latest(run)
+    assert found is not None
+    assert found.step == 10
+
+
+def test_saving_over_a_damaged_checkpoint_replaces_it_whole(run: RunDirectory):
+    save(run, 10, value=1.0)
+    (run.checkpoints / "step_00000010" / "model.safetensors").write_bytes(b"")
+    save(run, 10, value=3.0)
+    found = checkpoints.latest(run)
+    assert found is not None
+    assert load_file(found.path / "model.safetensors")["encoder.w"][0, 0] == 3.0
+
+
+SAVE_FOREVER = """
+import sys; sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from test_checkpoints import save
+from pipelines.run_directory import RunDirectory
+for step in range(1, 10_000):
+    save(RunDirectory(Path(sys.argv[1])), step)
+    print(step, flush=True)
+"""
+
+
+def test_a_process_killed_while_saving_leaves_only_sound_checkpoints(run: RunDirectory):
+    here = Path(__file__).parent
+    for delay in (0.0, 0.003, 0.007, 0.012):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, str(run.path), str(here), str(here.parent)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            for _ in range(3):
+                process.stdout.readline()
+            time.sleep(delay)
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        steps = checkpoints.steps_on_disk(run)
+        assert len(steps) >= 3
+        assert [c.step for c in checkpoints.sound_checkpoints(run)] == sorted(steps, reverse=True)
+    checkpoints.remove_leftovers(run)
+    assert not list(run.checkpoints.glob(".tmp-*"))
+
+
+def test_the_newest_of_a_thousand_is_found_by_its_number(run: RunDirectory):
+    template = save(run, 1).path
+    for step in range(2, 1001):
+        folder = run.checkpoints / f"step_{step:08d}"
+        folder.symlink_to(template)
+    manifest = read_json(template / "checkpoint.json")
+    newest = run.checkpoints / "step_00001001"
+    newest.mkdir()
+    for file in template.iterdir():
+        (newest / file.name).write_bytes(file.read_bytes())
+    write_json(newest / "checkpoint.json", manifest | {"step": 1001})
+    found = checkpoints.latest(run)
+    assert found is not None
+    assert found.step == 1001

@@ -1,0 +1,94 @@
+"""Real gloo ranks: sums that agree, and the proof that replicas are identical."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.training.distributed import digest
+
+PROLOGUE = """
+import os, sys
+import torch
+from pipelines.training.distributed import check_replicas, process_group
+torch.set_num_threads(1)
+def say(text):
+    with open(f"{os.path.dirname(__file__)}/said_by_{ranks.rank}", "a") as file:
+        file.write(f"{ranks.rank} {text}\\n")
+with process_group("cpu") as ranks:
+"""
+
+
+def run_ranks(tmp_path: Path, world_size: int, body: str) -> list[str]:
+    """Run `body` on real ranks; returns what each says, in the order of the ranks."""
+    script = tmp_path / "ranks.py"
+    lines = [f"    {line}\n" for line in body.strip().splitlines()]
+    script.write_text(PROLOGUE + "".join(lines))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    done = subprocess.run(
+        [*command, str(script)],
+        cwd=Path(__file__).parent.parent,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for file in sorted(tmp_path.glob("said_by_*")) for line in file.read_text().splitlines()]
+
+
+def test_a_sum_is_the_same_on_every_rank(tmp_path: Path):
+    said = run_ranks(tmp_path, 3, "say(ranks.sum([1.0, ranks.rank / 3]))")
+    expected = [1.0 + 1.0 + 1.0, 0 / 3 + 1 / 3 + 2 / 3]
+    assert said == [f"{rank} {expected}" for rank in range(3)]
+
+
+def test_equal_replicas_pass_and_one_different_bit_is_named(tmp_path: Path):
+    said = run_ranks(
+        tmp_path,
+        2,
+        """
+generator = torch.Generator().manual_seed(0)
+tensors = {"encoder.weight": torch.randn(7, 5, generator=generator), "decoder.bias": torch.zeros(3)}
+check_replicas(tensors, 1)
+if ranks.rank == 1:
+    tensors["decoder.bias"].view(torch.int32)[2] ^= 1
+try:
+    check_replicas(tensors, 2)
+except Exception as error:
+    say(error)
+""",
+    )
+    text = "The ranks no longer hold the same model after step 2: 'decoder.bias' differs."
+    assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_every_single_bit_changes_the_digest(dtype: torch.dtype):
+    tensor = torch.randint(0, 2, (5, 3)).to(dtype)
+    before = digest(tensor)
+    as_bytes = tensor.view(torch.uint8).reshape(-1)
+    bits = 1 if dtype == torch.bool else 8
+    for place in range(as_bytes.numel()):
+        for bit in range(bits):
+            as_bytes[place] ^= 1 << bit
+            assert digest(tensor) != before
+            as_bytes[place] ^= 1 << bit
+    assert digest(tensor) == before
+
+
+def test_swapped_elements_change_the_digest():
+    assert digest(torch.tensor([1.0, 2.0, 3.0])) != digest(torch.tensor([1.0, 3.0, 2.0]))
+
+
+def test_minus_zero_and_another_nan_are_other_bits():
+    assert digest(torch.tensor([0.0])) != digest(torch.tensor([-0.0]))
+    quiet, other = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32).split(1)
+    assert digest(quiet) != digest(other)
+
+
+def test_the_memory_layout_does_not_matter():
+    tensor = torch.randn(2, 3, 4, 5)
+    assert digest(tensor) == digest(tensor.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,117 @@
+"""Starting and continuing runs: what is resolved, what may change, and the lock."""
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.config import RunConfig
+from pipelines.errors import BusyError, InputError
+from pipelines.run_directory import Root, RunDirectory, write_json
+from pipelines.runs import merge, start_or_continue, with_overrides
+
+
+def config(root: Path, **training: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "r", "root": str(root), "training": training})
+
+
+def test_auto_is_resolved_once_and_kept(tmp_path: Path):
+    run = start_or_continue(config(tmp_path))
+    resolved = run.read_config().training
+    assert resolved.device == "cpu"
+    assert resolved.processes == 1
+    assert resolved.threads == len(os.sched_getaffinity(0))
+    assert resolved.precision in ("float32", "bf16")
+    assert resolved.compile in (True, False)
+    before = run.config_file.read_bytes()
+    start_or_continue(config(tmp_path))
+    assert run.config_file.read_bytes() == before
+
+
+def test_several_ranks_have_one_thread_each(tmp_path: Path):
+    assert start_or_continue(config(tmp_path, processes=2)).read_config().training.threads == 1
+
+
+def test_processes_intervals_and_more_steps_may_change(tmp_path: Path):
+    start_or_continue(config(tmp_path, steps=100))
+    run = start_or_continue(config(tmp_path, steps=200, processes=2, checkpoint_interval=10))
+    training = run.read_config().training
+    assert (training.steps, training.processes, training.checkpoint_interval) == (200, 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"training": {"learning_rate": 0.5}}, r"training.learning_rate was 0.001 and cannot become 0.5"),
+        ({"training": {"steps": 5}}, r"training.steps was 2000 and cannot go down to 5"),
+        ({"seed": 3}, r"seed was 0 and cannot become 3"),
+        ({"data": {"images": "other"}}, r"data.images was '' and cannot become 'other'"),
+        ({"data": {"normalization": "half"}}, r"data.normalization was 'dataset' and cannot become 'half'"),
+    ],
+)
+def test_what_shapes_the_weights_cannot_change(changed: dict[str, object], text: str):
+    old = RunConfig(name="r")
+    with pytest.raises(InputError, match=text):
+        merge(old, with_overrides(old, changed))
+
+
+def test_an_override_out_of_bounds_names_the_field():
+    with pytest.raises(InputError, match=r"training.steps: Input should be greater than or equal to 1"):
+        with_overrides(RunConfig(), {"training": {"steps": 0}})
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "x" * 101, "{color}"])
+def test_a_name_that_is_no_plain_folder_name_is_refused(name: str):
+    with pytest.raises(ValidationError):
+        RunConfig(name=name)
+
+
+def test_placeholders_are_filled_from_the_start():
+    start = datetime(2026, 11, 23, 5, 6, 7, tzinfo=UTC)
+    assert RunConfig(name="nightly-{date}").named(start).name == "nightly-2026-11-23"
+    assert RunConfig(name="r-{date}-{time}").named(start).name == "r-2026-11-23-050607"
+    assert RunConfig(name="{id}").named().name != RunConfig(name="{id}").named().name
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipelines.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).locked(0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_holder_is_refused_until_the_first_is_dead(tmp_path: Path):
+    run = RunDirectory(tmp_path / "runs" / "r")
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError, match=f"Run 'r' is in use by process {process.pid}"), run.locked(wait=0.2):
+            raise AssertionError("held twice")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with run.locked(wait=0):
+        assert run.lock_file.read_text() == f"{os.getpid()}\n"
+
+
+def test_an_unknown_run_is_named_with_those_that_are_known(tmp_path: Path):
+    start_or_continue(config(tmp_path))
+    with pytest.raises(InputError, match=r"There is no run 'q' in .*runs\. The newest there: r\."):
+        Root(tmp_path).existing_run("q")
+    with pytest.raises(InputError, match=r"There is no run '\.\./runs/r'"):
+        Root(tmp_path).existing_run("../runs/r")
+
+
+def test_a_config_of_another_make_is_one_clear_error(tmp_path: Path):
+    run = Root(tmp_path).run("r")
+    write_json(run.config_file, {"name": "r", "colour": "red"})
+    with pytest.raises(Exception, match=r"config.json is no config of this version: colour: Extra inputs"):
+        run.read_config()

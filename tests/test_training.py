@@ -1,0 +1,252 @@
+"""Training for real: torchrun, gloo ranks, kills, and the same bits after every interruption."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+
+from pipelines import checkpoints
+from pipelines.config import RunConfig
+from pipelines.data.shards import create_shards
+from pipelines.errors import CodecmillError, Interrupted, RankFailure
+from pipelines.run_directory import RunDirectory, write_json
+from pipelines.runs import start_or_continue
+from pipelines.training import launch
+from pipelines.training.journal import read
+
+
+def begin(config: RunConfig) -> RunDirectory:
+    """A run with its shard set, ready to train."""
+    directory = start_or_continue(config)
+    shard_set = create_shards(directory.read_config())
+    write_json(directory.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
+    return directory
+
+
+def train(directory: RunDirectory) -> checkpoints.Checkpoint:
+    with directory.locked(wait=5) as lock:
+        return launch.train(directory, lock, on_line=print)
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from pipelines.run_directory import RunDirectory
+from pipelines.training import launch
+directory = RunDirectory(Path(sys.argv[1]))
+with directory.locked(wait=30) as lock:
+    launch.train(directory, lock, on_line=lambda line: print(line, flush=True))
+"""
+
+
+def start(directory: RunDirectory) -> subprocess.Popen[bytes]:
+    """`train` in a process of its own, which can be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(directory.path)], cwd=Path(__file__).parent.parent, start_new_session=True
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.01)
+
+
+def steps_done(directory: RunDirectory) -> int:
+    return max((line["step"] for line in read(directory.journal)), default=0)
+
+
+def ranks_alive(directory: RunDirectory) -> list[int]:
+    """The processes that have this run's directory on their command line."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if b"pipelines.training.worker" in words and os.fsencode(directory.path.absolute()) in words:
+                found.append(int(process.name))
+    return sorted(found)
+
+
+def result(directory: RunDirectory) -> dict[str, str]:
+    """The digests of everything that training computes, timings apart."""
+    last = checkpoints.latest(directory)
+    assert last is not None
+    files = {
+        name: hashlib.sha256((last.path / name).read_bytes()).hexdigest()
+        for name in (checkpoints.WEIGHTS, checkpoints.STATE_TENSORS, checkpoints.STATE_SCALARS)
+    }
+    timings = {"time", "train/images_per_second", "train/data_wait_fraction"}
+    lines = [
+        {k: v for k, v in line.items() if k not in timings and not k.startswith("system/")}
+        for line in read(directory.journal)
+    ]
+    return files | {"journal": str(lines)}
+
+
+def test_two_ranks_train_to_the_last_step_and_leave_all_that_was_asked_for(tiny: dict[str, Any]):
+    directory = begin(make(tiny, training={"processes": 2}))
+    last = train(directory)
+    assert last.step == 12
+    assert checkpoints.steps_on_disk(directory) == [5, 10, 12]
+    lines = list(read(directory.journal))
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all(line["train/loss"] > 0 for line in lines)
+    assert [line["step"] for line in lines if "validation/psnr" in line] == [5, 10, 12]
+    assert len(list(directory.pictures.glob("*.png"))) == 3
+    assert last.manifest.position == 48
+    assert last.manifest.best is not None
+    output = (directory.logs / "attempt_01" / "output.log").read_text()
+    assert "Starting at step 0" in output
+    before = result(directory)
+    assert train(directory).step == 12, "a finished training is done at once"
+    assert result(directory) == before
+
+
+@pytest.mark.parametrize("processes", [1, 2, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 4))])
+def test_killed_at_any_step_it_resumes_to_the_same_bits(tiny: dict[str, Any], processes: int):
+    undisturbed = begin(make(tiny, name="undisturbed", training={"processes": processes}))
+    train(undisturbed)
+    killed = begin(make(tiny, name="killed", training={"processes": processes}))
+    for at in (3, 8):
+        process = start(killed)
+        wait_for(lambda at=at: steps_done(killed) >= at)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not ranks_alive(killed), seconds=10)
+    train(killed)
+    assert len(list(killed.logs.iterdir())) == 3
+    assert result(killed) == result(undisturbed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16"},
+        {"precision": "bf16", "compile": True},
+        {"compile": True, "processes": 2},
+        {"precision": "float64", "channels_last": False},
+    ],
+    ids=str,
+)
+def test_precision_and_compilation_resume_to_the_same_bits(tiny: dict[str, Any], settings: dict[str, Any]):
+    whole = begin(make(tiny, name="whole", training=settings))
+    train(whole)
+    # Stopped just before, at, and just after a validation, which sees another batch shape.
+    parts = begin(make(tiny, name="parts", training=settings | {"checkpoint_interval": 1}))
+    for at in (4, 5, 6):
+        process = start(parts)
+        wait_for(lambda at=at: steps_done(parts) >= at, seconds=240)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not ranks_alive(parts), seconds=10)
+    train(parts)
+    assert result(parts)["model.safetensors"] == result(whole)["model.safetensors"]
+    assert result(parts)["training_state.safetensors"] == result(whole)["training_state.safetensors"]
+    assert result(parts)["journal"] == result(whole)["journal"]
+
+
+@pytest.mark.full
+def test_another_number_of_ranks_sees_the_same_samples(tiny: dict[str, Any]):
+    """In float64 the losses of 1 rank, of 3 ranks, and of 2 then 3 ranks agree to 1e-9."""
+    losses = {}
+    for name, counts in {"one": [1], "three": [3], "changing": [2, 3]}.items():
+        config = make(tiny, name=name, training={"precision": "float64", "checkpoint_interval": 1, "processes": counts[0]})
+        directory = begin(config)
+        if len(counts) == 2:
+            process = start(directory)
+            wait_for(lambda directory=directory: steps_done(directory) >= 6)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            wait_for(lambda directory=directory: not ranks_alive(directory))
+            update = {"training": config.training.model_copy(update={"processes": counts[1]})}
+            begin(config.model_copy(update=update))
+        train(directory)
+        losses[name] = [line["train/loss"] for line in read(directory.journal)]
+    assert losses["three"] == pytest.approx(losses["one"], rel=1e-9)
+    assert losses["changing"] == pytest.approx(losses["one"], rel=1e-9)
+
+
+def test_stopped_by_ctrl_c_it_saves_where_it_is_and_goes_on_to_the_same_bits(tiny: dict[str, Any]):
+    undisturbed = begin(make(tiny, name="undisturbed"))
+    train(undisturbed)
+    stopped = begin(make(tiny, name="stopped", training={"checkpoint_interval": 1000}))
+    process = start(stopped)
+    wait_for(lambda: steps_done(stopped) >= 3)
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(timeout=30)
+    assert not ranks_alive(stopped)
+    saved = checkpoints.latest(stopped)
+    assert saved is not None
+    assert saved.step == steps_done(stopped), "nothing that was done is done again"
+    train(stopped)
+    assert result(stopped) == result(undisturbed)
+
+
+def test_ranks_stopped_by_a_scheduler_say_so(tiny: dict[str, Any]):
+    directory = begin(make(tiny, training={"steps": 100_000, "processes": 2}))
+    process = start(directory)
+    wait_for(lambda: steps_done(directory) >= 3)
+    for rank in ranks_alive(directory):
+        os.kill(rank, signal.SIGTERM)
+    assert process.wait(timeout=30) == 1
+    with pytest.raises(Interrupted, match=r"saved step \d+ of 100000. Go on with: codecmill resume tiny"):
+        directory.stop_request.parent.mkdir(exist_ok=True)
+        _train_and_stop(directory)
+
+
+def _train_and_stop(directory: RunDirectory) -> None:
+    with directory.locked(wait=5) as lock:
+
+        def stop_at_first_line(line: str) -> None:
+            if "Resuming at step" in line:
+                directory.stop_request.touch()
+
+        launch.train(directory, lock, on_line=stop_at_first_line)
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_can_be_retried(tiny: dict[str, Any]):
+    directory = begin(make(tiny, training={"steps": 100_000, "processes": 2}))
+    killed = []
+
+    def kill_one(line: str) -> None:
+        if "Starting at step" in line and not killed:
+            killed.append(ranks_alive(directory)[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    begun = time.monotonic()
+    with directory.locked(wait=5) as lock, pytest.raises(RankFailure):
+        launch.train(directory, lock, on_line=kill_one)
+    assert time.monotonic() - begun < 60
+    assert not ranks_alive(directory)
+
+
+def test_a_flipped_byte_in_a_shard_is_named_and_never_trained_on(tiny: dict[str, Any]):
+    directory = begin(make(tiny))
+    shard = next((directory.root.shards).glob("*/train-000000.tar"))
+    content = bytearray(shard.read_bytes())
+    for place in range(600, len(content), 1024):
+        content[place] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CodecmillError, match=r"train-000000"):
+        train(directory)
+    assert checkpoints.latest(directory) is None
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(tiny: dict[str, Any]):
+    settings = {"learning_rate": 10.0, "gradient_clip": 0.0, "schedule": "constant", "warmup_steps": 0, "steps": 400}
+    directory = begin(make(tiny, training=settings))
+    with pytest.raises(CodecmillError, match=r"The loss of step \d+ is not finite, for the samples [0-9a-f]{16}_"):
+        train(directory)

@@ -1,0 +1,123 @@
+"""Loading weights: strict and lenient, from a checkpoint, a safetensors file and the classic torch file."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipelines.config import ModelConfig
+from pipelines.errors import CodecmillError, InputError
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.weights import load_weights
+
+SMALL = ModelConfig(channels=8, latent_channels=4, downsamplings=2, residual_blocks=1)
+DEEPER = SMALL.model_copy(update={"residual_blocks": 2})
+WIDER = SMALL.model_copy(update={"latent_channels": 6})
+
+
+def classic_file(model: Autoencoder, path: Path) -> Path:
+    """The file as a plain torch script would write it."""
+    torch.save(
+        {
+            "epoch": 3,
+            "encoder_state_dict": model.encoder.state_dict(),
+            "decoder_state_dict": model.decoder.state_dict(),
+        },
+        path,
+    )
+    return path
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_classic_file_loads_strict_into_its_model(tmp_path: Path):
+    trained, fresh = Autoencoder(SMALL, seed=1), Autoencoder(SMALL, seed=2)
+    assert not same_weights(trained, fresh)
+    report = load_weights(fresh, classic_file(trained, tmp_path / "latest_checkpoint.tar"))
+    assert same_weights(trained, fresh)
+    assert set(report.loaded) == set(fresh.state_dict())
+    assert report.differences() == ""
+
+
+def test_strict_lists_what_is_missing_unexpected_and_mismatched(tmp_path: Path):
+    file = classic_file(Autoencoder(DEEPER), tmp_path / "latest_checkpoint.tar")
+    model = Autoencoder(WIDER, seed=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CodecmillError) as error:
+        load_weights(model, file)
+    text = str(error.value)
+    assert "unexpected: decoder.stages.0.blocks.1.first.bias" in text
+    assert "mismatched: decoder.head.weight [8, 4, 3, 3] for [8, 6, 3, 3]" in text
+    assert "--training.strict false" in text
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_lenient_takes_what_fits_by_name_and_shape_and_leaves_the_rest(tmp_path: Path):
+    trained = Autoencoder(SMALL, seed=1)
+    deeper = Autoencoder(DEEPER.model_copy(update={"latent_channels": 6}), seed=2)
+    before = {name: tensor.clone() for name, tensor in deeper.state_dict().items()}
+    report = load_weights(deeper, classic_file(trained, tmp_path / "latest_checkpoint.tar"), strict=False)
+    after, source = deeper.state_dict(), trained.state_dict()
+    assert all(torch.equal(after[name], source[name]) for name in report.loaded)
+    untouched = [*report.missing, *(line.split(" ")[0] for line in report.mismatched)]
+    assert all(torch.equal(after[name], before[name]) for name in untouched)
+    assert set(report.loaded) | set(untouched) == set(after)
+    assert "encoder.stages.0.blocks.1.first.weight" in report.missing
+    assert "decoder.head.weight [8, 4, 3, 3] for [8, 6, 3, 3]" in report.mismatched
+
+
+def test_a_lenient_load_that_takes_nothing_is_an_error(tmp_path: Path):
+    save_file({"foreign.weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CodecmillError, match=r"Nothing in .*foreign.safetensors fits the model"):
+        load_weights(Autoencoder(SMALL), tmp_path / "foreign.safetensors", strict=False)
+
+
+def test_lenient_load_of_a_deeper_model_keeps_the_function(tmp_path: Path):
+    trained, deeper = Autoencoder(SMALL, seed=1).eval(), Autoencoder(DEEPER, seed=2).eval()
+    load_weights(deeper, classic_file(trained, tmp_path / "latest_checkpoint.tar"), strict=False)
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(trained(x).image, deeper(x).image)  # a new residual block starts as the identity
+
+
+class Malicious:
+    """Unpickles to a command that leaves a mark."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_pickle_that_would_run_a_command_is_refused_and_nothing_runs(tmp_path: Path):
+    mark = tmp_path / "executed"
+    torch.save({"encoder_state_dict": {}, "decoder_state_dict": {}, "x": Malicious(mark)}, tmp_path / "evil.tar")
+    with pytest.raises(CodecmillError, match="cannot be read as plain tensors, and nothing else is ever loaded"):
+        load_weights(Autoencoder(SMALL), tmp_path / "evil.tar", strict=False)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04", b"\x80\x02."])
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_bytes_that_are_no_checkpoint_are_one_clear_error(tmp_path: Path, content: bytes, name: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CodecmillError, match=name):
+        load_weights(Autoencoder(SMALL), tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"encoder_state_dict": {}}, {"encoder_state_dict": 1, "decoder_state_dict": 2}, [1, 2]]
+)
+def test_a_torch_file_of_another_make_is_told_apart(tmp_path: Path, content: object):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CodecmillError, match="no dictionary with encoder_state_dict and decoder_state_dict"):
+        load_weights(Autoencoder(SMALL), tmp_path / "other.pt")
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path):
+    with pytest.raises(InputError, match="There are no weights at .*nowhere.pt"):
+        load_weights(Autoencoder(SMALL), tmp_path / "nowhere.pt")
