@@ -148,7 +148,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     raw = read_json(path / MANIFEST)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise CodecmillError(f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION}.")
+        raise CodecmillError(
+            f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION}."
+        )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:

@@ -33,9 +33,9 @@ class NormalizationChoice(Section):
     """Numbers of one's own for `data.normalization`."""
 
     mean: tuple[float, float, float] = Field(description="Mean of red, green and blue, on the scale 0 to 1")
-    std: tuple[
-        Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-    ] = Field(description="Standard deviation of red, green and blue, on the scale 0 to 1")
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        description="Standard deviation of red, green and blue, on the scale 0 to 1"
+    )
 
 
 class DataConfig(Section):
@@ -54,14 +54,19 @@ class DataConfig(Section):
         default=256, ge=1, le=100_000, description="Most patches taken from one image, a count"
     )
     min_detail: float = Field(
-        default=0.0, ge=0, le=128, description="Patches whose grey levels deviate less than this are skipped, in levels of 255"
+        default=0.0,
+        ge=0,
+        le=128,
+        description="Patches whose grey levels deviate less than this are skipped, in levels of 255",
     )
     small_images: Literal["skip", "pad", "resize"] = Field(
         default="pad", description="What becomes of an image smaller than a patch"
     )
     background: tuple[
         Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
-    ] = Field(default=(255, 255, 255), description="Colour that shows through transparent pixels, red green blue, 0 to 255")
+    ] = Field(
+        default=(255, 255, 255), description="Colour that shows through transparent pixels, red green blue, 0 to 255"
+    )
     validation_fraction: float = Field(default=0.1, ge=0, le=0.5, description="Share of the images for validation")
     test_fraction: float = Field(default=0.1, ge=0, le=0.5, description="Share of the images for the test")
     max_shard_mib: int = Field(
@@ -75,7 +80,10 @@ class DataConfig(Section):
         default=0.1, ge=0, le=1, description="Largest share of unreadable images before the shard stage fails"
     )
     workers: int = Field(
-        default=2, ge=1, le=256, description="Processes that create shards, and threads a rank that decode batches, a count"
+        default=2,
+        ge=1,
+        le=256,
+        description="Processes that create shards, and threads a rank that decode batches, a count",
     )
     shuffle_window: int = Field(
         default=64, ge=1, le=100_000, description="Shards that samples are mixed across at a time, a count"
@@ -136,9 +144,7 @@ class TrainingConfig(Section):
     steps: int = Field(default=2000, ge=1, le=1_000_000_000, description="Optimiser steps, a count")
     batch_size: int = Field(default=16, ge=1, le=65_536, description="Global batch, in images, whatever the processes")
     crop_size: int = Field(default=128, ge=16, le=4096, description="Side of the random training crops, in pixels")
-    processes: CountOrAuto = Field(
-        default="auto", description="Ranks: a count, or auto (one a GPU; 1 without)"
-    )
+    processes: CountOrAuto = Field(default="auto", description="Ranks: a count, or auto (one a GPU; 1 without)")
     threads: CountOrAuto = Field(
         default="auto", description="CPU threads a rank: a count, or auto (1 with several ranks)"
     )
@@ -175,7 +181,10 @@ class EvaluationConfig(Section):
         default=None, description="Images to evaluate instead of the test split: a glob, a folder or a .txt list"
     )
     tile_size: int = Field(
-        default=1024, ge=64, le=65_536, description="Images with a longer side are computed in tiles of this side, in pixels"
+        default=1024,
+        ge=64,
+        le=65_536,
+        description="Images with a longer side are computed in tiles of this side, in pixels",
     )
     pictures: int = Field(default=64, ge=0, le=100_000, description="Most images that pictures are written of, a count")
     promotion_metric: Literal["psnr", "ms_ssim"] = Field(default="psnr", description="What decides on the champion")

@@ -134,7 +134,9 @@ class RunDirectory:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise CodecmillError(f"{self.config_file} is no config of this version: {where}: {first['msg']}.") from error
+            raise CodecmillError(
+                f"{self.config_file} is no config of this version: {where}: {first['msg']}."
+            ) from error
 
     def write_config(self, config: RunConfig) -> None:
         write_json(self.config_file, config.model_dump(mode="json"))

@@ -77,6 +77,7 @@ def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     Raises:
         InputError: a value is not allowed.
     """
+
     def combine(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         return base | {
             key: combine(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value

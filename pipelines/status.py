@@ -105,6 +105,7 @@ class _Reader:
         self.owner = lock_owner(run)
         self.config = self._config()
         self.shard_set = self._json(run.shard_set_file)
+        self.weights_sha256: str | None = None
         self.checkpoint, self.step = self._latest_checkpoint()
         self.journal = _last_figures(run.journal)
         self.evaluation = self._json(run.evaluation(self.step) / "evaluation.json") if self.checkpoint else {}
@@ -167,6 +168,8 @@ class _Reader:
             manifest = self._json(folder / "checkpoint.json")
             step = manifest.get("step")
             if isinstance(step, int) and folder.name == f"step_{step:08d}" and self._sizes_match(folder, manifest):
+                weights = manifest.get("files", {}).get("model.safetensors", {})
+                self.weights_sha256 = _text(weights, "sha256") if isinstance(weights, dict) else None
                 return folder.absolute(), step
             if len(self.problems) == before:
                 self.problems.append(f"{folder} is no complete checkpoint; the one before it is used.")
@@ -216,6 +219,11 @@ class _Reader:
 
     def _registration(self) -> StageStatus:
         version = _text(self.promotion, "version")
+        registered = _text(self.promotion, "checkpoint_sha256")
+        if version and registered is not None and registered != self.weights_sha256:
+            detail = f"version {version} has the weights of an earlier checkpoint"
+            running = bool(self.evaluation)
+            return StageStatus(name="registration", state=self._unless_running("missing", running), detail=detail)
         if version:
             alias = _text(self.promotion, "alias") or "no alias"
             return StageStatus(name="registration", state="done", detail=f"version {version}, {alias}")

@@ -43,8 +43,8 @@ class EvaluationReference(Section):
 
     path: Path
     images: int
-    psnr: float | None
-    ms_ssim: float | None
+    metrics: dict[str, float]
+    """Means over the images: `psnr` in dB, `ms_ssim`."""
 
     @property
     def report(self) -> Path:

@@ -163,7 +163,9 @@ def test_another_number_of_ranks_sees_the_same_samples(tiny: dict[str, Any]):
     """In float64 the losses of 1 rank, of 3 ranks, and of 2 then 3 ranks agree to 1e-9."""
     losses = {}
     for name, counts in {"one": [1], "three": [3], "changing": [2, 3]}.items():
-        config = make(tiny, name=name, training={"precision": "float64", "checkpoint_interval": 1, "processes": counts[0]})
+        config = make(
+            tiny, name=name, training={"precision": "float64", "checkpoint_interval": 1, "processes": counts[0]}
+        )
         directory = begin(config)
         if len(counts) == 2:
             process = start(directory)

@@ -19,12 +19,15 @@ from pipelines.errors import CodecmillError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory
+from pipelines.system_metrics import SystemMetrics
 from pipelines.training import optimization
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.journal import Journal
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
 from pipelines.weights import LoadReport, apply_weights, read_weights
+
+SYSTEM_SECONDS = 5.0
 
 
 @dataclass
@@ -44,6 +47,10 @@ class Training:
     best: dict[str, float] | None = None
     parent: str | None = None
     durations: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._system = SystemMetrics(self.directory.path)
+        self._next_sample = 0.0
 
     @property
     def model(self) -> Autoencoder:
@@ -71,11 +78,19 @@ class Training:
                 figures["train/data_wait_fraction"] = batch.wait / seconds
                 validation = self._validate_if_due()
                 if journal:
-                    journal.append(self.step, figures | (validation.figures() if validation else {}))
+                    figures |= validation.figures() if validation else {}
+                    journal.append(self.step, figures | self._system_figures())
                 if self.step % training.checkpoint_interval == 0 or ending:
                     self._save(validation, journal)
                 if stopping:
                     return
+
+    def _system_figures(self) -> dict[str, float]:
+        """How busy the machine is, every few seconds."""
+        if time.monotonic() < self._next_sample:
+            return {}
+        self._next_sample = time.monotonic() + SYSTEM_SECONDS
+        return self._system.sample()
 
     def _train_step(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
         """One optimiser step; returns its figures, the same on every rank, and whether any rank wants to stop."""
@@ -216,7 +231,7 @@ def _warm_up(state: Training) -> None:
     positions = [i for i in range(training.batch_size) if i % state.ranks.world_size == state.ranks.rank]
     side = training.crop_size
     blank = torch.zeros(len(positions), 3, side, side, dtype=torch.uint8)
-    masks = blank[:, :1].contiguous() if state.shard_set.has_masks else None
+    masks = blank[:, :1].contiguous() if state.config.data.masks is not None else None
     batch = Batch(images=blank, masks=masks, keys=[""] * len(positions), positions=positions, step=0, wait=0.0)
     state._forward(batch).loss.sum().backward()
     state.optimizer.zero_grad(set_to_none=True)

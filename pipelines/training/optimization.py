@@ -44,9 +44,7 @@ def state(
     return tensors, {"optimizer": "adam", "scaler": scaler.state_dict()}
 
 
-def restore(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> None:
+def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     """Put back what `state` returned, bit for bit.
 
     Raises:

@@ -18,6 +18,7 @@ class Shipping:
         self._directory = directory
         self._warn = warn
         self._warned = False
+        self._begun = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shipping", daemon=True)
 
@@ -29,13 +30,21 @@ class Shipping:
         self._ending.set()
         # A daemon: a second Ctrl-C need not wait for a server that is away. What was not sent is sent next time.
         self._thread.join()
-        status = "FINISHED" if kind is None else "KILLED" if not issubclass(kind, Exception) else "FAILED"
-        self._attempt(lambda: tracking.set_status(self._directory, status if kind else "RUNNING"))
+        stopped = kind is not None and not issubclass(kind, Exception)
+        status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
+        self._attempt(lambda: tracking.set_status(self._directory, status))
 
     def _work(self) -> None:
+        self._attempt(self._send)
         while not self._ending.wait(INTERVAL_SECONDS):
-            self._attempt(lambda: tracking.sync(self._directory))
-        self._attempt(lambda: tracking.sync(self._directory))
+            self._attempt(self._send)
+        self._attempt(self._send)
+
+    def _send(self) -> None:
+        if not self._begun:
+            tracking.begin(self._directory)
+            self._begun = True
+        tracking.sync(self._directory)
 
     def _attempt(self, send: Callable[[], object]) -> None:
         try:

@@ -11,7 +11,6 @@ from pipelines.data.images import Normalization
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
 
-
 SMALLEST_MSE = 1e-10
 """100 dB: far above what an 8-bit picture can tell from its original."""
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.config import RunConfig
+from pipelines.data.images import encode_png
 from pipelines.data.loading import validation_batches
 from pipelines.data.shard_set import ShardSet
 from pipelines.evaluation.pictures import grid
 from pipelines.model.losses import distortion, psnr
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, write_bytes
 from pipelines.training.distributed import Ranks
 from pipelines.training.step import SMALLEST_MSE, TrainingStep, autocast
 
@@ -50,8 +51,7 @@ def validate(
             decibels += psnr(squared_error.double()).sum().item()
             if ranks.is_first and not count:
                 sheet = grid(images[:PICTURES].cpu(), (picture[:PICTURES].clamp(0, 1) * 255).round().byte().cpu())
-                directory.pictures.mkdir(exist_ok=True)
-                sheet.save(directory.pictures / f"step_{step:08d}_validation.png")
+                write_bytes(directory.pictures / f"step_{step:08d}_validation.png", encode_png(sheet))
             count += len(images)
     module.train()
     loss, decibels, count = ranks.sum([loss, decibels, count])

@@ -54,7 +54,9 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
     config = directory.read_config()
     training = config.training
     if training.threads == "auto":
-        raise CodecmillError(f"{directory.config_file} still says 'auto' for training.threads; start it with codecmill.")
+        raise CodecmillError(
+            f"{directory.config_file} still says 'auto' for training.threads; start it with codecmill."
+        )
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -1,0 +1,1 @@
+"""The command line: its flags, its files and what it shows."""

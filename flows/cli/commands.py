@@ -1,0 +1,212 @@
+"""The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel
+
+from flows.cli import listing
+from flows.cli.config_file import as_yaml, checked, combined, effective_config
+from flows.cli.endings import Terminated
+from flows.cli.options import Arguments
+from pipelines import status
+from pipelines.config import RunConfig
+from pipelines.errors import CodecmillError, InputError, Interrupted
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.runs import merge
+
+
+def perform(arguments: Arguments) -> None:
+    """Carry out a command; see flows.cli.endings for how what it raises is told."""
+    {
+        "run": _run,
+        "shards": _shards,
+        "train": _run,
+        "evaluate": _evaluate,
+        "resume": _resume,
+        "status": _status,
+        "list": _list,
+        "config": _config,
+        "ui": _ui,
+        "demo": _demo,
+        "export": _export,
+    }[arguments.command](arguments)
+
+
+def _list(arguments: Arguments) -> None:
+    runs = status.all_runs(Root(arguments.root))
+    if arguments.json:
+        listing.print_json(runs)
+    else:
+        listing.print_list(runs, arguments.root)
+
+
+def _status(arguments: Arguments) -> None:
+    found = status.run_status(Root(arguments.root).existing_run(arguments.run))
+    if arguments.json:
+        listing.print_json(found)
+    else:
+        listing.print_status(found)
+
+
+def _config(arguments: Arguments) -> None:
+    print(as_yaml(effective_config(arguments.config_file, arguments.overrides)), end="")
+
+
+def _ui(arguments: Arguments) -> None:
+    from flows.cli.ui import serve_pages
+
+    serve_pages(Root(arguments.root.absolute()))
+
+
+def _export(arguments: Arguments) -> None:
+    run = Root(arguments.root).existing_run(arguments.run)
+    from pipelines.checkpoints import latest
+    from pipelines.weights import export_classic
+
+    checkpoint = latest(run)
+    if checkpoint is None:
+        raise CodecmillError(f"Run '{arguments.run}' has no checkpoint yet. Train it: codecmill resume {arguments.run}")
+    if arguments.output is None:
+        raise InputError("export needs -o FILE.")
+    export_classic(checkpoint, arguments.output)
+    print(f"Wrote step {checkpoint.step} of '{arguments.run}' to {arguments.output}")
+
+
+def _run(arguments: Arguments) -> None:
+    _work(effective_config(arguments.config_file, arguments.overrides).named(), arguments)
+
+
+def _resume(arguments: Arguments) -> None:
+    _work(_config_of_run(arguments), arguments)
+
+
+def _demo(arguments: Arguments) -> None:
+    from flows.cli.demo import demo_values
+
+    values = combined(demo_values(arguments.root), arguments.overrides)
+    _work(checked(values, None, arguments.overrides).named(), arguments)
+
+
+def _shards(arguments: Arguments) -> None:
+    config = effective_config(arguments.config_file, arguments.overrides).named()
+    _check_images(config)
+    shard_set = _through(_flow("shards"), config)
+    if arguments.json:
+        listing.print_json(shard_set)
+    else:
+        print(f"Shard set {shard_set.fingerprint} in {shard_set.path}")
+
+
+def _evaluate(arguments: Arguments) -> None:
+    result = _through(_flow("evaluate"), _config_of_run(arguments))
+    if arguments.json:
+        listing.print_json(result)
+    else:
+        psnr = f"PSNR {result.psnr:.2f} dB over {result.images} images. " if result.psnr is not None else ""
+        print(f"{psnr}Report: {result.report}")
+
+
+def _config_of_run(arguments: Arguments) -> RunConfig:
+    """A run's config with the given flags over it."""
+    run = Root(arguments.root).existing_run(arguments.run)
+    old = run.read_config().model_dump(mode="json", by_alias=True)
+    # The folder may have been moved since, or be named from another working directory.
+    values = combined(combined(old, arguments.overrides), {"root": str(arguments.root), "name": arguments.run})
+    return checked(values, run.config_file, arguments.overrides)
+
+
+def _work(config: RunConfig, arguments: Arguments) -> None:
+    """Do what of a run is missing, unless nothing is; then say where everything is."""
+    run = Root(config.root.absolute()).run(config.name)
+    if not _is_finished(run, config, arguments.command):
+        _check_images(config)
+        _through(_flow(arguments.command), config)
+    elif not arguments.json:
+        print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
+    found = status.run_status(run)
+    if arguments.json:
+        listing.print_json(found)
+    else:
+        listing.print_summary(found)
+
+
+def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:
+    """Whether disk has all that a config asks for.
+
+    Raises:
+        InputError: the run exists with settings that cannot change.
+    """
+    if not run.config_file.is_file():
+        return False
+    old = run.read_config()
+    unchanged = merge(old, config).model_copy(update={"root": old.root}) == old
+    wanted = {"shards", "training"} if command == "train" else {"shards", "training", "evaluation", "registration"}
+    stages = {stage.name for stage in status.run_status(run).stages if stage.state == "done"}
+    return unchanged and wanted <= stages
+
+
+def _check_images(config: RunConfig) -> None:
+    """Say that there are no images before anything is started, not seconds after."""
+    if not config.data.images:
+        raise InputError(
+            "data.images is empty: name your images with --data.images 'photos/**/*.png' (a glob), a folder or a "
+            ".txt list, or in a file given with --config. `codecmill demo` brings its own."
+        )
+    from pipelines.data.sources import find_sources
+
+    find_sources(config)
+
+
+def _flow(command: str) -> Callable[[], Callable[[RunConfig], Any]]:
+    """What imports a command's flow; importing Prefect takes seconds, and must come after its settings."""
+
+    def load() -> Callable[[RunConfig], Any]:
+        if command == "shards":
+            from flows.shards import create_shards
+
+            return create_shards
+        if command == "train":
+            from flows.training import training
+
+            return training
+        if command == "evaluate":
+            from flows.evaluation import evaluation
+
+            return evaluation
+        from flows.pipeline import training_pipeline
+
+        return training_pipeline
+
+    return load
+
+
+def _through(load: Callable[[], Callable[[RunConfig], BaseModel]], config: RunConfig) -> Any:
+    """Run a flow with progress shown and a Prefect server beside it."""
+    from flows.cli.display import shown_progress
+    from flows.cli.prefect_server import embedded_prefect
+
+    root = Root(config.root.absolute())
+    with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
+        flow = load()
+        if server is not None:
+            server.wait_ready()
+        return flow(config)
+
+
+@contextmanager
+def _stops_explained(run: RunDirectory) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+        found = status.run_status(run) if run.config_file.is_file() else None
+        flag = listing.root_flag(run.root.path)
+        if found is None:
+            raise Interrupted("Stopped before anything was saved.", code) from None
+        saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
+        raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None

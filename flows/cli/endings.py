@@ -1,0 +1,91 @@
+"""How a command ends: its exit code, one clear message, and what Ctrl-C and SIGTERM do."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import FrameType
+
+from flows.cli.options import Arguments, parse
+from pipelines.errors import CodecmillError
+
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class Terminated(BaseException):
+    """SIGTERM has come. No Exception, so that no handler of failures takes it for one."""
+
+
+def carry_out(typed: Sequence[str]) -> int:
+    """Do what a command line says; returns the exit code. Whatever goes wrong is one message on standard error."""
+    arguments: Arguments | None = None
+    try:
+        with _stopping_by_signals():
+            arguments = parse(typed)
+            from flows.cli.commands import perform
+
+            perform(arguments)
+            sys.stdout.flush()
+        return 0
+    except CodecmillError as error:
+        _say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return 128 + signal.SIGINT
+    except Terminated:
+        _say("Terminated.")
+        return 128 + signal.SIGTERM
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # the last resort: nothing that we know how to explain
+        _say(_unexpected(error, arguments))
+        return 1
+
+
+def _say(message: str) -> None:
+    print(f"codecmill: {message}", file=sys.stderr)
+
+
+def _unexpected(error: Exception, arguments: Arguments | None) -> str:
+    text = "".join(traceback.format_exception(error))
+    first = str(error).strip().partition("\n")[0][:300]
+    what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    if arguments is None or arguments.debug:
+        return f"Unexpected {what}\n{text}"
+    logs = arguments.root.absolute() / "logs"
+    file = logs / f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError:
+        return f"Unexpected {what}\n{text}"
+    return f"Unexpected {what}. The traceback is in {file}; --debug shows it."
+
+
+@contextmanager
+def _stopping_by_signals() -> Iterator[None]:
+    """The first SIGINT or SIGTERM is raised where the work is, so that it can save; the second ends at once.
+
+    Children die with this process, see process_lifetime.
+    """
+    came: set[int] = set()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if came:
+            os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + b"\ncodecmill: Ended at once.\n")
+            os._exit(128 + number)
+        came.add(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,130 @@
+"""What is on disk, shown: all runs as a table, one run stage by stage, and where a finished run's things are."""
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.config import RunConfig
+from pipelines.run_directory import Root
+from pipelines.status import RunStatus, State
+
+_STYLES: dict[State, str] = {
+    "done": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "missing": "dim",
+    "damaged": "red",
+}
+_MARKS: dict[State, str] = {"done": "✓", "running": "▶", "interrupted": "‖", "missing": "·", "damaged": "✗"}
+
+
+def output() -> Console:
+    """Standard output, as wide as need be where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
+    """One JSON document on standard output."""
+    content = (
+        value.model_dump(mode="json")
+        if isinstance(value, BaseModel)
+        else [each.model_dump(mode="json") for each in value]
+    )
+    print(json.dumps(content, indent=2))
+
+
+def print_list(runs: Sequence[RunStatus], root: Path) -> None:
+    """A line for each run, newest last."""
+    console = output()
+    if not runs:
+        console.print(f"No runs in {root.absolute()} yet. Start with: codecmill demo", soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("PSNR dB", no_wrap=True)
+    table.add_column("shards", no_wrap=True)
+    table.add_column("started", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    for run in runs:
+        table.add_row(
+            Text(run.name),
+            Text(run.state, _STYLES[run.state]),
+            f"{run.step}/{run.steps if run.steps is not None else '?'}",
+            f"{run.psnr:.2f} {run.psnr_of}" if run.psnr is not None else "",
+            (run.fingerprint or "")[:8],
+            f"{run.started.astimezone():%Y-%m-%d %H:%M}",
+            readable_size(run.size),
+        )
+    console.print(table)
+
+
+def print_status(run: RunStatus) -> None:
+    """A run stage by stage, its newest checkpoint, what is damaged, and what to type next."""
+    console = output()
+    owner = f" (process {run.owner})" if run.owner else ""
+    console.print(Text.assemble(("Run ", ""), (run.name, "bold"), " is ", (run.state, _STYLES[run.state]), owner))
+    for stage in run.stages:
+        mark = Text(f"  {_MARKS[stage.state]} ", _STYLES[stage.state])
+        console.print(mark + Text(f"{stage.name:13}{stage.state:12} {stage.detail}"), soft_wrap=True)
+    if run.checkpoint:
+        console.print(f"Latest checkpoint: {run.checkpoint}", soft_wrap=True, markup=False)
+    for problem in run.problems:
+        console.print(Text(f"Damaged: {problem}", "red"), soft_wrap=True)
+    console.print(
+        f"Next: {run.next_command}{root_flag(Root(run.path.parent.parent).path)}", soft_wrap=True, markup=False
+    )
+
+
+def print_summary(run: RunStatus) -> None:
+    """Where the things of a run are, and how to look further."""
+    console = output()
+    flag = root_flag(Root(run.path.parent.parent).path)
+    version = f"codecmill version {run.registered_version}, {run.alias}" if run.registered_version else None
+    places = {
+        "Shard set": run.shard_set,
+        "Run": run.path,
+        "Checkpoint": run.checkpoint,
+        "MLflow run": run.mlflow_run,
+        "Registered": version,
+        "Report": run.report,
+    }
+    if run.psnr is not None:
+        console.print(Text(f"PSNR {run.psnr:.2f} dB ({run.psnr_of}) after {run.step} steps", "bold"))
+    for what, where in places.items():
+        if where is not None:
+            console.print(f"  {what:12}{where}", soft_wrap=True, markup=False)
+    console.print("To look further:")
+    commands = {
+        f"codecmill ui{flag}": "MLflow's and Prefect's pages",
+        f"codecmill evaluate {run.name} --evaluation.images FOLDER{flag}": "try the model on other images",
+        f"codecmill status {run.name}{flag}": "what is done and what is missing",
+    }
+    for command, what in commands.items():
+        console.print(f"  {command}   # {what}", soft_wrap=True, markup=False)
+
+
+def root_flag(root: Path) -> str:
+    """` --root ...` where the root is not the default one of the working directory."""
+    if root.absolute() == RunConfig().root.absolute():
+        return ""
+    relative = os.path.relpath(root)
+    return f" --root {shlex.quote(str(root.absolute()) if relative.startswith('..') else relative)}"
+
+
+def readable_size(count: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

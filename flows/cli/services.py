@@ -1,0 +1,107 @@
+"""Servers that codecmill starts for itself: on 127.0.0.1, waited for until they answer, gone when it is gone."""
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipelines.errors import CodecmillError
+
+HOST = "127.0.0.1"
+START_SECONDS = 180.0
+"""How long a server may take to answer. A first start on a loaded machine was seen to take 75 s."""
+
+
+class Service:
+    """One server under a keeper, its output in a file."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], port: int, health: str, log: Path
+    ):
+        self.name = name
+        self.port = port
+        self.log = log
+        self._keeps_log = False
+        self._health = health
+        sources = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli.keeper", *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment, "PYTHONPATH": path},
+                start_new_session=True,
+            )
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            CodecmillError: it ended, or did not answer in time; the message has its last line.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            self.check()
+            if time.monotonic() > deadline:
+                self._keeps_log = True
+                raise CodecmillError(f"{self.name} did not answer within {START_SECONDS:.0f} s. Its output: {self.log}")
+            time.sleep(0.05)
+
+    def check(self) -> None:
+        """Say so when the server has ended.
+
+        Raises:
+            CodecmillError: it has.
+        """
+        code = self.process.poll()
+        if code is not None:
+            self._keeps_log = True
+            lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
+            last = f" Its last line: {lines[-1].strip()[:300]}." if lines else ""
+            raise CodecmillError(f"{self.name} ended with exit code {code}.{last} All of its output: {self.log}")
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
+        try:
+            connection.request("GET", self._health)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """End the server and all that it started; its output is kept only if it failed."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if not self._keeps_log:
+            with contextlib.suppress(FileNotFoundError):
+                self.log.unlink()
+
+
+def free_port(wanted: int = 0) -> int:
+    """`wanted` if nobody listens there, else any free port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted))
+        except OSError:
+            probe.bind((HOST, 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,81 @@
+"""Complete shard sets of the same settings under the same root: what did not change is taken over from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipelines.data.shard_format import SPAN, Manifest, ShardRow, SourceRow, Split, file_sha256, is_whole, read_sources
+from pipelines.errors import CodecmillError
+
+NEWEST = 2
+"""Sets that are looked at; reading the sources of all would take longer with every set."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    folder: Path
+    shard: ShardRow
+    first: int
+    row: SourceRow
+
+
+class EarlierSets:
+    """The shards and sources of the newest complete sets made with the same settings.
+
+    Args:
+        shards: the folder of all sets.
+        verify: believe a shard only after its sha256 was taken. Where a damaged set is repaired, another one that
+            shares its files may be damaged as well.
+    """
+
+    def __init__(self, shards: Path, settings_digest: str, verify: bool):
+        self._places: dict[tuple[str, Split], _Place] = {}
+        self._shards: dict[str, tuple[Path, ShardRow]] = {}
+        self._useless: dict[str, tuple[Literal["broken", "skipped"], str]] = {}
+        found: list[tuple[int, Path, Manifest]] = []
+        for file in shards.glob("[0-9a-f]*/manifest.json"):
+            try:
+                manifest = Manifest.read(file.parent)
+            except CodecmillError:
+                continue  # damaged, or of another version: nothing is taken from it
+            if manifest.settings_digest == settings_digest:
+                found.append((file.stat().st_mtime_ns, file.parent, manifest))
+        for _, folder, manifest in sorted(found, key=lambda entry: entry[:2], reverse=True)[:NEWEST]:
+            self._take(folder, manifest, verify)
+
+    def _take(self, folder: Path, manifest: Manifest, verify: bool) -> None:
+        for row in manifest.set_aside:
+            if row.status != "duplicate" and row.sha256:
+                self._useless.setdefault(row.sha256, (row.status, row.reason))
+        for shard in manifest.shards:
+            if not all(is_whole(folder / name, size) for name, size, _ in shard.files()):
+                continue
+            if verify and any(file_sha256(folder / name) != sha256 for name, _, sha256 in shard.files()):
+                continue
+            self._shards.setdefault(shard.inputs, (folder, shard))
+            first = 0
+            for row in read_sources(folder / shard.sources):
+                self._places.setdefault((row.sha256, shard.split), _Place(folder, shard, first, row))
+                first += row.samples
+
+    def shard(self, inputs: str) -> tuple[Path, ShardRow] | None:
+        """A shard with these inputs, and the folder where it is."""
+        return self._shards.get(inputs)
+
+    def useless(self, sha256: str, split: Split) -> tuple[Literal["broken", "skipped"], str] | None:
+        """Why a source gave no sample, if it did not; what is skipped as patches may be whole images for the test."""
+        found = self._useless.get(sha256)
+        return None if found and found[0] == "skipped" and split == "test" else found
+
+    def row(self, sha256: str, split: Split) -> SourceRow | None:
+        """What is known of a source that gave samples for this split."""
+        place = self._places.get((sha256, split))
+        return place.row if place else None
+
+    def samples(self, sha256: str, split: Split) -> tuple[Path, np.ndarray]:
+        """The tar that holds a source's samples, and their SPAN records in it."""
+        place = self._places[sha256, split]
+        index = np.load(place.folder / place.shard.index, allow_pickle=False).astype(SPAN)
+        return place.folder / place.shard.tar, index[place.first : place.first + place.row.samples]

@@ -1,0 +1,202 @@
+"""From one source to its part of a tar: decoded, cut, encoded, written whole or not at all, in any process."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from pipelines.config import Section
+from pipelines.data.images import ImageError, encode_png, open_image, open_mask
+from pipelines.data.patches import Box, PatchSettings, choose_patches, enlarge
+from pipelines.data.shard_format import Split, canonical
+from pipelines.errors import CodecmillError
+
+
+class Job(Section):
+    """One source to be encoded for one split."""
+
+    sha256: str
+    split: Split
+    path: str
+    image_sha256: str
+    mask: str | None
+    mask_sha256: str | None
+
+
+class EncodingOrder(Section):
+    """Some sources to be encoded into a folder: all that a process must know, small, frozen and JSON."""
+
+    folder: Path
+    settings: PatchSettings
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of one source, and where the samples lie in its part; the columns of `spans` are those of SPAN."""
+
+    sha256: str
+    split: Split
+    status: Literal["used", "skipped", "broken"]
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    tar_bytes: int = 0
+    pixels: int = 0
+    sums: list[int] = field(default_factory=lambda: [0, 0, 0])
+    squares: list[int] = field(default_factory=lambda: [0, 0, 0])
+    pixels_sha256: str | None = None
+    samples: int = 0
+    spans: list[list[int]] = field(default_factory=list)
+
+
+def part_files(folder: Path, sha256: str, split: str) -> tuple[Path, Path]:
+    """The tar part (without the end-of-archive blocks) and its description, which is written last."""
+    return folder / f"{sha256}.{split}.tar-part", folder / f"{sha256}.{split}.json"
+
+
+def read_part(folder: Path, sha256: str, split: str) -> Part | None:
+    """The complete part of a source, or None."""
+    tar, description = part_files(folder, sha256, split)
+    try:
+        part = Part(**json.loads(description.read_bytes()))
+        return part if tar.stat().st_size == part.tar_bytes else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def encode_sources(order: EncodingOrder) -> None:
+    """Encode each source of an order that is not encoded yet.
+
+    Raises:
+        CodecmillError: a file is not what it was when its hash was taken.
+    """
+    for job in order.jobs:
+        if read_part(order.folder, job.sha256, job.split) is None:
+            _encode(job, order)
+
+
+def _encode(job: Job, order: EncodingOrder) -> None:
+    tar, description = part_files(order.folder, job.sha256, job.split)
+    temporary = [file.with_name(f".tmp-{os.getpid()}-{file.name}") for file in (tar, description)]
+    try:
+        part = _write_tar(temporary[0], job, order.settings)
+        temporary[0].replace(tar)
+        temporary[1].write_bytes(canonical(vars(part)))
+        temporary[1].replace(description)
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
+
+
+def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
+    about: dict[str, Any] = {"sha256": job.sha256, "split": job.split}
+    file.touch()
+    content = _unchanged(job.path, job.image_sha256)
+    mask_content = _unchanged(job.mask, job.mask_sha256) if job.mask and job.mask_sha256 else None
+    try:
+        image = open_image(content, settings.background)
+        mask = open_mask(mask_content) if mask_content is not None else None
+    except ImageError as error:
+        return Part(**about, status="broken", reason=str(error))
+    if mask is not None and mask.size != image.size:
+        sizes = f"{mask.width} x {mask.height} pixels, the image {image.width} x {image.height}"
+        return Part(**about, status="broken", reason=f"its mask {job.mask} has {sizes}")
+    about |= {"width": image.width, "height": image.height}
+    if job.split == "test":
+        boxes: list[Box] = [(0, 0, *image.size)]
+        about["pixels_sha256"] = _pixels_sha256(image, mask)
+    else:
+        image, mask = enlarge(image, mask, settings)
+        boxes = choose_patches(image, settings, job.sha256)
+    if not boxes:
+        return Part(**about, status="skipped", reason=_why_no_patch(image, settings))
+    return _write_samples(file, job, _cut(image, mask, boxes), about)
+
+
+def _unchanged(path: str, sha256: str) -> bytes:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CodecmillError(f"{path} can no longer be read: {error.strerror}. Put it back, or run again.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CodecmillError(f"{path} changed while the shards were being made. Run again once it stays as it is.")
+    return content
+
+
+def _why_no_patch(image: Image.Image, settings: PatchSettings) -> str:
+    side = settings.patch_size
+    if min(image.size) < side:
+        return f"its {image.width} x {image.height} pixels are smaller than a patch of {side}"
+    return f"no patch has a detail of {settings.min_detail:g} (data.min_detail)"
+
+
+def _pixels_sha256(image: Image.Image, mask: Image.Image | None) -> str:
+    digest = hashlib.sha256(f"{image.width} {image.height} ".encode())
+    digest.update(image.tobytes())
+    digest.update(mask.tobytes() if mask else b"")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    box: Box
+    image: Image.Image
+    mask: Image.Image | None
+
+
+def _cut(image: Image.Image, mask: Image.Image | None, boxes: list[Box]) -> Iterator[_Cut]:
+    for box in boxes:
+        yield _Cut(box, image.crop(box), mask.crop(box) if mask else None)
+
+
+def _write_samples(file: Path, job: Job, cuts: Iterator[_Cut], about: dict[str, Any]) -> Part:
+    from webdataset.writer import TarWriter  # imports torch, which takes a second
+
+    spans: list[list[int]] = []
+    pixels, sums, squares = 0, [0, 0, 0], [0, 0, 0]
+    with file.open("wb") as stream:
+        with TarWriter(stream, encoder=False, mtime=0) as writer:
+            for number, cut in enumerate(cuts):
+                left, top, right, bottom = cut.box
+                info = {"source": job.sha256, "box": [left, top, right - left, bottom - top], "split": job.split}
+                sample = {"json": canonical(info), "png": encode_png(cut.image)}
+                if cut.mask is not None:
+                    sample["mask.png"] = encode_png(cut.mask)
+                start = writer.tarstream.offset
+                writer.write({"__key__": f"{job.sha256[:16]}_{number:05d}", **sample})
+                spans.append(_span(start, writer.tarstream.offset, sample))
+                pixels += cut.image.width * cut.image.height
+                _add_moments(cut.image, sums, squares)
+            end = writer.tarstream.offset
+        stream.truncate(end)
+    content = file.read_bytes()
+    for span in spans:
+        span.append(zlib.crc32(content[span[0] : span[0] + span[1]]))
+    moments = {"pixels": pixels, "sums": sums, "squares": squares}
+    return Part(**about, **moments, status="used", tar_bytes=end, samples=len(spans), spans=spans)
+
+
+def _span(start: int, end: int, sample: dict[str, bytes]) -> list[int]:
+    """SPAN's columns but the checksum: TarWriter writes members in the order of their names, each after a header."""
+    places: dict[str, tuple[int, int]] = {}
+    offset = 0
+    for name in sorted(sample):
+        offset += 512
+        places[name] = (offset, len(sample[name]))
+        offset += -(-len(sample[name]) // 512) * 512
+    return [start, end - start, *places["json"], *places.get("mask.png", (0, 0)), *places["png"]]
+
+
+def _add_moments(image: Image.Image, sums: list[int], squares: list[int]) -> None:
+    counts = image.histogram()
+    for channel in range(3):
+        for level, count in enumerate(counts[256 * channel : 256 * (channel + 1)]):
+            sums[channel] += level * count
+            squares[channel] += level * level * count

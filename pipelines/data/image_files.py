@@ -1,0 +1,34 @@
+"""Files that look like images, and a folder's files."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.data.images import IMAGE_SUFFIXES
+from pipelines.errors import InputError
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image as it was found; `name` is its path below the searched folder, by which it finds its mask."""
+
+    path: Path
+    name: Path
+    mask: Path | None = None
+
+
+def is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Everything but folders below a folder, sorted; links to folders are not followed.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be searched for images: {error.strerror}.") from error
+
+    return sorted(Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names)

@@ -1,0 +1,141 @@
+"""The way of a picture, there and back: open, to tensor, normalise; de-normalise, to picture, to file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from pipelines.config import NormalizationChoice
+from pipelines.data.pixels import read_rgb
+from pipelines.errors import CodecmillError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported where it is needed only: the processes that cut patches open pictures without it.
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""What is taken for a picture in a folder; lower case. The content, not the suffix, then says how it is read."""
+
+WHITE = (255, 255, 255)
+BLACK = (0, 0, 0)
+
+PNG_LEVEL = 6
+"""zlib's effort, written down so that equal pixels are equal bytes."""
+
+
+class ImageError(CodecmillError):
+    """A file is no picture that can be read; the message names the file and the reason."""
+
+
+def open_image(source: Path | bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """A picture of any kind as upright RGB; `pixels.read_rgb` says how each kind gets there.
+
+    Raises:
+        ImageError: it is missing, damaged, cut short, too large or no picture.
+    """
+    return _open(source, background, manage_colour=True)
+
+
+def open_mask(source: Path | bytes) -> Image.Image:
+    """A mask of any kind as upright grey (mode L): its values as they are, transparent pixels black.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    return _open(source, BLACK, manage_colour=False).convert("L")
+
+
+def _open(source: Path | bytes, background: tuple[int, int, int], manage_colour: bool) -> Image.Image:
+    name = f"A picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if not content:
+            raise ValueError("it is empty")
+        return read_rgb(content, background, manage_colour)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders that meet damaged or hostile bytes raise anything
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        if "cannot identify image file" in reason:
+            reason = "its content is of no known image format"
+        raise ImageError(f"{name} cannot be read as an image: {reason}.") from error
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A picture (mode RGB or L) as PNG, without loss and without anything but its pixels."""
+    file = BytesIO()
+    image.save(file, format="PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()
+
+
+def decode_png(content: bytes) -> Image.Image:
+    """What `encode_png` was given; only for what codecmill itself has stored."""
+    image = Image.open(BytesIO(content), formats=("PNG",))
+    image.load()
+    return image
+
+
+def to_tensor(image: Image.Image) -> "Tensor":
+    """(3, H, W) float32 on the scale 0 to 1."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    return pil_to_tensor(image).float() / 255
+
+
+def to_image(x: "Tensor") -> Image.Image:
+    """The inverse of `to_tensor`: (3, H, W) clamped to 0 ... 1 and rounded to 8 bits, half to even."""
+    from torchvision.transforms.functional import to_pil_image
+
+    return to_pil_image((x.detach().cpu().double().clamp(0, 1) * 255).round().byte())
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The one pair of constants with which a model's inputs are normalised, on the scale 0 to 1, red green blue."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not all(std > 0 for std in self.std):
+            raise CodecmillError(f"A normalisation needs standard deviations above 0, but got {self.std}.")
+
+    def normalize(self, x: "Tensor") -> "Tensor":
+        """(N, 3, H, W) on 0 to 1 becomes (x - mean) / std."""
+        return (x - self._channels(self.mean, x)) / self._channels(self.std, x)
+
+    def denormalize(self, y: "Tensor") -> "Tensor":
+        """(N, 3, H, W) normalised becomes y * std + mean: `normalize` undone."""
+        return y * self._channels(self.std, y) + self._channels(self.mean, y)
+
+    @staticmethod
+    def _channels(values: Sequence[float], like: "Tensor") -> "Tensor":
+        return like.new_tensor(values).reshape(3, 1, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Normalization":
+        (r, g, b), (s, t, u) = value["mean"], value["std"]
+        return cls((float(r), float(g), float(b)), (float(s), float(t), float(u)))
+
+    @classmethod
+    def resolve(cls, choice: str | NormalizationChoice, measured: "Normalization") -> "Normalization":
+        """The constants that `data.normalization` stands for; `measured` is what the shard set says of its pictures."""
+        if isinstance(choice, NormalizationChoice):
+            return cls(choice.mean, choice.std)
+        return {"imagenet": IMAGENET, "half": HALF, "dataset": measured}[choice]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of ImageNet's training pictures, as torchvision's models have it."""
+
+HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""0 ... 1 becomes -1 ... 1."""

@@ -1,0 +1,167 @@
+"""From shards to batches: samples in their order, decoded ahead by threads, the same whatever their number."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.config import RunConfig
+from pipelines.data.images import decode_png
+from pipelines.data.order import SampleOrder
+from pipelines.data.shard_set import Sample, ShardSet
+from pipelines.data.transforms import Draw, draw
+
+AHEAD = 3
+"""Batches decoded ahead of the one that is trained on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of a global batch.
+
+    Attributes:
+        images: uint8 (n, 3, S, S).
+        masks: uint8 (n, 1, S, S), zeros for an image without one; None where the run has no masks.
+        keys: the samples' keys.
+        positions: their positions in the endless order; in validation, in the split.
+        step: the optimiser step that it is for, from 1; 0 in validation.
+        wait: seconds that the caller waited for it.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    keys: list[str]
+    positions: list[int]
+    step: int
+    wait: float
+
+
+class _Item(NamedTuple):
+    key: str
+    image: np.ndarray
+    mask: np.ndarray | None
+
+
+class _Request(NamedTuple):
+    """A batch to be made: what makes each of its items, from a position."""
+
+    step: int
+    positions: list[int]
+    make: Callable[[int], _Item]
+
+
+@contextmanager
+def training_batches(
+    shard_set: ShardSet, config: RunConfig, first_step: int, rank: int, world_size: int
+) -> Iterator[Iterator[Batch]]:
+    """The batches of one rank from a step on, without end; the threads end with the context.
+
+    Step s reads the positions (s - 1) * batch_size ... s * batch_size - 1 of the order; of these a rank takes the
+    positions i with i % world_size == rank.
+
+    Raises:
+        CodecmillError: a sample cannot be read; from the iterator, at the batch that holds it.
+    """
+    order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
+    size = config.training.batch_size
+
+    def make(position: int) -> _Item:
+        place = order.locate(position)
+        sample = shard_set.read("train", place.shard, place.index)
+
+        def choose(patch: Image.Image) -> Draw:
+            return draw(config.data, config.training.crop_size, patch.size, config.seed, place.epoch, sample.key)
+
+        return _item(sample, choose, with_mask=config.data.masks is not None)
+
+    def requests() -> Iterator[_Request]:
+        step = first_step
+        while True:
+            positions = range((step - 1) * size, step * size)
+            yield _Request(step, [i for i in positions if i % world_size == rank], make)
+            step += 1
+
+    with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
+        batches = _batches(pool, requests())
+        try:
+            yield batches
+        finally:
+            batches.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_size: int) -> Iterator[Batch]:
+    """The middle of every patch of the validation split, in stored order; a rank takes every `world_size`-th."""
+    places = [(shard, i) for shard, count in enumerate(shard_set.counts("validation")) for i in range(count)]
+    mine = range(rank, len(places), world_size)
+    size = max(1, config.training.batch_size // world_size)
+
+    def make(position: int) -> _Item:
+        sample = shard_set.read("validation", *places[position])
+        return _item(
+            sample,
+            lambda patch: _centre(patch.size, config.training.crop_size),
+            with_mask=config.data.masks is not None,
+        )
+
+    requests = (_Request(0, list(mine[i : i + size]), make) for i in range(0, len(mine), size))
+    with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
+        try:
+            yield from _batches(pool, requests)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _centre(size: tuple[int, int], side: int) -> Draw:
+    return Draw((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+
+
+def _batches(pool: ThreadPoolExecutor, requests: Iterator[_Request]) -> Generator[Batch, None, None]:
+    """Keep `AHEAD` batches in the making; an error arrives with the batch that it belongs to."""
+    underway: deque[tuple[_Request, list[Future[_Item]]]] = deque()
+    ended = False
+    while True:
+        while not ended and len(underway) <= AHEAD:
+            request = next(requests, None)
+            if request is None:
+                ended = True
+            else:
+                underway.append((request, [pool.submit(request.make, i) for i in request.positions]))
+        if not underway:
+            return
+        request, futures = underway.popleft()
+        started = time.perf_counter()
+        items = [future.result() for future in futures]
+        yield _collate(request, items, time.perf_counter() - started)
+
+
+def _item(sample: Sample, choose: Callable[[Image.Image], Draw], with_mask: bool) -> _Item:
+    patch = decode_png(sample.image)
+    drawn = choose(patch)
+    image = np.asarray(drawn.apply(patch)).transpose(2, 0, 1)
+    if not with_mask:
+        return _Item(sample.key, image, None)
+    mask = (
+        np.asarray(drawn.apply_to_mask(decode_png(sample.mask))) if sample.mask else np.zeros(image.shape[1:], np.uint8)
+    )
+    return _Item(sample.key, image, mask[None])
+
+
+def _collate(request: _Request, items: list[_Item], wait: float) -> Batch:
+    masks = [item.mask for item in items if item.mask is not None]
+    return Batch(
+        images=torch.from_numpy(np.stack([item.image for item in items])),
+        masks=torch.from_numpy(np.stack(masks)) if masks else None,
+        keys=[item.key for item in items],
+        positions=request.positions,
+        step=request.step,
+        wait=wait,
+    )

@@ -1,0 +1,192 @@
+"""How any picture that Pillow reads becomes upright 8-bit RGB: depth, palette, alpha, colour profile, orientation."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import cast
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM")
+"""Pillow's readers that are used. Others are left out: EPS, for one, starts Ghostscript."""
+
+MAX_PIXELS = 1_000_000_000
+"""Larger pictures are refused: decoded they would fill 3 GB, and a few bytes can claim to be one."""
+
+# Pillow's own bound, a tenth of this, would refuse panoramas and scans. This sets it for the whole process.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+
+
+def read_rgb(content: bytes, background: tuple[int, int, int], manage_colour: bool) -> Image.Image:
+    """Decode the first frame of `content` to upright RGB (or raise whatever Pillow raises on it).
+
+    Alpha is laid over `background`. 16-bit samples v become round(v / 257). With `manage_colour` an embedded profile
+    is followed to sRGB; one that cannot be read is ignored. CMYK without a profile is (255 - C)(255 - K) / 255.
+
+    Raises:
+        ValueError: over `MAX_PIXELS`, or samples without a defined scale.
+    """
+    with silence():
+        image = _open(content)
+        deep = _deep_rawmode(image)
+        image.load()
+        orientation = _orientation(image)
+        profile = image.info.get("icc_profile") if manage_colour else None
+        if deep is not None:
+            colours, alpha = _reduced_colour(content, image, deep)
+        elif image.mode.startswith("I"):
+            colours, alpha = _reduced_grey(image)
+        else:
+            colours, alpha = _eight_bit(image)
+        rgb = _to_srgb(colours, profile)
+        if alpha is not None:
+            rgb = Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+    # What Pillow found beside the pixels (profile, transparency) would otherwise be written into every patch.
+    rgb.info.clear()
+    return rgb
+
+
+def _open(content: bytes) -> ImageFile.ImageFile:
+    image = Image.open(BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"its {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF data raises anything; the picture itself is fine without it
+        return 1
+
+
+def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours in a mode that a profile may describe (L, RGB, CMYK, LAB), and the alpha channel if there is one."""
+    if image.mode == "F":
+        raise ValueError("its floating-point samples have no defined scale")
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        return with_alpha.convert("RGB"), with_alpha.getchannel("A")
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
+
+
+def _reduced_grey(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit grey from 16-bit grey, in whichever of Pillow's integer modes it comes."""
+    values = np.asarray(image)
+    lowest, highest = values.min(), values.max()
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"its integer samples reach from {lowest} to {highest}, which is beyond 16 bits")
+    transparent = image.info.get("transparency")
+    alpha = (
+        Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)) if transparent is not None else None
+    )
+    return Image.fromarray(_reduce(values)), alpha
+
+
+def _reduce(values: np.ndarray) -> np.ndarray:
+    """round(v / 257) of 0 ... 65535, as uint8; there are no ties, for 257 is odd."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _deep_rawmode(image: ImageFile.ImageFile) -> str | None:
+    """How a 16-bit colour picture is stored, where Pillow would keep only the high byte of each sample."""
+    if not image.tile or image.format not in ("PNG", "TIFF"):
+        return None
+    arguments = image.tile[0].args
+    rawmode = arguments if isinstance(arguments, str) else arguments[0] if isinstance(arguments, tuple) else None
+    return rawmode if rawmode in _OTHER_BYTE or rawmode == "LA;16B" else None
+
+
+def _reduced_colour(content: bytes, image: Image.Image, rawmode: str) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit colours and alpha from 16-bit ones.
+
+    Pillow has no 16-bit colour mode and keeps each sample's high byte. Told the other byte order it keeps the low one,
+    and the two make the whole sample; a 16-bit grey-alpha pixel fills the four bytes of an RGBA pixel by itself.
+    """
+    if rawmode == "LA;16B":
+        halves = np.asarray(_reread(content, "RGBA")).astype(np.uint16)
+        values = halves[..., 0::2] * 256 + halves[..., 1::2]
+    else:
+        low = np.asarray(_reread(content, _OTHER_BYTE[rawmode]))
+        values = np.asarray(image).astype(np.uint16) * 256 + low
+    reduced = _reduce(values)
+    if values.shape[-1] in (2, 4):
+        colours, alpha = reduced[..., :-1], Image.fromarray(np.ascontiguousarray(reduced[..., -1]))
+    else:
+        colours, alpha = reduced, None
+    transparent = image.info.get("transparency")
+    if alpha is None and transparent is not None:
+        alpha = Image.fromarray(np.where((values == transparent).all(axis=-1), 0, 255).astype(np.uint8))
+    return Image.fromarray(np.ascontiguousarray(colours.squeeze(-1) if colours.shape[-1] == 1 else colours)), alpha
+
+
+def _reread(content: bytes, rawmode: str) -> Image.Image:
+    image = _open(content)
+    image.tile = [
+        tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *cast("tuple", tile.args)[1:]))
+        for tile in image.tile
+    ]
+    image.load()
+    return image
+
+
+def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
+    if colours.mode == "LAB":
+        lab_to_srgb = ImageCms.profileToProfile(
+            colours, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+        return cast("Image.Image", lab_to_srgb)
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+            converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return cast("Image.Image", converted)
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            return colours.convert("RGB")  # a broken profile, or one of another colour space, says nothing
+    return colours.convert("RGB")
+
+
+_silence_lock = threading.Lock()
+_silent: list[warnings.catch_warnings] = []
+_depth = 0
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep Pillow's remarks on odd files from the user, who is told what became of each file anyway.
+
+    `warnings.catch_warnings` alone is not for threads: the first to enter puts it up, the last to leave takes it down.
+    """
+    global _depth
+    with _silence_lock:
+        if _depth == 0:
+            _silent.append(warnings.catch_warnings())
+            _silent[0].__enter__()
+            warnings.simplefilter("ignore")
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _silence_lock:
+            _depth -= 1
+            if _depth == 0:
+                _silent.pop().__exit__(None, None, None)

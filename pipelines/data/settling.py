@@ -1,0 +1,147 @@
+"""Encoding every source for its split, until it is settled which sources give samples and where they belong."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipelines.config import DataConfig
+from pipelines.data.earlier_sets import EarlierSets
+from pipelines.data.encoding import EncodingOrder, Job, Part, read_part
+from pipelines.data.hashing import Source
+from pipelines.data.patches import PatchSettings
+from pipelines.data.shard_format import SourceRow, Split
+from pipelines.data.sources import SetAside
+from pipelines.data.splitting import assign_splits
+from pipelines.errors import CodecmillError
+from pipelines.progress import Progress, report
+
+RunParts = Callable[[Sequence[EncodingOrder]], Iterator[int]]
+"""Calls `encode_sources` on every order, anywhere, in any order; yields an order's number of jobs when it is done."""
+
+LARGEST_ORDER = 64
+"""Sources that one order names at most."""
+
+LISTED = 20
+"""Broken images that an error lists."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The split of each source that gives samples, what is known of it, and what was set aside on the way."""
+
+    splits: dict[str, Split]
+    known: dict[str, Part | SourceRow]
+    set_aside: list[SetAside]
+
+
+@dataclass
+class Settling:
+    """The work of `settle`: sources leave the pool as they turn out to give nothing.
+
+    Attributes:
+        parts: the folder where parts are written.
+        files: number of files that were found, which `max_bad_fraction` is a fraction of.
+    """
+
+    pool: dict[str, Source]
+    set_aside: list[SetAside]
+    files: int
+    data: DataConfig
+    seed: int | None
+    parts: Path
+    earlier: EarlierSets
+    run_parts: RunParts
+    known: dict[tuple[str, Split], Part | SourceRow] = field(default_factory=dict)
+
+    def settle(self) -> Settled:
+        """Encode all, set aside what gives no sample, and split anew what is left, until nothing leaves any more.
+
+        Raises:
+            InputError: too few sources are left.
+            CodecmillError: too many are broken.
+        """
+        while True:
+            self._check_broken()
+            splits = assign_splits(list(self.pool), self.data.validation_fraction, self.data.test_fraction)
+            self._encode([(self.pool[sha256], split) for sha256, split in splits.items()])
+            useless = {}
+            for sha256, split in splits.items():
+                known = self.known[sha256, split]
+                if known.status != "used":
+                    useless[sha256] = (known.status, known.reason)
+            if not useless:
+                known = {sha256: self.known[sha256, split] for sha256, split in splits.items()}
+                return Settled(splits, known, self.set_aside)
+            for sha256, (status, reason) in useless.items():
+                self.set_aside.append(SetAside(self.pool.pop(sha256).path, status, reason, sha256))
+
+    def _encode(self, wanted: list[tuple[Source, Split]]) -> None:
+        """Make every wanted part known: from an earlier set, from an interrupted call, or by encoding it now."""
+        missing: list[Job] = []
+        for source, split in wanted:
+            found = self.known.get((source.sha256, split)) or self._found(source.sha256, split)
+            if found:
+                self.known[source.sha256, split] = found
+            else:
+                missing.append(_job(source, split))
+        done, total = len(wanted) - len(missing), len(wanted)
+        report(Progress("shards", done, total, "images", "encoding"))
+        if missing:
+            for count in self.run_parts(self._orders(missing)):
+                done += count
+                report(Progress("shards", done, total, "images", "encoding"))
+        for job in missing:
+            part = self._part(job.sha256, job.split)
+            if part is None:
+                raise CodecmillError(f"{job.path} is not encoded, though no process failed. Run again.")
+            self.known[job.sha256, job.split] = part
+
+    def _found(self, sha256: str, split: Split) -> Part | SourceRow | None:
+        useless = self.earlier.useless(sha256, split)
+        if useless:
+            return Part(sha256, split, status=useless[0], reason=useless[1])
+        return self.earlier.row(sha256, split) or self._part(sha256, split)
+
+    def _part(self, sha256: str, split: Split) -> Part | None:
+        """Without its spans, which are read again when they are needed: a large set has millions."""
+        part = read_part(self.parts, sha256, split)
+        return replace(part, spans=[]) if part else None
+
+    def _orders(self, jobs: list[Job]) -> list[EncodingOrder]:
+        """Small enough to keep all workers busy to the end, large enough to be worth a task."""
+        size = min(LARGEST_ORDER, math.ceil(len(jobs) / (4 * self.data.workers)))
+        settings = PatchSettings(
+            patch_size=self.data.patch_size,
+            patches=self.data.patches,
+            max_patches_per_image=self.data.max_patches_per_image,
+            min_detail=self.data.min_detail,
+            small_images=self.data.small_images,
+            background=self.data.background,
+            seed=self.seed,
+        )
+        starts = range(0, len(jobs), size)
+        return [EncodingOrder(folder=self.parts, settings=settings, jobs=tuple(jobs[i : i + size])) for i in starts]
+
+    def _check_broken(self) -> None:
+        broken = [row for row in self.set_aside if row.status == "broken"]
+        if len(broken) <= self.data.max_bad_fraction * self.files:
+            return
+        listed = [f"{row.path}: {row.reason}" for row in broken[:LISTED]]
+        more = [f"and {len(broken) - LISTED} more"] if len(broken) > LISTED else []
+        raise CodecmillError(
+            f"{len(broken)} of {self.files} images are broken, and data.max_bad_fraction "
+            f"{self.data.max_bad_fraction:g} allows fewer. Repair or remove them, or raise it:\n  "
+            + "\n  ".join(listed + more)
+        )
+
+
+def _job(source: Source, split: Split) -> Job:
+    return Job(
+        sha256=source.sha256,
+        split=split,
+        path=source.path,
+        image_sha256=source.image_sha256,
+        mask=source.mask,
+        mask_sha256=source.mask_sha256,
+    )

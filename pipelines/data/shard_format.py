@@ -1,0 +1,211 @@
+"""What lies in a shard set: the manifest, the index and the list of sources beside each tar, and their names."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import features
+from pydantic import Field, ValidationError
+
+from pipelines.config import RunConfig, Section
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import read_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CODECS = ("pil", "zlib", "zlib_ng", "jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "littlecms2")
+
+SPAN = np.dtype(
+    [
+        (name, "<u8")
+        for name in (
+            "offset",
+            "size",
+            "json_offset",
+            "json_size",
+            "mask_offset",
+            "mask_size",
+            "image_offset",
+            "image_size",
+            "crc32",
+        )
+    ]
+)
+"""A row of an index (.npy format, little-endian), one a sample in the order of the tar, in bytes.
+
+`offset` and `size` are the sample's span in the tar, tar headers included; the other offsets count from its start; a
+mask of size 0 is none; `crc32` (zlib's) is the whole span's checksum.
+"""
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A source that gave samples: a line of `.sources.jsonl`, in the order in which their samples lie in the tar.
+
+    Attributes:
+        sha256: of the source (see `hashing.Source`).
+        bytes, width, height: of the image's file, and of the upright image in pixels.
+        tar_bytes: length of its samples in the tar.
+        pixels, sums, squares: number of stored pixels, and a channel's sum of levels and of squared levels (0 to 255).
+        pixels_sha256: of size and pixels of a whole test image, of nothing else.
+    """
+
+    path: str
+    mask: str | None
+    sha256: str
+    image_sha256: str
+    mask_sha256: str | None
+    bytes: int
+    width: int
+    height: int
+    status: Literal["used"]
+    samples: int
+    tar_bytes: int
+    pixels: int
+    sums: list[int]
+    squares: list[int]
+    pixels_sha256: str | None
+
+
+class ShardRow(Section):
+    """One tar of a shard set; `inputs` names what went into it: equal inputs, equal bytes."""
+
+    name: str
+    split: Split
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+    index_bytes: int
+    sources_sha256: str
+    sources_bytes: int
+    inputs: str
+
+    @property
+    def tar(self) -> str:
+        return f"{self.name}.tar"
+
+    @property
+    def index(self) -> str:
+        return f"{self.name}.index"
+
+    @property
+    def sources(self) -> str:
+        return f"{self.name}.sources.jsonl"
+
+    def files(self) -> list[tuple[str, int, str]]:
+        """Name, size in bytes and sha256 of each file of this shard."""
+        return [
+            (self.tar, self.bytes, self.sha256),
+            (self.index, self.index_bytes, self.index_sha256),
+            (self.sources, self.sources_bytes, self.sources_sha256),
+        ]
+
+
+class SetAsideRow(Section):
+    """A file that gave no sample, and why."""
+
+    path: str
+    status: Literal["skipped", "duplicate", "broken"]
+    reason: str
+    sha256: str | None
+
+
+class Manifest(Section):
+    """All about a shard set; it is written last, so that where it is, everything is."""
+
+    format_version: int
+    fingerprint: str
+    settings: dict[str, Any]
+    settings_digest: str
+    versions: dict[str, str | None]
+    shards: list[ShardRow]
+    set_aside: list[SetAsideRow]
+    sources: dict[Split, int] = Field(description="Sources that gave samples, by split")
+    samples: dict[Split, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    test_set_sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest in a folder.
+
+        Raises:
+            CodecmillError: it is missing, damaged or of another version.
+        """
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise CodecmillError(f"{folder} is no shard set: it has no {MANIFEST}. Make it with: codecmill shards")
+        value = read_json(file)
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise CodecmillError(
+                f"{file} has format version {version}, but this codecmill reads {FORMAT_VERSION}. "
+                "Make the shard set anew with: codecmill shards"
+            )
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CodecmillError(
+                f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}. "
+                f"Delete {folder} and run: codecmill shards"
+            ) from error
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The choices that shape a shard set; others (normalisation, workers, paths, draws) leave it as it is."""
+    data = config.data
+    return {
+        "patch_size": data.patch_size,
+        "patches": data.patches,
+        "max_patches_per_image": data.max_patches_per_image,
+        "min_detail": data.min_detail,
+        "small_images": data.small_images,
+        "background": list(data.background),
+        "validation_fraction": data.validation_fraction,
+        "test_fraction": data.test_fraction,
+        "max_shard_mib": data.max_shard_mib,
+        "seed": config.seed if data.patches == "random" else None,
+    }
+
+
+def codec_versions() -> dict[str, str | None]:
+    """Pillow and the libraries that decide on decoded pixels and on the bytes of a PNG."""
+    return {codec: features.version(codec) for codec in CODECS}
+
+
+def canonical(value: Any) -> bytes:
+    """JSON of which equal values have equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def write_sources(file: Path, rows: Iterable[SourceRow]) -> None:
+    file.write_bytes(b"".join(canonical(asdict(row)) + b"\n" for row in rows))
+
+
+def read_sources(file: Path) -> Iterator[SourceRow]:
+    with file.open("rb") as lines:
+        for line in lines:
+            yield SourceRow(**json.loads(line))
+
+
+def is_whole(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_index(file: Path, spans: np.ndarray) -> None:
+    with file.open("wb") as stream:
+        np.lib.format.write_array(stream, spans, allow_pickle=False)

@@ -1,0 +1,179 @@
+"""A finished shard set: its samples, each checked when it is read."""
+
+import hashlib
+import io
+import json
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines.data.images import Normalization
+from pipelines.data.shard_format import SPAN, SPLITS, Manifest, ShardRow, SourceRow, Split, file_sha256, read_sources
+from pipelines.errors import CodecmillError
+
+OPEN_SHARDS = 128
+"""Shards kept open at a time by one set: more than the default shuffle window, far fewer than a process may open."""
+
+
+class Sample(NamedTuple):
+    """One sample as it is stored: PNG bytes of the image and of the mask, and what its JSON says."""
+
+    key: str
+    image: bytes
+    mask: bytes | None
+    info: dict[str, Any]
+
+
+class _OpenShard:
+    """A tar's descriptor and its index. Reading by `pread` meets a file cut short with an error, not with SIGBUS."""
+
+    def __init__(self, descriptor: int, index: np.ndarray):
+        self.descriptor = descriptor
+        self.index = index
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+class ShardSet:
+    """A complete shard set on disk; may be read from several threads."""
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+        self._rows = {split: [row for row in manifest.shards if row.split == split] for split in SPLITS}
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path) -> "ShardSet":
+        """Open the set in a folder, after a look at the size of every file.
+
+        Raises:
+            CodecmillError: the manifest or a file is missing, damaged or of another size.
+        """
+        manifest = Manifest.read(path)
+        for row in manifest.shards:
+            for name, size, _ in row.files():
+                _check_size(path / name, size)
+        return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    @property
+    def measured(self) -> Normalization:
+        """Mean and standard deviation of the training split."""
+        return Normalization(self.manifest.mean, self.manifest.std)
+
+    @property
+    def test_set_sha256(self) -> str:
+        """Names the pixels of the test split; two sets with the same one can be compared."""
+        return self.manifest.test_set_sha256
+
+    def rows(self, split: Split) -> list[ShardRow]:
+        """The shards of a split."""
+        return self._rows[split]
+
+    def counts(self, split: Split) -> list[int]:
+        """Samples of each shard of a split."""
+        return [row.samples for row in self.rows(split)]
+
+    def sources(self, split: Split) -> Iterator[SourceRow]:
+        """The sources of a split, in stored order."""
+        for row in self.rows(split):
+            yield from read_sources(self.path / row.sources)
+
+    def samples(self, split: Split) -> Iterator[Sample]:
+        """All samples of a split, in stored order."""
+        for shard, count in enumerate(self.counts(split)):
+            for index in range(count):
+                yield self.read(split, shard, index)
+
+    def read(self, split: Split, shard: int, index: int) -> Sample:
+        """One sample, its checksum compared.
+
+        Raises:
+            CodecmillError: what is read is not what was written; names the shard and the sample.
+        """
+        row = self.rows(split)[shard]
+        opened = self._opened(row)
+        span = opened.index[index]
+        try:
+            content = os.pread(opened.descriptor, int(span["size"]), int(span["offset"]))
+        except OSError as error:
+            raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
+        if len(content) != span["size"] or zlib.crc32(content) != span["crc32"]:
+            raise CodecmillError(
+                f"Sample {index} of {self.path / row.tar} is damaged: its checksum is not that of what was written. "
+                "Delete the file and run: codecmill shards"
+            )
+        key = content[:100].partition(b".")[0].decode()
+        mask = _member(content, span, "mask") or None
+        return Sample(key, _member(content, span, "image"), mask, json.loads(_member(content, span, "json")))
+
+    def _opened(self, row: ShardRow) -> _OpenShard:
+        with self._lock:
+            if row.name in self._open:
+                self._open.move_to_end(row.name)
+            else:
+                self._open[row.name] = self._open_shard(row)
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            return self._open[row.name]
+
+    def _open_shard(self, row: ShardRow) -> _OpenShard:
+        try:
+            content = (self.path / row.index).read_bytes()
+            descriptor = os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CodecmillError(
+                f"{error.filename} cannot be opened: {error.strerror}. Run: codecmill shards"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != row.index_sha256:
+            os.close(descriptor)
+            raise CodecmillError(
+                f"{self.path / row.index} is damaged: its sha256 is not the manifest's. "
+                "Delete the file and run: codecmill shards"
+            )
+        return _OpenShard(descriptor, np.load(io.BytesIO(content), allow_pickle=False).astype(SPAN))
+
+    def verify(self) -> list[str]:
+        """Read everything; returns what is wrong, a sentence each."""
+        problems = []
+        for row in self.manifest.shards:
+            for name, size, sha256 in row.files():
+                try:
+                    _check_size(self.path / name, size)
+                    if file_sha256(self.path / name) != sha256:
+                        problems.append(f"{self.path / name} is damaged: its sha256 is not the manifest's.")
+                except OSError as error:
+                    problems.append(f"{self.path / name} cannot be read: {error.strerror}.")
+                except CodecmillError as error:
+                    problems.append(str(error))
+        return problems
+
+
+def _check_size(file: Path, size: int) -> None:
+    try:
+        found = file.stat().st_size
+    except OSError as error:
+        raise CodecmillError(
+            f"{file} cannot be read: {error.strerror}. Make it again with: codecmill shards"
+        ) from error
+    if found != size:
+        raise CodecmillError(
+            f"{file} has {found} bytes, but the manifest says {size}. Make it again with: codecmill shards"
+        )
+
+
+def _member(content: bytes, span: np.void, name: str) -> bytes:
+    start = int(span[f"{name}_offset"])
+    return content[start : start + int(span[f"{name}_size"])]

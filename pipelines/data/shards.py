@@ -1,0 +1,254 @@
+"""From a folder of images to a shard set, named by all that went into it: the same inputs make the same bytes."""
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.config import RunConfig
+from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
+from pipelines.data.earlier_sets import EarlierSets
+from pipelines.data.encoding import Part, part_files, read_part
+from pipelines.data.encoding_worker import run_here, run_in_processes
+from pipelines.data.hashing import Source, identify
+from pipelines.data.settling import RunParts, Settled, Settling
+from pipelines.data.shard_format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SPAN,
+    SPLITS,
+    Manifest,
+    SetAsideRow,
+    ShardRow,
+    SourceRow,
+    canonical,
+    codec_versions,
+    is_whole,
+    settings_of,
+)
+from pipelines.data.shard_set import ShardSet
+from pipelines.data.sources import SetAside, find_sources
+from pipelines.data.splitting import group
+from pipelines.errors import BusyError, CodecmillError
+from pipelines.progress import Progress, report
+from pipelines.run_directory import Root, lock, sync_folder, write_json
+
+LONGEST_WAIT = 7 * 24 * 3600.0
+"""Seconds to wait for another process that makes the same set."""
+
+SMALLEST_STD = 0.5 / 255
+"""For a channel that hardly changes: half a level, so that normalising with it stays finite."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A shard set to be made: what goes in, what it is called, and where it lies."""
+
+    config: RunConfig
+    sources: dict[str, Source]
+    set_aside: tuple[SetAside, ...]
+    files: int
+    settings: dict[str, Any]
+    settings_digest: str
+    fingerprint: str
+    shards: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.shards / self.fingerprint[:16]
+
+    @property
+    def working(self) -> Path:
+        return self.shards / f".tmp-{self.fingerprint[:16]}"
+
+    @property
+    def parts(self) -> Path:
+        return self.working / "parts"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.shards / f".tmp-{self.fingerprint[:16]}.lock"
+
+
+def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> ShardSet:
+    """Make the shard set of a config, or find it made.
+
+    What an interrupted call has encoded is used; so is what an earlier set under the same root holds already. A damaged
+    shard (a file missing or of another size) is made again, and no other.
+
+    Args:
+        run_parts: what encodes in parallel; by default `data.workers` processes.
+
+    Raises:
+        InputError: no image is found, or too few for the splits.
+        CodecmillError: more images than `data.max_bad_fraction` are broken, or one changes meanwhile.
+    """
+    plan = make_plan(config)
+    if not _is_complete(plan.folder):
+        with _alone(plan):
+            if not _is_complete(plan.folder):
+                if not _is_complete(plan.working):
+                    _make(plan, run_parts or _default_runner(config.data.workers))
+                _publish(plan)
+    return ShardSet.open(plan.folder)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Find and hash the sources, and name the set that they make."""
+    shards = Root(config.root.absolute()).shards
+    shards.mkdir(parents=True, exist_ok=True)
+    found = find_sources(config)
+    sources, set_aside = identify(found, shards / "hash-cache.json", config.data.workers)
+    settings = settings_of(config)
+    made_by = {"format_version": FORMAT_VERSION, "settings": settings, "versions": codec_versions()}
+    settings_digest = hashlib.sha256(canonical(made_by)).hexdigest()
+    hashes = [source.sha256 for source in sources]
+    return Plan(
+        config=config,
+        sources=dict(zip(hashes, sources, strict=True)),
+        set_aside=tuple(set_aside),
+        files=len(found.images) + len(found.set_aside),
+        settings=settings,
+        settings_digest=settings_digest,
+        fingerprint=hashlib.sha256(canonical([settings_digest, hashes])).hexdigest(),
+        shards=shards,
+    )
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = Manifest.read(folder)
+    return all(is_whole(folder / name, size) for shard in manifest.shards for name, size, _ in shard.files())
+
+
+@contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    what = f"Shard set {plan.fingerprint[:16]}"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(plan.lock_file, what, wait=0.0))
+        except BusyError:
+            message = "waiting for another process that makes the same shard set"
+            report(Progress("shards", 0, plan.files, "images", message))
+            stack.enter_context(lock(plan.lock_file, what, LONGEST_WAIT))
+        yield
+
+
+def _default_runner(workers: int) -> RunParts:
+    return run_here if workers == 1 else partial(run_in_processes, workers=workers)
+
+
+def _make(plan: Plan, run_parts: RunParts) -> None:
+    """Fill the working folder: parts, then shards, then the manifest."""
+    plan.parts.mkdir(parents=True, exist_ok=True)
+    earlier = EarlierSets(plan.shards, plan.settings_digest, verify=plan.folder.exists())
+    settling = Settling(
+        pool=dict(plan.sources),
+        set_aside=list(plan.set_aside),
+        files=plan.files,
+        data=plan.config.data,
+        seed=plan.settings["seed"],
+        parts=plan.parts,
+        earlier=earlier,
+        run_parts=run_parts,
+    )
+    settled = settling.settle()
+    rows = _shards(plan, settled, earlier)
+    write_json(plan.working / MANIFEST, _manifest(plan, settled, rows).model_dump(mode="json"))
+
+
+def _shards(plan: Plan, settled: Settled, earlier: EarlierSets) -> list[ShardRow]:
+    groups: list[tuple[Outline, list[str]]] = []
+    for split in SPLITS:
+        members = [sha256 for sha256, of in settled.splits.items() if of == split]
+        sizes = {sha256: settled.known[sha256].pixels * (4 if plan.sources[sha256].mask else 3) for sha256 in members}
+        for place, hashes in group(sizes, plan.config.data.max_shard_mib * 2**20).items():
+            inputs = inputs_digest(plan.settings_digest, split, hashes)
+            groups.append((Outline(f"{split}-{place}", split, inputs), hashes))
+    rows = []
+    for outline, hashes in groups:
+        report(Progress("shards", len(rows), len(groups), "shards", f"writing {outline.name}.tar"))
+        found = earlier.shard(outline.inputs)
+        if found:
+            sources = [_source_row(plan.sources[sha256], settled.known[sha256]) for sha256 in hashes]
+            rows.append(link_shard(plan.working, outline, sources, *found))
+        else:
+            pieces = [_piece(plan, settled, earlier, outline, sha256) for sha256 in hashes]
+            rows.append(write_shard(plan.working, outline, pieces))
+    report(Progress("shards", len(rows), len(groups), "shards", "written"))
+    return rows
+
+
+def _piece(plan: Plan, settled: Settled, earlier: EarlierSets, outline: Outline, sha256: str) -> Piece:
+    known = settled.known[sha256]
+    row = _source_row(plan.sources[sha256], known)
+    if isinstance(known, SourceRow):
+        return Piece(row, *earlier.samples(sha256, outline.split))
+    file, _ = part_files(plan.parts, sha256, outline.split)
+    part = read_part(plan.parts, sha256, outline.split)
+    if part is None:
+        raise CodecmillError(f"{file} has vanished while the shards were being made. Run again.")
+    return Piece(row, file, np.array([tuple(span) for span in part.spans], dtype=SPAN))
+
+
+def _source_row(source: Source, known: Part | SourceRow) -> SourceRow:
+    figures = ("width", "height", "samples", "tar_bytes", "pixels", "sums", "squares", "pixels_sha256")
+    return SourceRow(**asdict(source), status="used", **{name: getattr(known, name) for name in figures})
+
+
+def _manifest(plan: Plan, settled: Settled, rows: list[ShardRow]) -> Manifest:
+    known = {split: [settled.known[s] for s, of in settled.splits.items() if of == split] for split in SPLITS}
+    mean, std = _moments(known["train"])
+    tested = sorted(str(part.pixels_sha256) for part in known["test"])
+    set_aside = sorted(settled.set_aside, key=lambda row: (row.path, row.status))
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        fingerprint=plan.fingerprint,
+        settings=plan.settings,
+        settings_digest=plan.settings_digest,
+        versions=codec_versions(),
+        shards=rows,
+        set_aside=[SetAsideRow(**asdict(row)) for row in set_aside],
+        sources={split: len(known[split]) for split in SPLITS},
+        samples={split: sum(part.samples for part in known[split]) for split in SPLITS},
+        mean=mean,
+        std=std,
+        test_set_sha256=hashlib.sha256(canonical(tested)).hexdigest(),
+    )
+
+
+def _moments(parts: Sequence[Part | SourceRow]) -> tuple[Any, Any]:
+    """Mean and standard deviation of each channel on the scale 0 to 1, from exact integer sums."""
+    pixels = sum(part.pixels for part in parts)
+    means, deviations = [], []
+    for channel in range(3):
+        total = sum(part.sums[channel] for part in parts)
+        squares = sum(part.squares[channel] for part in parts)
+        means.append(total / (255 * pixels))
+        variance = (pixels * squares - total * total) / (255 * pixels) ** 2
+        deviations.append(max(math.sqrt(variance), SMALLEST_STD))
+    return tuple(means), tuple(deviations)
+
+
+def _publish(plan: Plan) -> None:
+    """Show the set whole: rename its folder, or, where a damaged one is in the way, its files, the manifest last."""
+    if plan.parts.exists():
+        shutil.rmtree(plan.parts)
+    sync_folder(plan.working)
+    if plan.folder.exists():
+        names = sorted((file.name for file in plan.working.iterdir()), key=lambda name: (name == MANIFEST, name))
+        for name in names:
+            (plan.working / name).replace(plan.folder / name)
+        sync_folder(plan.folder)
+        shutil.rmtree(plan.working)  # renaming a file onto another link of itself leaves both
+    else:
+        plan.working.rename(plan.folder)
+    sync_folder(plan.shards)

@@ -1,0 +1,212 @@
+"""A model against pictures: reconstruct, measure, and leave figures, pictures and a report in a folder."""
+
+import csv
+import io
+import operator
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.config import EvaluationConfig
+from pipelines.data.images import ImageError, Normalization
+from pipelines.errors import CodecmillError, InputError
+from pipelines.evaluation.metrics import Quality, compare, means
+from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
+from pipelines.evaluation.report import html
+from pipelines.evaluation.results import (
+    PICTURES,
+    REPORT,
+    RESULT,
+    TABLE,
+    Broken,
+    Evaluation,
+    ImageRow,
+    printable,
+    read_evaluation,
+)
+from pipelines.evaluation.tiling import receptive_radius, reconstruct_tiled
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.progress import Progress, report
+from pipelines.run_directory import sync_folder, write_bytes, write_json
+
+__all__ = ["Evaluation", "evaluate", "read_evaluation", "reconstruct", "score"]
+
+NamedImage = tuple[str, Image.Image | ImageError]
+"""What a picture is called, and the picture (mode RGB) or why it could not be read."""
+
+
+def evaluate(
+    model: Autoencoder,
+    normalization: Normalization,
+    images: Iterable[NamedImage],
+    folder: Path,
+    config: EvaluationConfig,
+    about: Mapping[str, Any],
+) -> Evaluation:
+    """Evaluate a model, on the device and in the type of its weights, and write everything into `folder`.
+
+    All is built beside the folder and renamed at the end, in place of what may lie there: nobody sees half of it.
+
+    Args:
+        images: read one at a time; an `ImageError` in the place of a picture is reported, and the rest goes on.
+        config: the size of tiles, and of how many images pictures are written: the worst and the best.
+        about: JSON values that say what is evaluated; `run`, `step` and what else `report.LABELS` knows.
+
+    Raises:
+        InputError: there was no image that could be read.
+        CodecmillError: the model's output is not finite.
+    """
+    started = time.monotonic()
+    about = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **about}
+    with _built(folder) as building:
+        album = _Album(building / PICTURES, config.pictures)
+        rows: list[ImageRow] = []
+        broken: list[Broken] = []
+        for name, original, reconstruction, quality in _reconstructions(model, normalization, images, config, broken):
+            rows.append(ImageRow(name, *original.size, quality.psnr, quality.ms_ssim, None))
+            album.offer(len(rows) - 1, rows[-1], original, reconstruction)
+        kept = album.kept
+        images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        seconds = time.monotonic() - started
+        result = Evaluation(folder, about, parameters, seconds, images_with_pictures, tuple(broken))
+        write_bytes(building / TABLE, _csv(result).encode("utf-8"))
+        write_bytes(building / REPORT, html(result, album.previews).encode("utf-8"))
+        write_json(building / RESULT, result.as_json())
+    return result
+
+
+def score(
+    model: Autoencoder, normalization: Normalization, images: Iterable[NamedImage], config: EvaluationConfig
+) -> dict[str, float]:
+    """Only the means, as `Evaluation.means` has them; nothing is written.
+
+    Raises:
+        InputError: there was no image that could be read.
+        CodecmillError: the model's output is not finite.
+    """
+    return means(quality for *_, quality in _reconstructions(model, normalization, images, config, []))
+
+
+@torch.inference_mode()
+def reconstruct(model: Autoencoder, normalization: Normalization, image: Image.Image, tile_size: int) -> Image.Image:
+    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels.
+
+    Raises:
+        CodecmillError: the model's output is not finite.
+    """
+    weight = next(model.parameters())
+
+    def through_model(pixels: Tensor) -> Tensor:
+        x = normalization.normalize(pixels.to(weight.device).to(weight.dtype) / 255)
+        y = normalization.denormalize(model(x).image)
+        if not y.isfinite().all():
+            raise CodecmillError(
+                "The model's output is not finite: its training has diverged. "
+                "Train again with a smaller training.learning_rate, or evaluate an earlier checkpoint."
+            )
+        return (y.double().clamp(0, 1) * 255).round().byte().cpu()
+
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    overlap = 0
+    if max(image.size) > tile_size:
+        probe = weight.new_zeros(1, 3, model.stride, model.stride)
+        overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
+    output = reconstruct_tiled(through_model, pixels, tile_size, overlap, model.stride)
+    return Image.fromarray(output[0].permute(1, 2, 0).contiguous().numpy())
+
+
+def _reconstructions(
+    model: Autoencoder,
+    normalization: Normalization,
+    images: Iterable[NamedImage],
+    config: EvaluationConfig,
+    broken: list[Broken],
+) -> Iterator[tuple[str, Image.Image, Image.Image, Quality]]:
+    """Name, original, reconstruction and figures of each image that can be read; `broken` takes the others."""
+    total = operator.length_hint(images)
+    was_training = model.training
+    model.eval()
+    done = 0
+    try:
+        for place, (name, original) in enumerate(images, 1):
+            if isinstance(original, ImageError):
+                broken.append(Broken(name, str(original)))
+                continue
+            reconstruction = reconstruct(model, normalization, original, config.tile_size)
+            quality = compare(original, reconstruction)
+            yield name, original, reconstruction, quality
+            done += 1
+            report(Progress("evaluation", place, total, "images", printable(name), {"psnr": quality.psnr}))
+    finally:
+        model.train(was_training)
+    if not done:
+        reason = f" {broken[0].reason}" if broken else ""
+        raise InputError(f"There is no image to evaluate.{reason} Name others with --evaluation.images.")
+
+
+class _Album:
+    """The pictures of the worst and the best images so far; what drops out of both is removed again."""
+
+    def __init__(self, folder: Path, size: int):
+        self.folder = folder
+        self.worst = size - size // 2
+        self.best = size // 2
+        self.previews: dict[str, Previews] = {}
+        self.kept: dict[int, str] = {}
+        self._psnr: dict[int, float] = {}
+
+    def offer(self, number: int, row: ImageRow, original: Image.Image, reconstruction: Image.Image) -> None:
+        """Write the pictures of an image if it belongs here."""
+        ranked = sorted([*self._psnr.items(), (number, row.psnr)], key=lambda item: item[1])
+        stays = dict(ranked[: self.worst] + ranked[max(self.worst, len(ranked) - self.best) :])
+        if number in stays:
+            name = folder_name(number + 1, row.name)
+            self.previews[name] = write_pictures(self.folder / name, original, reconstruction)
+            self.kept[number] = name
+        for former in [other for other in self.kept if other not in stays]:
+            name = self.kept.pop(former)
+            del self.previews[name]
+            shutil.rmtree(self.folder / name)
+        self._psnr = stays
+
+
+@contextmanager
+def _built(folder: Path) -> Iterator[Path]:
+    """A folder to build in, renamed to `folder` at the end; removed if the building fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_behind in folder.parent.glob(f".tmp-{folder.name}-*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    building = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    former = folder.with_name(f".tmp-{folder.name}-former-{os.getpid()}")
+    building.mkdir()
+    try:
+        yield building
+        if folder.exists():
+            folder.rename(former)
+        building.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _csv(evaluation: Evaluation) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["image", "width", "height", "psnr_db", "ms_ssim", "pictures"])
+    for row in evaluation.images:
+        index = "" if row.ms_ssim is None else f"{row.ms_ssim:.6f}"
+        writer.writerow([printable(row.name), row.width, row.height, f"{row.psnr:.4f}", index, row.pictures or ""])
+    return file.getvalue()

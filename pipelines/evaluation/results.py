@@ -1,0 +1,156 @@
+"""What an evaluation found, as values and as `evaluation.json`."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipelines.errors import CodecmillError
+from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
+from pipelines.evaluation.pictures import ERROR_FACTOR
+from pipelines.run_directory import read_json
+
+FORMAT_VERSION = 1
+RESULT = "evaluation.json"
+REPORT = "report.html"
+TABLE = "metrics.csv"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One evaluated picture.
+
+    Attributes:
+        name: as it was given.
+        width, height: in pixels.
+        psnr: in dB, at most `metrics.LARGEST_PSNR`.
+        ms_ssim: None where a side is under `metrics.SMALLEST_SIDE` pixels.
+        pictures: the folder of its pictures, below the evaluation's; None where none were written.
+    """
+
+    name: str
+    width: int
+    height: int
+    psnr: float
+    ms_ssim: float | None
+    pictures: str | None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A complete evaluation on disk.
+
+    Attributes:
+        folder: where its files are.
+        about: what was evaluated and where it comes from: run, step, digests, ...; JSON values.
+        parameters: of the model, a count.
+        seconds: that the evaluation took.
+        images: in the order in which they were given.
+        broken: what could not be read.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    parameters: int
+    seconds: float
+    images: tuple[ImageRow, ...]
+    broken: tuple[Broken, ...]
+
+    @property
+    def step(self) -> int:
+        return int(self.about.get("step", 0))
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+    @property
+    def means(self) -> dict[str, float]:
+        """`psnr` in dB, and `ms_ssim` over the images that have one; left out where none has."""
+        return means(Quality(row.psnr, row.ms_ssim) for row in self.images)
+
+    @property
+    def ranked(self) -> list[ImageRow]:
+        """All images, the lowest PSNR first."""
+        return sorted(self.images, key=lambda row: row.psnr)
+
+    @property
+    def worst(self) -> ImageRow:
+        return self.ranked[0]
+
+    @property
+    def best(self) -> ImageRow:
+        return self.ranked[-1]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `evaluation.json`."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "step": self.step,
+            "psnr": self.means["psnr"],
+            "median_psnr": median(row.psnr for row in self.images),
+            "ms_ssim": self.means.get("ms_ssim"),
+            "definitions": {
+                "psnr": f"dB; {LARGEST_PSNR:g} stands for equal pictures and all nearer than that",
+                "ms_ssim": f"null where a side is under {SMALLEST_SIDE} pixels; the mean is over the others",
+                "error": f"absolute error times {ERROR_FACTOR}",
+            },
+            "about": self.about,
+            "parameters": self.parameters,
+            "seconds": round(self.seconds, 3),
+            "images": [asdict(row) for row in self.images],
+            "broken": [asdict(row) for row in self.broken],
+        }
+
+    def markdown(self) -> str:
+        """A summary for people, where only text is shown."""
+        lines = [f"# {code(str(self.about.get('run', 'Evaluation')))} at step {self.step:,}", ""]
+        lines += ["| | mean | worst | best |", "|---|---|---|---|"]
+        lines += [f"| PSNR | **{self.means['psnr']:.2f} dB** | {self.worst.psnr:.2f} dB | {self.best.psnr:.2f} dB |"]
+        indices = [row.ms_ssim for row in self.images if row.ms_ssim is not None]
+        if indices:
+            lines += [f"| MS-SSIM | **{self.means['ms_ssim']:.4f}** | {min(indices):.4f} | {max(indices):.4f} |"]
+        lines += [
+            "",
+            f"{len(self.images)} images; the worst is {code(self.worst.name)}, the best {code(self.best.name)}.",
+        ]
+        if self.broken:
+            lines += [f"{len(self.broken)} could not be read, such as {code(self.broken[0].name)}."]
+        return "\n".join([*lines, "", f"Report with pictures: {code(str(self.report.absolute()))}", ""])
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """The complete evaluation in a folder; None where there is none, or one that is damaged or of another version."""
+    try:
+        value = read_json(folder / RESULT)
+        if value["format_version"] != FORMAT_VERSION or not all((folder / name).is_file() for name in (REPORT, TABLE)):
+            return None
+        images = tuple(ImageRow(**row) for row in value["images"])
+        broken = tuple(Broken(**row) for row in value["broken"])
+        return Evaluation(folder, dict(value["about"]), value["parameters"], value["seconds"], images, broken)
+    except (CodecmillError, KeyError, TypeError, ValueError):
+        return None
+
+
+def printable(name: str) -> str:
+    """A file's name on one line: what cannot be shown, or would turn the line around, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name)
+
+
+def code(text: str) -> str:
+    """Untrusted text as Markdown code, also inside a table."""
+    shown = printable(text).replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"

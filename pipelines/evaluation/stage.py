@@ -1,0 +1,96 @@
+"""The evaluation of a run: its checkpoint, on its test split or on images of the user's, into a folder of its own."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipelines import checkpoints
+from pipelines.config import RunConfig
+from pipelines.data.images import ImageError, Normalization, decode_png, open_image
+from pipelines.data.shard_set import ShardSet
+from pipelines.data.sources import find_sources
+from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.run_directory import RunDirectory
+from pipelines.versions import git_commit
+from pipelines.weights import apply_weights, read_weights
+
+
+def evaluate_run(run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet) -> Evaluation:
+    """Evaluate a checkpoint and write the report; one that is there already is returned as it is."""
+    config = run.read_config()
+    folder = evaluation_folder(run, checkpoint.step, config)
+    about = {
+        "run": run.path.name,
+        "step": checkpoint.step,
+        "checkpoint_sha256": checkpoint.sha256,
+        "shard_set": shard_set.fingerprint,
+        "images": config.evaluation.images or "test split",
+        "test_set_sha256": None if config.evaluation.images else shard_set.test_set_sha256,
+        "normalization": checkpoint.manifest.normalization.model_dump(mode="json"),
+        "git_commit": git_commit(),
+    }
+    done = read_evaluation(folder)
+    if done is not None and done.about.get("checkpoint_sha256") == checkpoint.sha256:
+        return done
+    model, normalization = load(checkpoint)
+    return evaluate(model, normalization, images_of(config, shard_set), folder, config.evaluation, about)
+
+
+def evaluation_folder(run: RunDirectory, step: int, config: RunConfig) -> Path:
+    """Where the evaluation of a step lies: one for the test split, and one for each choice of other images."""
+    folder = run.evaluation(step)
+    if config.evaluation.images is None:
+        return folder
+    return folder.with_name(f"{folder.name}_{hashlib.sha256(config.evaluation.images.encode()).hexdigest()[:8]}")
+
+
+def score_on_test_split(checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, config: RunConfig) -> dict[str, float]:
+    """Only the mean metrics of a checkpoint, on the test split of a shard set; nothing is written."""
+    model, normalization = load(checkpoint)
+    return score(model, normalization, images_of(config, shard_set), config.evaluation)
+
+
+def load(checkpoint: checkpoints.Checkpoint) -> tuple[Autoencoder, Normalization]:
+    """The model of a checkpoint, ready to evaluate, and the constants that it was trained with."""
+    manifest = checkpoint.manifest
+    model = Autoencoder(manifest.model)
+    apply_weights(model, read_weights(checkpoint.path), strict=True, source=str(checkpoint.path))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().to(device), Normalization(manifest.normalization.mean, manifest.normalization.std)
+
+
+def images_of(config: RunConfig, shard_set: ShardSet) -> "NamedImages":
+    """The pictures that a config has evaluated: those of the user, else the test split's, whole and lossless."""
+    if config.evaluation.images is None:
+        stored = zip(shard_set.sources("test"), shard_set.samples("test"), strict=True)
+        named = ((Path(source.path).name, decode_png(sample.image)) for source, sample in stored)
+        return NamedImages(named, sum(shard_set.counts("test")))
+    data = config.data.model_copy(update={"images": config.evaluation.images, "masks": None})
+    found = find_sources(config.model_copy(update={"data": data})).images
+    return NamedImages(((image.path.name, _opened(image.path, config)) for image in found), len(found))
+
+
+def _opened(path: Path, config: RunConfig) -> Image.Image | ImageError:
+    try:
+        return open_image(path, config.data.background)
+    except ImageError as error:
+        return error
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Names and RGB pictures (or why one cannot be read), one at a time, and how many there are."""
+
+    pairs: Iterator[tuple[str, Image.Image | ImageError]]
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[str, Image.Image | ImageError]]:
+        return self.pairs
+
+    def __length_hint__(self) -> int:
+        return self.count

@@ -1,0 +1,95 @@
+"""A picture of any size through a network that wants multiples of its stride, in tiles that fit the memory."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Span(NamedTuple):
+    """A tile along one axis: it covers [start, stop), of which [keep_from, keep_to) enters the result."""
+
+    start: int
+    stop: int
+    keep_from: int
+    keep_to: int
+
+
+def reconstruct_tiled(model_fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, stride: int) -> Tensor:
+    """`model_fn` over a picture of any size.
+
+    The picture is padded at the bottom and right to multiples of the stride by repeating its last row and column, and
+    the result is cropped back. Up to `tile` in both directions it is one call. Above that it is cut into tiles that
+    share `overlap` pixels with their neighbours, and the results are cut in the middle of what is shared. With an
+    overlap of twice `receptive_radius` no kept pixel sees a tile's edge, so that nothing but rounding tells the result
+    from an untiled one.
+
+    Args:
+        model_fn: takes and returns (1, 3, h, w) with h and w multiples of `stride`; any type, any device.
+        x: (1, 3, H, W) of any type.
+        tile: largest side of a tile, in pixels; rounded up to a multiple of the stride.
+        overlap: pixels shared by neighbours, rounded up likewise; at most what leaves a tile one stride further on.
+        stride: pixels.
+
+    Returns:
+        (1, 3, H, W) of the type and on the device of what `model_fn` returns.
+    """
+    height, width = x.shape[2:]
+    result = torch.empty(0)
+    for rows in _spans(height, tile, overlap, stride):
+        for columns in _spans(width, tile, overlap, stride):
+            part = model_fn(_cut(x, rows, columns))
+            if not result.numel():
+                result = part.new_empty((*part.shape[:2], height, width))
+            result[:, :, rows.keep_from : rows.keep_to, columns.keep_from : columns.keep_to] = part[
+                :, :, _kept(rows), _kept(columns)
+            ]
+    return result
+
+
+def receptive_radius(model: nn.Module, x: Tensor) -> int:
+    """How far, at most, an output pixel of a convolutional model looks in each direction, in pixels.
+
+    The reaches of all convolutions (undilated) are added up: exact for a chain, too much for parallel branches.
+
+    Args:
+        x: what to call the model with to see its resolutions, (1, 3, H, W).
+    """
+    reach = 0.0
+
+    def add(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal reach
+        reach += (module.weight.shape[2] // 2) * x.shape[2] / inputs[0].shape[2]
+
+    hooks = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        with torch.inference_mode():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return round(reach)
+
+
+def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
+    """The tiles along an axis; the last one ends with the padded picture, so that all have one size."""
+    tile, overlap, padded = (-(-value // stride) * stride for value in (tile, overlap, length))
+    if padded <= tile:
+        return [Span(0, padded, 0, length)]
+    starts = [*range(0, padded - tile, max(stride, tile - overlap)), padded - tile]
+    cuts = [0, *((start + former + tile) // 2 for former, start in pairwise(starts)), length]
+    return [Span(start, start + tile, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
+
+
+def _cut(x: Tensor, rows: Span, columns: Span) -> Tensor:
+    """One tile, the edge repeated where it reaches beyond the picture."""
+    height, width = x.shape[2:]
+    y = torch.arange(rows.start, rows.stop, device=x.device).clamp(max=height - 1)
+    part = x[:, :, y, columns.start : min(columns.stop, width)]
+    return part[..., torch.arange(columns.stop - columns.start, device=x.device).clamp(max=part.shape[3] - 1)]
+
+
+def _kept(span: Span) -> slice:
+    return slice(span.keep_from - span.start, span.keep_to - span.start)

@@ -1,0 +1,66 @@
+"""A finished run's model in the registry, and whether it is the champion now."""
+
+import tempfile
+from pathlib import Path
+
+from pipelines import checkpoints, tracking
+from pipelines.config import Section
+from pipelines.data.shard_set import ShardSet
+from pipelines.promotion import Scores, decide
+from pipelines.run_directory import RunDirectory, lock, write_json
+
+
+class Registered(Section):
+    """`promotion.json`: the version, the alias that it was given, and why."""
+
+    version: int
+    alias: str
+    reason: str
+    checkpoint_sha256: str
+
+
+def register(
+    run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, metrics: dict[str, float], report: Path
+) -> Registered:
+    """Register a checkpoint with its test metrics, compare it with the champion, and keep the decision.
+
+    Args:
+        metrics: means over the test split: `psnr` in dB, `ms_ssim`.
+        report: the folder of the evaluation, which MLflow gets too.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached; the same again later does the rest.
+    """
+    tracking.log_folder(run, report, f"evaluation/{report.name}")
+    made = (report / "evaluation.json").stat().st_mtime
+    tracking.log_metrics(run, checkpoint.step, {f"test/{name}": value for name, value in metrics.items()}, made)
+    version = tracking.register_model(
+        run, checkpoint.path, checkpoint.sha256, shard_set.fingerprint, metrics, shard_set.test_set_sha256
+    )
+    # Two runs that end at once must not both find themselves better than the same former champion.
+    with lock(run.root.path / ".promotion.lock", "The choice of the champion", wait=600):
+        evaluation = run.read_config().evaluation
+        candidate = Scores(version, metrics, shard_set.test_set_sha256)
+        decision = decide(
+            candidate, _champion_scores(run, shard_set), evaluation.promotion_metric, evaluation.promotion_margin
+        )
+        tracking.promote(run, version, decision)
+    result = Registered(
+        version=version, alias=decision.alias, reason=decision.reason, checkpoint_sha256=checkpoint.sha256
+    )
+    write_json(run.promotion_file, result.model_dump(mode="json"))
+    return result
+
+
+def _champion_scores(run: RunDirectory, shard_set: ShardSet) -> Scores | None:
+    """The champion's scores on this test set; if it was evaluated on another, it is evaluated on this one first."""
+    champion = tracking.champion(run.root)
+    if champion is None or champion.scores.test_set_sha256 == shard_set.test_set_sha256:
+        return champion and champion.scores
+    from pipelines.evaluation.stage import score_on_test_split
+
+    with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
+        fetched = tracking.fetch_checkpoint(champion.source, run.root, Path(folder))
+        metrics = score_on_test_split(checkpoints.open_checkpoint(fetched), shard_set, run.read_config())
+    tracking.record_evaluation(run.root, champion.number, metrics, shard_set.test_set_sha256)
+    return Scores(champion.number, metrics, shard_set.test_set_sha256)

@@ -1,0 +1,38 @@
+"""The only room where MLflow is spoken: a view of the run directories that can be rebuilt from them.
+
+MLflow is imported when a function is called (1.3 s), never when this package is. All functions raise
+`TrackingUnavailable` when MLflow cannot be reached, and may be called again with nothing doubled. Those that take a run
+write its `mlflow_run.json`: call them from one process at a time, the holder of the run's lock.
+"""
+
+from pipelines.tracking.artifacts import log_checkpoint, log_folder, log_pictures
+from pipelines.tracking.connection import EXPERIMENT, TrackingUnavailable, ensure_database, tracking_uri
+from pipelines.tracking.fetching import fetch_checkpoint
+from pipelines.tracking.registry import MODEL, Version, champion, promote, record_evaluation, register_model
+from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal
+from pipelines.tracking.syncing import begin, sync
+
+__all__ = [
+    "EXPERIMENT",
+    "MODEL",
+    "TrackedRun",
+    "TrackingUnavailable",
+    "Version",
+    "begin",
+    "champion",
+    "ensure_database",
+    "fetch_checkpoint",
+    "log_checkpoint",
+    "log_folder",
+    "log_metrics",
+    "log_pictures",
+    "log_shard_set",
+    "open_run",
+    "promote",
+    "record_evaluation",
+    "register_model",
+    "set_status",
+    "ship_journal",
+    "sync",
+    "tracking_uri",
+]

@@ -1,0 +1,89 @@
+"""Files of a run that MLflow keeps: pictures that its image grid shows by step, checkpoints and reports."""
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines import checkpoints
+from pipelines.run_directory import RunDirectory, read_json
+from pipelines.tracking.connection import connected, patience_for
+from pipelines.tracking.marks import write_marks
+from pipelines.tracking.runs import opened
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger("codecmill.tracking")
+
+CHECKPOINTS = "checkpoints"
+_PICTURE = re.compile(r"step_(\d+)_([A-Za-z0-9_.-]+)\.png")
+
+
+def log_pictures(run: RunDirectory) -> int:
+    """Send the pictures `step_<step>_<what>.png` that MLflow does not have yet; returns how many.
+
+    MLflow's image grid has one row for each <what>, growing by step.
+    """
+    from PIL import Image
+
+    sent = 0
+    with connected(run.root) as client:
+        marks = opened(run)
+        names = sorted(path.name for path in run.pictures.glob("step_*.png")) if run.pictures.is_dir() else []
+        pending = [name for name in names if name not in marks.pictures]
+        known = _pictures_known(client, marks.run_id) if pending else set()
+        for name in pending:
+            match = _PICTURE.fullmatch(name)
+            if match is None:
+                continue
+            step, what = int(match[1]), match[2]
+            if (what, step) not in known:
+                path = run.pictures / name
+                try:
+                    with Image.open(path) as file:
+                        picture = file.copy()
+                except OSError as error:
+                    log.warning("%s is not sent to MLflow: %s", path, error)
+                    continue
+                made = path.stat().st_mtime_ns // 1_000_000
+                client.log_image(marks.run_id, picture, key=what, step=step, timestamp=made)
+                sent += 1
+            marks = marks.model_copy(update={"pictures": (*marks.pictures, name)})
+            write_marks(run, marks)
+    return sent
+
+
+def _pictures_known(client: "MlflowClient", run_id: str) -> set[tuple[str, int]]:
+    """Key and step of every picture that MLflow has whole: `log_image` writes the compressed twin last."""
+    pattern = re.compile(r"images/(.+)\+step\+(\d+)\+timestamp\+\d+\+[^+]+\+compressed\.webp")
+    matches = (pattern.fullmatch(file.path) for file in client.list_artifacts(run_id, "images"))
+    return {(match[1], int(match[2])) for match in matches if match}
+
+
+def log_checkpoint(run: RunDirectory, folder: Path) -> str:
+    """Send a checkpoint unless MLflow has it; returns its `runs:/` address.
+
+    Its manifest goes last, so that a checkpoint that was cut off on the way is never taken for one.
+    """
+    with connected(run.root) as client:
+        marks = opened(run)
+        where = f"{CHECKPOINTS}/{folder.name}"
+        files = read_json(folder / checkpoints.MANIFEST)["files"]
+        sha256 = files[checkpoints.WEIGHTS]["sha256"]
+        if marks.checkpoints.get(folder.name) != sha256:
+            for name in (*files, checkpoints.MANIFEST):
+                with patience_for((folder / name).stat().st_size):
+                    client.log_artifact(marks.run_id, str(folder / name), where)
+            sent = marks.checkpoints | {folder.name: sha256}
+            write_marks(run, marks.model_copy(update={"checkpoints": sent}))
+        return f"runs:/{marks.run_id}/{where}"
+
+
+def log_folder(run: RunDirectory, folder: Path, artifact_path: str) -> None:
+    """Send all files of a folder, such as an evaluation report; a repeat replaces them."""
+    with connected(run.root) as client:
+        marks = opened(run)
+        largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+        with patience_for(largest):
+            client.log_artifacts(marks.run_id, str(folder), artifact_path)

@@ -1,0 +1,175 @@
+"""How MLflow is reached: which one, quietly, quickly, and with errors that a user can act on."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import Root, lock, sync_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "codecmill"
+REQUEST_SECONDS = 5
+"""How long an unresponsive server is waited for, twice at most."""
+SLOWEST_UPLOAD = 1_000_000
+"""Bytes a second below which a server counts as hanging."""
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # It logs what it raises as well, with traceback and SQL; what it raises is told in one sentence.
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    _TIMEOUT: str(REQUEST_SECONDS),
+}
+
+
+class TrackingUnavailable(CodecmillError):
+    """MLflow does not answer at the moment; the same call may succeed later, and nothing is lost until then."""
+
+    may_pass = True
+
+
+def tracking_uri(root: Root) -> str:
+    """Where MLflow is: `MLFLOW_TRACKING_URI` if it is set, else a SQLite file under the root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_database(root)
+
+
+def _own_database(root: Root) -> str:
+    return f"sqlite:///{root.mlflow_database.absolute()}"
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and stored."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)).geturl()
+
+
+@contextmanager
+def connected(root: Root) -> Iterator["MlflowClient"]:
+    """A client for the root's MLflow; what MLflow raises inside becomes one sentence.
+
+    Raises:
+        TrackingUnavailable: it cannot be reached, is overloaded, or its database is locked.
+        CodecmillError: it refused, or an artifact could not be written.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri = tracking_uri(root)
+    try:
+        if uri == _own_database(root):
+            _make_database(root)
+        yield _client(uri)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise _explained(error, without_password(uri)) from error
+
+
+def ensure_database(root: Root) -> None:
+    """Make the root's own database, if that is what MLflow uses and it is missing: before a server is started on it."""
+    with connected(root):
+        pass
+
+
+def _make_database(root: Root) -> None:
+    """Make the root's own database if it has none; a crash at any moment leaves it whole or absent.
+
+    MLflow makes its tables in place, in many steps and without a lock: two processes at once, or a kill in the middle,
+    leave a database that never opens again ("duplicate column name").
+    """
+    final = root.mlflow_database
+    if final.exists():
+        return
+    root.path.mkdir(parents=True, exist_ok=True)
+    with lock(root.path / ".mlflow.lock", f"The making of {final}", wait=120):
+        if final.exists():
+            return
+        building = final.with_name(f".tmp-{final.name}-{uuid4().hex}")
+        try:
+            _client(f"sqlite:///{building.absolute()}")
+            building.replace(final)
+        finally:
+            building.unlink(missing_ok=True)
+    sync_folder(root.path)
+
+
+def _client(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    with warnings.catch_warnings():
+        # MLflow 3.17 maps its tables with a loader that SQLAlchemy 2.1 deprecates, once, on import of its store.
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
+        return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: "MlflowClient", root: Root) -> str:
+    """The experiment 'codecmill', created by whoever comes first."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        # A server places artifacts itself; a bare database would put them below the working directory.
+        is_server = tracking_uri(root).startswith(("http://", "https://"))
+        location = None if is_server else root.mlflow_artifacts.absolute().as_uri()
+        try:
+            return client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        raise CodecmillError(f"MLflow says that the experiment '{EXPERIMENT}' exists, but does not show it.")
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
+
+
+@contextmanager
+def patience_for(size: int) -> Iterator[None]:
+    """Give a server time to store `size` bytes before it counts as hanging, unless the user chose a timeout."""
+    if os.environ.get(_TIMEOUT) != str(REQUEST_SECONDS):
+        yield
+        return
+    os.environ[_TIMEOUT] = str(REQUEST_SECONDS + size // SLOWEST_UPLOAD)
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = str(REQUEST_SECONDS)
+
+
+def _explained(error: BaseException, uri: str) -> CodecmillError:
+    from requests.exceptions import ConnectionError, RetryError, Timeout
+    from sqlalchemy.exc import OperationalError
+
+    chain = list(_causes(error))
+    reason = str(chain[-1]).strip().partition("\n")[0][:300] or type(chain[-1]).__name__
+    if any(isinstance(link, (ConnectionError, RetryError, Timeout, OperationalError)) for link in chain):
+        way_out = (
+            "Look for a full disk or for another process that holds it"
+            if uri.startswith("sqlite:")
+            else "Start it or correct MLFLOW_TRACKING_URI"
+        )
+        return TrackingUnavailable(
+            f"MLflow at {uri} cannot be reached: {reason}. {way_out}; what it has missed is on disk, to be sent later."
+        )
+    first = str(error).strip().partition("\n")[0][:500] or type(error).__name__
+    return CodecmillError(f"MLflow at {uri} did not take it: {first}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,122 @@
+"""Checkpoints out of MLflow: what `runs:/...` and `models:/...` name, as a folder on this machine."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines import checkpoints
+from pipelines.errors import InputError
+from pipelines.run_directory import Root
+from pipelines.tracking.artifacts import CHECKPOINTS
+from pipelines.tracking.connection import connected, tracking_uri, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+_RUN = re.compile(r"runs:/([^/]+)/?(.*?)/*")
+_MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+FORMS = "runs:/<run id>, runs:/<run id>/checkpoints/step_00000200, models:/<name>@<alias> or models:/<name>/<version>"
+
+
+def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
+    """Copy a checkpoint from MLflow to this machine.
+
+    Args:
+        source: `runs:/<run id>` (its newest checkpoint), `runs:/<run id>/<folder>`, `models:/<name>@<alias>` or
+            `models:/<name>/<version>`.
+        into: a folder to put it in.
+
+    Returns:
+        The checkpoint's folder, with its weights and manifest.
+
+    Raises:
+        InputError: there is no such run, model, alias, version or checkpoint; the message says which there are.
+        TrackingUnavailable: MLflow cannot be reached.
+    """
+    with connected(root) as client:
+        where = f"MLflow at {without_password(tracking_uri(root))}"
+        address = _source_of_version(client, source, where) if source.startswith("models:/") else source
+        match = _RUN.fullmatch(address)
+        if match is None:
+            raise InputError(f"'{source}' is no address in MLflow. Write {FORMS}.")
+        run_id, path = match[1], match[2]
+        folders = _checkpoints(client, run_id, where)
+        if not path and not folders:
+            raise InputError(f"Run {run_id} in {where} has no checkpoint yet.")
+        path = path or folders[-1]
+        if not _is_checkpoint(client, run_id, path):
+            known = ", ".join(f"runs:/{run_id}/{folder}" for folder in folders[-5:]) or "none"
+            raise InputError(f"{address} in {where} is no checkpoint. The newest of that run: {known}.")
+        into.mkdir(parents=True, exist_ok=True)
+        return Path(client.download_artifacts(run_id, path, str(into)))
+
+
+def _checkpoints(client: "MlflowClient", run_id: str, where: str) -> list[str]:
+    """The complete checkpoints of a run, oldest first."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        folders = sorted(file.path for file in client.list_artifacts(run_id, CHECKPOINTS) if file.is_dir)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(
+            f"There is no run '{run_id}' in {where}. A run's MLflow id stands in its mlflow_run.json."
+        ) from error
+    return [folder for folder in folders if _is_checkpoint(client, run_id, folder)]
+
+
+def _is_checkpoint(client: "MlflowClient", run_id: str, path: str) -> bool:
+    names = {file.path.rpartition("/")[2] for file in client.list_artifacts(run_id, path)}
+    return {checkpoints.WEIGHTS, checkpoints.MANIFEST} <= names
+
+
+def _source_of_version(client: "MlflowClient", source: str, where: str) -> str:
+    match = _MODEL.fullmatch(source)
+    if match is None:
+        raise InputError(f"'{source}' names no registered version. Write {FORMS}.")
+    name, alias = match[1], match[2]
+    model = _model(client, name, where)
+    aliases = {alias: int(number) for alias, number in model.aliases.items()}
+    number = aliases.get(alias) if alias else int(match[3])
+    known = _version(client, name, number)
+    if known is None:
+        raise InputError(f"There is no {source} in {where}. {_existing(client, name, aliases)}")
+    if not str(known.source).startswith("runs:/"):
+        raise InputError(f"{source} was not registered by codecmill: its source is {known.source}.")
+    return str(known.source)
+
+
+def _model(client: "MlflowClient", name: str, where: str) -> "RegisteredModel":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = ", ".join(sorted(model.name for model in client.search_registered_models(max_results=20)))
+        raise InputError(
+            f"There is no registered model '{name}' in {where}. Registered there: {names or 'none yet'}."
+        ) from error
+
+
+def _version(client: "MlflowClient", name: str, number: int | None) -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    if number is None:
+        return None
+    try:
+        return client.get_model_version(name, str(number))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _existing(client: "MlflowClient", name: str, aliases: dict[str, int]) -> str:
+    versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
+    newest = ", ".join(str(number) for number in sorted(int(version.version) for version in versions)[-5:])
+    named = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items()))
+    return f"Its aliases: {named or 'none'}. Its newest versions: {newest or 'none'}."

@@ -1,0 +1,251 @@
+"""One MLflow run for each run directory: made once, found again, and told what the run's files say."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.config import RunConfig
+from pipelines.run_directory import RunDirectory
+from pipelines.tracking.connection import connected, experiment_id, tracking_uri, without_password
+from pipelines.tracking.lines import first_point, in_batches, read_lines
+from pipelines.tracking.marks import Marks, read_marks, write_marks
+from pipelines.versions import git_commit, package_versions
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger("codecmill.tracking")
+
+RUN_TAG = "codecmill.run"
+DIRECTORY_TAG = "codecmill.run_directory"
+FIRST_POINT_TAG = "codecmill.first_point"
+SHARD_SET_TAG = "codecmill.shard_set"
+
+# MLflow's own limits (mlflow/utils/validation.py): it refuses what is longer or more.
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
+LONGEST_DIGEST = 36
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as MLflow knows it."""
+
+    run_id: str
+    experiment_id: str
+    tracking_uri: str
+    """Without a password."""
+
+    @property
+    def page(self) -> str:
+        """The run's page below the address of any MLflow server that shows it."""
+        return f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @property
+    def url(self) -> str | None:
+        """The run's page; None where MLflow is a database that no server shows yet."""
+        is_server = self.tracking_uri.startswith(("http://", "https://"))
+        return f"{self.tracking_uri.rstrip('/')}/{self.page}" if is_server else None
+
+
+def open_run(run: RunDirectory, config: RunConfig) -> TrackedRun:
+    """Make the run known to MLflow, or go on with what MLflow has of it; its status is RUNNING afterwards.
+
+    The whole config goes in as params, dotted; what has changed since (params cannot) as tags `config.*`; and as the
+    artifact `config.json`, uncut. Git commit and package versions are tags.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached.
+    """
+    with connected(run.root) as client:
+        marks, known = _found_or_made(client, run)
+        _log_config(client, known, config)
+        _set_tags(client, marks.run_id, _origin())
+        client.update_run(marks.run_id, status="RUNNING")
+    return TrackedRun(marks.run_id, marks.experiment_id, marks.tracking_uri)
+
+
+def opened(run: RunDirectory) -> Marks:
+    """The marks of a run that MLflow knows; one that it does not know is opened first."""
+    marks = read_marks(run)
+    if marks is None:
+        known = open_run(run, run.read_config())
+        marks = Marks(run_id=known.run_id, experiment_id=known.experiment_id, tracking_uri=known.tracking_uri)
+    return marks
+
+
+def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "Run"]:
+    experiment = experiment_id(client, run.root)
+    marks = read_marks(run)
+    known = _marked(client, run, marks) or _searched(client, run, experiment)
+    if known is None:
+        tags = {RUN_TAG: run.path.name, DIRECTORY_TAG: str(run.path.resolve())}
+        known = client.create_run(experiment, run_name=run.path.name, tags=tags)
+    elif known.info.lifecycle_stage == "deleted":
+        client.restore_run(known.info.run_id)
+    if marks is None or marks.run_id != known.info.run_id:
+        marks = Marks(
+            run_id=known.info.run_id,
+            experiment_id=known.info.experiment_id,
+            tracking_uri=without_password(tracking_uri(run.root)),
+        )
+        write_marks(run, marks)
+    return marks, known
+
+
+def _marked(client: "MlflowClient", run: RunDirectory, marks: Marks | None) -> "Run | None":
+    """The MLflow run that the marks name, if MLflow still has it and the marks were not copied from another run."""
+    from mlflow.exceptions import MlflowException
+
+    if marks is None:
+        return None
+    try:
+        known = client.get_run(marks.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        log.warning("MLflow no longer has run %s; all of it is sent anew.", marks.run_id)
+        return None
+    return known if known.data.tags.get(RUN_TAG) == run.path.name else None
+
+
+def _searched(client: "MlflowClient", run: RunDirectory, experiment: str) -> "Run | None":
+    """A run that was made just before its marks were lost; never one of a deleted folder that had the same name."""
+    same_name = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{run.path.name}'", max_results=1000)
+    point = first_point(run.journal)
+    for known in same_name:
+        tags = known.data.tags
+        if tags.get(DIRECTORY_TAG) == str(run.path.resolve()) and tags.get(FIRST_POINT_TAG) in (None, point):
+            return known
+    return None
+
+
+def _log_config(client: "MlflowClient", known: "Run", config: RunConfig) -> None:
+    from mlflow.entities import Param
+
+    whole = config.model_dump(mode="json")
+    now = {key: _cut(value, LONGEST_PARAM) for key, value in _flattened(whole).items()}
+    before, tags = known.data.params, known.data.tags
+    new = [Param(key, value) for key, value in now.items() if key not in before]
+    for start in range(0, len(new), PARAMS_PER_CALL):
+        client.log_batch(known.info.run_id, params=new[start : start + PARAMS_PER_CALL])
+    changed = {
+        f"config.{key}": value
+        for key, value in now.items()
+        if key in before and (before[key] != value or f"config.{key}" in tags)
+    }
+    _set_tags(client, known.info.run_id, changed)
+    client.log_dict(known.info.run_id, whole, "config.json")
+
+
+def _flattened(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{'a': {'b': 1}} becomes {'a.b': '1'}; what is no text is written as JSON."""
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flattened(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = item if isinstance(item, str) else json.dumps(item)
+    return flat
+
+
+def _cut(value: str, longest: int) -> str:
+    return value if len(value) <= longest else value[: longest - 1] + "…"
+
+
+def _origin() -> dict[str, str]:
+    tags = {f"version.{package}": version for package, version in package_versions().items()}
+    commit = git_commit()
+    return tags | {"mlflow.source.name": "codecmill"} | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    if tags:
+        client.log_batch(run_id, tags=[RunTag(key, _cut(value, LONGEST_TAG)) for key, value in tags.items()])
+
+
+def log_shard_set(run: RunDirectory, fingerprint: str, folder: Path, profile: Mapping[str, Any]) -> None:
+    """Record the shard set as the run's dataset; once, however often it is called.
+
+    Args:
+        fingerprint: the whole one; MLflow shows its first 36 characters as the digest.
+        folder: where the shard set lies.
+        profile: what is worth showing of it, as JSON: counts, mean and std.
+    """
+    with connected(run.root) as client:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        marks = opened(run)
+        dataset = Dataset(
+            name="shard_set",
+            digest=fingerprint[:LONGEST_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": str(folder.resolve()), "fingerprint": fingerprint}),
+            profile=json.dumps(dict(profile), sort_keys=True),
+        )
+        client.log_inputs(marks.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        _set_tags(client, marks.run_id, {SHARD_SET_TAG: fingerprint})
+
+
+def ship_journal(run: RunDirectory) -> int:
+    """Send the journal's steps that MLflow does not have yet; returns how many.
+
+    They carry the journal's times, so that what is sent twice (the marks are written after the sending) is the same
+    row. Every metric has one value a step.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached; what was sent until then is marked.
+    """
+    sent = 0
+    with connected(run.root) as client:
+        from mlflow.entities import Metric
+
+        marks = opened(run)
+        for lines in in_batches(read_lines(run.journal, marks.journal_offset, marks.journal_step), METRICS_PER_CALL):
+            if marks.journal_step == 0:
+                _set_tags(client, marks.run_id, {FIRST_POINT_TAG: first_point(run.journal) or ""})
+            metrics = [
+                Metric(key, value, line.milliseconds, line.step)
+                for line in lines
+                for key, value in line.figures.items()
+            ]
+            for start in range(0, len(metrics), METRICS_PER_CALL):
+                client.log_batch(marks.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+            reached = {"journal_offset": lines[-1].end, "journal_step": lines[-1].step}
+            marks = marks.model_copy(update=reached)
+            write_marks(run, marks)
+            sent += len(lines)
+    return sent
+
+
+def log_metrics(run: RunDirectory, step: int, metrics: Mapping[str, float], seconds: float) -> None:
+    """Log figures that the journal has not, such as `test/psnr`.
+
+    Args:
+        step: optimiser steps done.
+        seconds: when they were made, since 1970; the same on a repeat, so that it is the same row.
+    """
+    with connected(run.root) as client:
+        from mlflow.entities import Metric
+
+        marks = opened(run)
+        rows = [Metric(key, float(value), round(seconds * 1000), step) for key, value in metrics.items()]
+        client.log_batch(marks.run_id, metrics=rows)
+
+
+def set_status(run: RunDirectory, status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]) -> None:
+    """Say in MLflow how the run is."""
+    with connected(run.root) as client:
+        marks = opened(run)
+        if status == "RUNNING":
+            client.update_run(marks.run_id, status=status)
+        else:
+            client.set_terminated(marks.run_id, status=status)

@@ -1,0 +1,34 @@
+"""Evaluation as a task, with the report as a Prefect artifact."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from pipelines import checkpoints
+from tasks.retrying import unless_explained
+from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
+
+HOURS = 3600
+
+
+# A retry helps where a process was killed for want of memory; what is evaluated already is not evaluated again.
+@task(
+    name="evaluate",
+    task_run_name="evaluate {run.name} at step {checkpoint.step}",
+    tags=["evaluation"],
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=unless_explained,
+    timeout_seconds=12 * HOURS,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def evaluate(run: HeldRun, shard_set: ShardSetReference, checkpoint: CheckpointReference) -> EvaluationReference:
+    """Reconstruct the test split (or the images that the config names) and write figures, pictures and the report."""
+    from pipelines.data.shard_set import ShardSet
+    from pipelines.evaluation.stage import evaluate_run
+
+    opened = checkpoints.open_checkpoint(checkpoint.path)
+    evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path))
+    create_markdown_artifact(evaluation.markdown(), key="evaluation", description=f"Evaluation of {run.name}")
+    return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)

@@ -1,0 +1,37 @@
+"""Registration and promotion as a task."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from pipelines import checkpoints
+from tasks.retrying import unless_explained
+from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Registration, ShardSetReference
+
+
+# MLflow may be away for a moment; a version that is registered already is not registered again.
+@task(
+    name="register",
+    task_run_name="register {run.name}",
+    tags=["registration"],
+    retries=5,
+    retry_delay_seconds=[2, 10, 30, 60, 120],
+    retry_condition_fn=unless_explained,
+    timeout_seconds=3600,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def register(
+    run: HeldRun, shard_set: ShardSetReference, checkpoint: CheckpointReference, evaluation: EvaluationReference
+) -> Registration:
+    """Make the checkpoint a registered version, and the champion if it is better than the present one."""
+    from pipelines import registration
+    from pipelines.data.shard_set import ShardSet
+
+    result = registration.register(
+        run.directory,
+        checkpoints.open_checkpoint(checkpoint.path),
+        ShardSet.open(shard_set.path),
+        evaluation.metrics,
+        evaluation.path,
+    )
+    return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

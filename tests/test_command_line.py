@@ -1,0 +1,329 @@
+"""The command line as a program: what it prints, where, and with which exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.cli.choices import choices
+from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
+from flows.cli.demo import find_photographs
+from flows.cli.options import COMMANDS, parse
+from pipelines.config import RunConfig
+from pipelines.errors import InputError
+
+
+def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    sources = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *typed],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": sources, "COLUMNS": "80", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def refused(*typed: str, cwd: Path, **environment: str) -> str:
+    """The message of a command that exits with 2."""
+    result = codecmill(*typed, cwd=cwd, **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("codecmill: ")
+    return result.stderr
+
+
+HEAVY = """
+import sys
+from flows.__main__ import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"torch", "prefect", "mlflow", "torchvision", "webdataset", "pydantic_settings", "numpy"} & set(sys.modules)
+print("HEAVY", sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize("typed", ["--help", "run --help", "list", "config", "status x", "run", "run --nmae x"])
+def test_what_answers_at_once_imports_nothing_heavy(typed: str, tmp_path: Path):
+    result = subprocess.run(
+        [sys.executable, "-c", HEAVY, *typed.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.endswith("HEAVY []\n")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_help_fits_the_terminal_and_names_all_commands_and_exit_codes(columns: int, tmp_path: Path):
+    result = codecmill("--help", cwd=tmp_path, COLUMNS=str(columns))
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", result.stdout, re.MULTILINE)
+    for code in ("0 done", "1 failed", "3 run is busy", "130 Ctrl-C", "143 SIGTERM"):
+        assert code in result.stdout
+    if columns >= 80:
+        assert max(map(len, result.stdout.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_flag_is_explained_with_its_unit_bounds_and_default(columns: int, tmp_path: Path):
+    text = codecmill("run", "--help", cwd=tmp_path, COLUMNS=str(columns)).stdout
+    assert max(map(len, text.splitlines())) <= columns
+    flat = " ".join(text.split())
+    for section, model in [("", RunConfig), *((n, f.annotation) for n, f in RunConfig.model_fields.items())]:
+        for name, field in getattr(model, "model_fields", {}).items():
+            if not (section == "" and hasattr(field.annotation, "model_fields")):
+                assert f"--{section}{'.' if section else ''}{name} " in flat
+                assert field.description is not None
+                assert f"{field.description} [" in flat
+    assert "--training.steps N Optimiser steps, a count [1 to 1000000000; default 2000]" in flat
+    assert "--training.learning_rate X Adam's peak step size [above 0, at most 10; default 0.001]" in flat
+    assert "--training.processes N|auto Ranks: a count, or auto (one a GPU; 1 without) [1 to 1024, or auto;" in flat
+    assert "--data.patches grid|random Where patches" in flat
+
+
+def test_root_is_a_flag_of_every_command(tmp_path: Path):
+    for command in COMMANDS:
+        assert "--root PATH" in codecmill(command, "--help", cwd=tmp_path).stdout
+
+
+def test_each_field_can_be_given_as_a_flag():
+    plain = RunConfig.model_validate({})
+    typed = ["config"]
+    for name, choice in choices().items():
+        default = choice.default
+        given = "null" if default is None else json.dumps(default) if isinstance(default, list) else str(default)
+        typed += [f"--{name}", given]
+    overrides = parse(typed).overrides
+    assert {
+        f"{s}.{k}" if isinstance(v, dict) else s
+        for s, v in overrides.items()
+        for k in (v if isinstance(v, dict) else [s])
+    } == set(choices())
+    assert checked(overrides, None, {}) == plain
+
+
+@pytest.mark.parametrize(
+    ("typed", "field", "value"),
+    [
+        (["--data.background", "0,10,255"], "data.background", (0, 10, 255)),
+        (["--data.background", "[1, 2, 3]"], "data.background", (1, 2, 3)),
+        (["--training.strict"], "training.strict", True),
+        (["--training.strict", "false"], "training.strict", False),
+        (["--no-training.strict"], "training.strict", False),
+        (["--training.compile"], "training.compile", True),
+        (["--training.compile", "auto"], "training.compile", "auto"),
+        (["--training.processes=2"], "training.processes", 2),
+        (["--training.processes", "auto"], "training.processes", "auto"),
+        (["--data.normalization", "half"], "data.normalization", "half"),
+        (["--training.learning_rate", "2e-4"], "training.learning_rate", 2e-4),
+        (["--data.masks", "null"], "data.masks", None),
+        (["--data.images", "{a,b}/*.png"], "data.images", "{a,b}/*.png"),
+        (["--name", "12"], "name", "12"),
+        (["--training.steps", "5", "--training.steps", "6"], "training.steps", 6),
+    ],
+)
+def test_flags_become_values(typed: list[str], field: str, value: object):
+    config = effective_config(None, parse(["run", *typed]).overrides)
+    section, _, key = field.rpartition(".")
+    assert getattr(getattr(config, section) if section else config, key) == value
+
+
+def test_numbers_of_ones_own_for_the_normalisation():
+    given = parse(["run", "--data.normalization", '{"mean": [0.1, 0.2, 0.3], "std": [1, 1, 2]}']).overrides
+    assert effective_config(None, given).model_dump()["data"]["normalization"] == {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (1.0, 1.0, 2.0),
+    }
+
+
+def test_only_given_flags_are_overrides():
+    arguments = parse(["resume", "r", "--training.processes", "2", "--data.workers", "3", "--root", "/x"])
+    assert arguments.overrides == {"training": {"processes": "2"}, "data": {"workers": "3"}, "root": "/x"}
+    assert (arguments.run, arguments.root) == ("r", Path("/x"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"name": "5", "data": {"images": "a: b # c 'é' {x}", "masks": "no", "normalization": "half"}},
+        {"name": "2026-11-23", "data": {"normalization": {"mean": [0.1, 1e-7, 0], "std": [1, 2, 1e-9]}}},
+        {"training": {"learning_rate": 1e-5, "compile": False, "processes": 2, "start_from": "models:/x@y"}},
+    ],
+)
+def test_printed_config_reads_back_as_itself(config: dict[str, object], tmp_path: Path):
+    expected = RunConfig.model_validate(config)
+    file = tmp_path / "a.yaml"
+    file.write_text(as_yaml(expected))
+    assert effective_config(file, {}) == expected
+    assert yaml.safe_load(file.read_text()) == expected.model_dump(mode="json")
+    again = codecmill("config", "--config", str(file), cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, file.read_text())
+
+
+def test_printed_config_says_what_each_value_may_be(tmp_path: Path):
+    text = codecmill("config", "--training.steps", "7", cwd=tmp_path).stdout
+    assert "\n  # Optimiser steps, a count [1 to 1000000000]\n  steps: 7\n" in text
+    assert "[round, clamped_round, sign, soft_to_hard or noise]\n  quantizer: round\n" in text
+    assert text.count("#") >= len(choices())
+
+
+def test_flags_go_over_the_file(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("name: from-file\ntraining:\n  steps: 10\n  batch_size: 3\n")
+    result = codecmill("config", "--config", "c.yaml", "--training.steps", "11", cwd=tmp_path)
+    values = yaml.safe_load(result.stdout)
+    assert (values["name"], values["training"]["steps"], values["training"]["batch_size"]) == ("from-file", 11, 3)
+
+
+def test_the_environment_is_no_config(tmp_path: Path):
+    plain = codecmill("config", cwd=tmp_path).stdout
+    odd = {"ROOT": "/x", "NAME": "y", "SEED": "9", "TRAINING__STEPS": "3", "DATA": "{}", "CODECMILL_NAME": "z"}
+    assert codecmill("config", cwd=tmp_path, **odd).stdout == plain
+    assert effective_config(None, {}) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("rnu", "There is no command 'rnu'. Did you mean run? There are: run, shards, train"),
+        ("run --training.stps 3", "codecmill run has no flag --training.stps. Did you mean --training.steps"),
+        ("run --steps 3", "codecmill run has no flag --steps. Did you mean --training.steps?"),
+        ("run --training.batch-size=3", "has no flag --training.batch-size. Did you mean --training.batch_size"),
+        ("run --training.steps", "Argument --training.steps: expected one argument. See codecmill run --help."),
+        ("run --training.steps 0", "--training.steps is 0, but must be 1 to 1000000000. (Optimiser steps, a count)"),
+        ("run --training.steps many", "--training.steps is many, but must be 1 to 1000000000."),
+        ("run --training.learning_rate nan", "--training.learning_rate is nan, but must be above 0, at most 10."),
+        ("run --training.processes x", "--training.processes is x, but must be 1 to 1024, or auto."),
+        ("run --training.precision f16", "f16, but must be auto, float32, bf16, fp16 or float64."),
+        ("run --training.strict maybe", "--training.strict is maybe, but must be true or false."),
+        ("run --data.background 0,0", "--data.background is 0,0, but must be 3 numbers 0 to 255."),
+        ("run --data.normalization {", "--data.normalization is {, which is no JSON"),
+        (
+            "run --data.normalization {}",
+            "--data.normalization is {}, but must be imagenet, half or dataset, or {mean: ",
+        ),
+        ("run --name a/b", "--name is a/b, but a run's name has 1 to 100 letters"),
+        ("run --training.crop_size 100", "training.crop_size 100 is no multiple of 8"),
+        ("run", "data.images is empty: name your images with --data.images"),
+        ("resume nothing", "There is no run 'nothing' in "),
+        ("status ../up", "There is no run '../up' in "),
+        ("resume", "The following arguments are required: RUN. See codecmill resume --help."),
+        ("resume a b", "codecmill resume does not know what to do with 'b'."),
+        ("export a", "The following arguments are required: -o/--output."),
+        ("config --config missing.yaml", "The config missing.yaml cannot be read: No such file or directory."),
+        ("ui --root nowhere", "/nowhere yet. Start with `codecmill demo`, or name another with --root."),
+        ("", "The following arguments are required: COMMAND. See codecmill --help."),
+    ],
+)
+def test_what_cannot_be_used_is_one_clear_message(typed: str, message: str, tmp_path: Path):
+    text = refused(*typed.split(), cwd=tmp_path)
+    assert message in text
+    assert len(text.splitlines()) == 1
+
+
+def test_all_problems_are_told_at_once_with_their_file(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("training: {steps: 0, batchsize: 4}\nmodell: {}\ndata: 3\n")
+    lines = refused("config", "--config", "c.yaml", "--seed=-1", cwd=tmp_path).splitlines()
+    assert {line.removeprefix("codecmill: ") for line in lines} == {
+        "--seed is -1, but must be 0 to 9223372036854775807. (Seed of every random choice)",
+        "training.steps in c.yaml is 0, but must be 1 to 1000000000. (Optimiser steps, a count)",
+        "training.batchsize in c.yaml is not known. Did you mean training.batch_size?",
+        "data in c.yaml is 3, but must be a section of 'key: value' lines.",
+        "modell in c.yaml is not known. Did you mean model?",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: 1\nseed: 2\n", "line 2: 'seed' is given twice"),
+        (b"training:\n  steps: 1\n  steps: 2\n", "line 3: 'steps' is given twice"),
+        (b"a: [1\n", "no valid YAML: line 2"),
+        (b"- 1\n- 2\n", "has no 'key: value' lines"),
+        (b"\xff\xfe\x00", "cannot be read: it is no UTF-8 text"),
+        (b"name: 2026-13-45\n", "no valid YAML: month must be in 1..12"),
+        (
+            b"name: !!python/object/apply:os.system ['true']\n",
+            "no valid YAML: line 1: could not determine a constructor",
+        ),
+        (b"? [a, b]\n: 1\n", "no valid YAML: line 1"),
+        (b"[" * 5000, "no valid YAML"),
+        (b"#" * 1_000_001, "has 1000001 bytes: too large to be one"),
+    ],
+)
+def test_a_file_that_is_no_config_is_explained(content: bytes, message: str, tmp_path: Path):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        read_config_file(file)
+    assert str(file) in str(caught.value)
+
+
+def test_endless_aliases_are_refused_in_a_short_message(tmp_path: Path):
+    lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))]
+    (tmp_path / "c.yaml").write_text("\n".join(lines) + "\nseed: *a39\n")
+    with pytest.raises(InputError, match=r"seed in .* must be 0 to") as caught:
+        effective_config(tmp_path / "c.yaml", {})
+    assert len(str(caught.value)) < 20_000
+
+
+def test_an_empty_file_is_the_default_config(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert effective_config(tmp_path / "c.yaml", {}) == RunConfig()
+
+
+def test_a_reader_that_stops_early_is_no_failure(tmp_path: Path):
+    script = f"{sys.executable} -m flows config | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_unexpected_leaves_its_traceback_in_a_file(tmp_path: Path):
+    def full(*flags: str) -> str:
+        with Path("/dev/full").open("w") as output:
+            result = subprocess.run(
+                [sys.executable, "-m", "flows", "config", *flags],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert result.returncode == 1
+        return result.stderr
+
+    message = full("--root", "here")
+    found = re.fullmatch(
+        r"codecmill: Unexpected OSError: \[Errno 28\] No space left on device\. "
+        r"The traceback is in (\S+here/logs/error-\S+\.log); --debug shows it\.\n",
+        message,
+    )
+    assert found
+    assert "Traceback (most recent call last)" in Path(found[1]).read_text()
+    assert "Traceback (most recent call last)" in full("--root", "here", "--debug")
+
+
+def test_the_demos_photographs_are_there_and_differ():
+    photographs = find_photographs()
+    assert len(photographs) == 16
+    assert len({path.read_bytes() for path in photographs}) == 16

@@ -1,0 +1,197 @@
+"""A real Prefect server, `prefect deploy --all`, and a worker: runs that complete, are killed and retried, are cancelled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import make
+from test_training import ranks_alive, steps_done, wait_for
+
+from flows.cli.services import free_port
+from pipelines import checkpoints
+from pipelines.config import RunConfig
+from pipelines.run_directory import Root, RunDirectory
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+
+PROJECT = Path(__file__).parent.parent
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+
+
+@dataclass
+class Services:
+    """A Prefect server with our deployments, and a worker that runs them."""
+
+    api: str
+    environment: dict[str, str]
+
+    def run(self, deployment: str, config: RunConfig) -> str:
+        """Start a deployment; returns the id of the flow run."""
+        found = httpx.get(f"{self.api}/deployments/name/{deployment}", timeout=30).raise_for_status().json()
+        body = {"parameters": {"config": config.model_dump(mode="json")}, "state": {"type": "SCHEDULED"}}
+        created = httpx.post(f"{self.api}/deployments/{found['id']}/create_flow_run", json=body, timeout=30)
+        return created.raise_for_status().json()["id"]
+
+    def state(self, flow_run: str) -> str:
+        return httpx.get(f"{self.api}/flow_runs/{flow_run}", timeout=30).raise_for_status().json()["state"]["name"]
+
+    def set_state(self, flow_run: str, kind: str, name: str) -> None:
+        body = {"state": {"type": kind, "name": name}}
+        httpx.post(f"{self.api}/flow_runs/{flow_run}/set_state", json=body, timeout=30).raise_for_status()
+
+    def retry(self, flow_run: str) -> None:
+        subprocess.run(
+            [*PREFECT, "flow-run", "retry", flow_run], env=self.environment, check=True, capture_output=True, timeout=60
+        )
+
+    def wait_for_state(self, flow_run: str, *names: str, seconds: float = 240) -> None:
+        wait_for(lambda: self.state(flow_run) in names, seconds)
+
+    def logs(self, flow_run: str) -> str:
+        body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200}
+        found = httpx.post(f"{self.api}/logs/filter", json=body, timeout=30).raise_for_status().json()
+        return "\n".join(line["message"] for line in found)
+
+
+def answers(url: str) -> Callable[[], bool]:
+    def ask() -> bool:
+        try:
+            return httpx.get(url, timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    home = tmp_path_factory.mktemp("prefect")
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONPATH": str(PROJECT),
+    }
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> None:
+        log = (home / f"{arguments[0]}.log").open("wb")
+        command = [*PREFECT, *arguments]
+        started.append(
+            subprocess.Popen(
+                command, cwd=PROJECT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        )
+        log.close()
+
+    try:
+        start("server", "start", "--host", "127.0.0.1", "--port", str(port))
+        wait_for(answers(f"{api}/health"), 180)
+        for arguments in (["work-pool", "create", "codecmill", "--type", "process"], ["deploy", "--all"]):
+            done = subprocess.run(
+                [*PREFECT, *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=180
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        start("worker", "start", "--pool", "codecmill", "--name", "test")
+        yield Services(api, environment)
+    finally:
+        for process in reversed(started):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+def directory_of(config: RunConfig) -> RunDirectory:
+    return Root(config.root).run(config.name)
+
+
+def flow_process(flow_run: str) -> int:
+    """The process that the worker started for a flow run."""
+    wanted = f"PREFECT__FLOW_RUN_ID={flow_run}".encode()
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                if wanted in (process / "environ").read_bytes().split(b"\0"):
+                    return int(process.name)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    raise AssertionError("no process runs this flow")
+
+
+def long(tiny: dict[str, Any], name: str) -> RunConfig:
+    return make(
+        tiny, name=name, training={"steps": 100_000, "processes": 2, "checkpoint_interval": 50, "warmup_steps": 1}
+    )
+
+
+def test_all_deployments_are_there_with_forms_and_the_nightly_schedule(services: Services):
+    found = httpx.post(f"{services.api}/deployments/filter", json={}, timeout=30).raise_for_status().json()
+    by_name = {each["name"]: each for each in found}
+    assert set(by_name) == {"nightly", "pipeline", "shards", "training", "evaluation"}
+    form = by_name["pipeline"]["parameter_openapi_schema"]
+    steps = form["definitions"]["TrainingConfig"]["properties"]["steps"]
+    assert steps["minimum"] == 1
+    assert steps["description"]
+    (schedule,) = by_name["nightly"]["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"]["cron"] == "0 2 * * *"
+
+
+def test_a_deployed_pipeline_completes(services: Services, tiny: dict[str, Any]):
+    config = make(tiny, name="deployed")
+    flow_run = services.run("codecmill/pipeline", config)
+    services.wait_for_state(flow_run, "Completed", "Failed", "Crashed")
+    assert services.state(flow_run) == "Completed", services.logs(flow_run)
+    run = directory_of(config)
+    assert json.loads(run.promotion_file.read_text())["alias"] == "champion"
+    assert (run.evaluation(12) / "report.html").is_file() or list((run.path / "evaluation").glob("*/report.html"))
+
+
+def test_a_killed_flow_is_retried_and_goes_on_from_its_checkpoint(services: Services, tiny: dict[str, Any]):
+    config = long(tiny, "killed")
+    flow_run = services.run("training/training", config)
+    run = directory_of(config)
+    wait_for(lambda: steps_done(run) >= 120, 180)
+    os.kill(flow_process(flow_run), signal.SIGKILL)
+    wait_for(lambda: not ranks_alive(run), 30)
+    services.wait_for_state(flow_run, "Crashed", seconds=120)
+    saved = checkpoints.latest(run)
+    assert saved is not None
+    services.retry(flow_run)
+    wait_for(lambda: len(list(run.logs.glob("attempt_*"))) == 2, 120)
+    wait_for(lambda: f"Resuming at step {saved.step}" in (run.logs / "attempt_02" / "output.log").read_text(), 120)
+    services.set_state(flow_run, "CANCELLING", "Cancelling")
+    services.wait_for_state(flow_run, "Cancelled", seconds=90)
+
+
+def test_cancelling_stops_the_ranks_within_30_seconds_with_their_state_saved(services: Services, tiny: dict[str, Any]):
+    config = long(tiny, "cancelled")
+    flow_run = services.run("training/training", config)
+    run = directory_of(config)
+    wait_for(lambda: steps_done(run) >= 20, 180)
+    services.set_state(flow_run, "CANCELLING", "Cancelling")
+    asked = time.monotonic()
+    wait_for(lambda: not ranks_alive(run), 45)
+    took = time.monotonic() - asked
+    services.wait_for_state(flow_run, "Cancelled", seconds=60)
+    assert took < 30 + 15, f"the ranks ended {took:.0f} s after the request, which the worker sees within 15 s"
+    saved = checkpoints.latest(run)
+    assert saved is not None
+    assert saved.step == steps_done(run)

@@ -1,0 +1,206 @@
+"""Batches: the same whatever the threads, complete whatever the ranks, and errors that arrive."""
+
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make, picture
+from PIL import Image
+
+from pipelines.config import RunConfig
+from pipelines.data.images import decode_png
+from pipelines.data.loading import Batch, training_batches, validation_batches
+from pipelines.data.order import SampleOrder
+from pipelines.data.shard_set import ShardSet
+from pipelines.data.shards import create_shards
+from pipelines.errors import CodecmillError
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, RunConfig]:
+    """A shard set of which every image has a mask: its own red channel."""
+    folder = tmp_path_factory.mktemp("loading")
+    (folder / "masks").mkdir()
+    for photo in sorted(photos.iterdir()):
+        Image.open(photo).getchannel("R").save(folder / "masks" / photo.name)
+    data = {"images": str(photos), "masks": str(folder / "masks"), "patch_size": 32, "workers": 1}
+    training = {"batch_size": 6, "crop_size": 16}
+    config = RunConfig.model_validate({"root": folder / "root", "data": data, "training": training})
+    return create_shards(config), config
+
+
+def varied(config: RunConfig, **data: Any) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+def taken(made: tuple[ShardSet, RunConfig], steps: int, first: int = 1, rank: int = 0, of: int = 1) -> list[Batch]:
+    with training_batches(*made, first, rank, of) as batches:
+        return list(islice(batches, steps))
+
+
+def loading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loading")]
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    assert a.masks is not None
+    assert b.masks is not None
+    return (a.keys, a.positions, a.step) == (b.keys, b.positions, b.step) and (
+        torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks)
+    )
+
+
+def test_threads_change_nothing(made: tuple[ShardSet, RunConfig]):
+    shard_set, config = made
+    one = taken((shard_set, varied(config, workers=1)), 30)
+    many = taken((shard_set, varied(config, workers=7)), 30)
+    assert all(equal(a, b) for a, b in zip(one, many, strict=True))
+    assert one[0].images.shape == (6, 3, 16, 16)
+    assert one[0].masks is not None
+    assert one[0].masks.shape == (6, 1, 16, 16)
+    assert one[0].images.dtype == one[0].masks.dtype == torch.uint8
+    assert all(batch.wait >= 0 for batch in one)
+
+
+def test_from_any_step_the_batches_are_those_of_that_step(made: tuple[ShardSet, RunConfig]):
+    whole, later = taken(made, 25), taken(made, 5, first=21)
+    assert all(equal(a, b) for a, b in zip(whole[20:], later, strict=True))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_the_ranks_together_read_the_global_batch(made: tuple[ShardSet, RunConfig], ranks: int):
+    whole = taken(made, 4)
+    shares = [taken(made, 4, rank=rank, of=ranks) for rank in range(ranks)]
+    for step, batch in enumerate(whole):
+        for position, key, image in zip(batch.positions, batch.keys, batch.images, strict=True):
+            share = shares[position % ranks][step]
+            place = share.positions.index(position)
+            assert share.keys[place] == key
+            assert torch.equal(share.images[place], image)
+        assert sorted(i for share in shares for i in share[step].positions) == batch.positions
+        assert batch.positions == list(range(6 * step, 6 * step + 6))
+
+
+def test_every_epoch_reads_every_sample_once(made: tuple[ShardSet, RunConfig]):
+    shard_set, _ = made
+    total = sum(shard_set.counts("train"))
+    stored = sorted(sample.key for sample in shard_set.samples("train"))
+    keys = [key for batch in taken(made, -(-3 * total // 6)) for key in batch.keys]
+    for epoch in range(3):
+        assert sorted(keys[epoch * total : (epoch + 1) * total]) == stored
+    assert keys[:total] != keys[total : 2 * total]
+
+
+def test_masks_go_the_way_of_their_images(made: tuple[ShardSet, RunConfig]):
+    shard_set, config = made
+    for batch in taken((shard_set, varied(config, flip_vertical=True)), 20):
+        assert batch.masks is not None
+        assert torch.equal(batch.masks, batch.images[:, :1]), "the mask is the red channel"
+    for batch in taken((shard_set, varied(config, min_scale=0.5, max_scale=2.0)), 20):
+        assert batch.masks is not None
+        difference = (batch.masks.int() - batch.images[:, :1].int()).abs().float().mean()
+        assert difference < 12, "grain and gradients of a few levels, where nearest and bicubic differ"
+
+
+def test_crops_are_pieces_of_the_stored_patch(made: tuple[ShardSet, RunConfig]):
+    shard_set, config = made
+    order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
+    batch = taken((shard_set, varied(config, flip_horizontal=False)), 1)[0]
+    for position, key, crop in zip(batch.positions, batch.keys, batch.images.numpy(), strict=True):
+        place = order.locate(position)
+        sample = shard_set.read("train", place.shard, place.index)
+        assert sample.key == key
+        patch = np.asarray(decode_png(sample.image)).transpose(2, 0, 1)
+        assert any(
+            np.array_equal(patch[:, y : y + 16, x : x + 16], crop) for y in range(17) for x in range(17)
+        ), "a crop is cut, not resampled"
+
+
+def test_an_image_without_a_mask_counts_as_outside(tmp_path: Path, tiny: dict[str, Any]):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(5):
+        picture(number, 40, 40).save(tmp_path / "images" / f"{number}.png")
+    Image.new("L", (40, 40), 255).save(tmp_path / "masks" / "3.png")
+    choices = {"images": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "patch_size": 16}
+    config = make(tiny, data=choices | {"validation_fraction": 0, "test_fraction": 0})
+    values = set()
+    for batch in taken((create_shards(config), config), 10):
+        assert batch.masks is not None
+        values |= set(batch.masks.unique().tolist())
+    assert values == {0, 255}
+
+
+def test_without_masks_in_the_config_batches_have_none(made: tuple[ShardSet, RunConfig]):
+    shard_set, config = made
+    assert taken((shard_set, varied(config, masks=None)), 1)[0].masks is None
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_validation_shows_the_middle_of_every_patch_in_stored_order(made: tuple[ShardSet, RunConfig], ranks: int):
+    shard_set, config = made
+    expected = [
+        (sample.key, np.asarray(decode_png(sample.image)).transpose(2, 0, 1)[:, 8:24, 8:24])
+        for sample in shard_set.samples("validation")
+    ]
+    for rank in range(ranks):
+        batches = list(validation_batches(shard_set, config, rank, ranks))
+        assert [key for batch in batches for key in batch.keys] == [key for key, _ in expected[rank::ranks]]
+        found = torch.cat([batch.images for batch in batches]).numpy()
+        assert np.array_equal(found, np.stack([image for _, image in expected[rank::ranks]]))
+        assert all(len(batch.images) <= 6 for batch in batches)
+    assert not loading_threads()
+
+
+def test_no_thread_stays_behind(made: tuple[ShardSet, RunConfig]):
+    with training_batches(*made, 1, 0, 1) as batches:
+        next(batches)
+        assert loading_threads()
+    assert not loading_threads()
+    with pytest.raises(ZeroDivisionError), training_batches(*made, 1, 0, 1) as batches:
+        next(batches)
+        raise ZeroDivisionError
+    assert not loading_threads()
+    with training_batches(*made, 1, 0, 1):
+        pass
+    assert not loading_threads()
+    for _ in validation_batches(*made, 0, 1):
+        break
+    assert not loading_threads()
+
+
+def test_no_more_is_decoded_ahead_than_a_few_batches(made: tuple[ShardSet, RunConfig]):
+    shard_set, config = made
+    read: list[int] = []
+
+    class Counted(ShardSet):
+        def read(self, split, shard, index):  # pyright: ignore[reportIncompatibleMethodOverride]
+            read.append(index)
+            return super().read(split, shard, index)
+
+    with training_batches(Counted(shard_set.path, shard_set.manifest), config, 1, 0, 1) as batches:
+        next(batches)
+        time.sleep(0.3)
+        assert len(read) == 6 * 4
+
+
+def test_a_damaged_sample_reaches_the_caller_at_its_batch(tmp_path: Path, photos: Path, tiny: dict[str, Any]):
+    config = make(tiny)
+    shard_set = create_shards(config)
+    order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
+    place = order.locate(9)  # of the third batch of four
+    key = shard_set.read("train", place.shard, place.index).key
+    tar = shard_set.path / shard_set.rows("train")[place.shard].tar
+    content = bytearray(tar.read_bytes())
+    content[content.index(f"{key}.png".encode()) + 600] ^= 1
+    tar.write_bytes(content)
+    with training_batches(ShardSet.open(shard_set.path), config, 1, 0, 1) as batches:
+        next(batches), next(batches)
+        with pytest.raises(CodecmillError, match=rf"Sample {place.index} of .*{tar.name} is damaged"):
+            next(batches)
+    assert not loading_threads()

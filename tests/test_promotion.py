@@ -1,0 +1,66 @@
+"""Who becomes champion."""
+
+import math
+
+import pytest
+
+from pipelines.errors import CodecmillError
+from pipelines.promotion import Scores, decide
+
+TEST_SET = "a" * 64
+
+
+def scores(version: int, psnr: float, test_set: str = TEST_SET) -> Scores:
+    return Scores(version, {"psnr": psnr, "ms_ssim": 0.9}, test_set)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "margin", "alias"),
+    [
+        (30.0, 29.0, 0.0, "champion"),
+        (30.0, 30.0, 0.0, "candidate"),
+        (29.0, 30.0, 0.0, "candidate"),
+        (30.5, 30.0, 0.5, "champion"),
+        (30.4, 30.0, 0.5, "candidate"),
+        (math.inf, 30.0, 0.5, "champion"),
+        (math.inf, math.inf, 0.0, "candidate"),
+        (math.nan, 30.0, 0.0, "candidate"),
+        (30.0, math.nan, 0.0, "champion"),
+    ],
+)
+def test_the_better_by_the_margin_is_champion(candidate: float, champion: float, margin: float, alias: str) -> None:
+    assert decide(scores(2, candidate), scores(1, champion), "psnr", margin).alias == alias
+
+
+def test_the_first_is_champion_and_the_reason_says_so() -> None:
+    decision = decide(scores(1, 29.12346), None, "psnr", 0.5)
+    assert decision.alias == "champion"
+    assert decision.reason == "Version 1 is the first champion, with psnr 29.1235 dB."
+
+
+def test_a_version_that_is_not_a_number_is_never_champion() -> None:
+    assert decide(scores(1, math.nan), None, "psnr", 0.0).alias == "candidate"
+
+
+def test_the_champion_evaluated_again_stays_champion() -> None:
+    assert decide(scores(3, 28.0, "b" * 64), scores(3, 30.0), "psnr", 1.0).alias == "champion"
+
+
+def test_the_reason_names_both_versions_figures_and_the_margin() -> None:
+    assert decide(scores(2, 30.25), scores(1, 30.0), "psnr", 0.5).reason == (
+        "Version 2 with psnr 30.2500 dB does not beat champion version 1 with 30.0000 dB by a margin of 0.5 dB."
+    )
+    assert decide(scores(2, 31.0), scores(1, 30.0), "psnr", 0.5).reason == (
+        "Version 2 with psnr 31.0000 dB beats champion version 1 with 30.0000 dB, asked for a margin of 0.5 dB."
+    )
+    assert "with ms_ssim 0.9000 does not" in decide(scores(2, 30.0), scores(1, 31.0), "ms_ssim", 0.0).reason
+
+
+def test_different_test_sets_are_not_compared() -> None:
+    with pytest.raises(CodecmillError, match=r"Version 2 and champion 1 .* different test sets \(bbb.* and aaa.*first"):
+        decide(scores(2, 30.0, "b" * 64), scores(1, 29.0), "psnr", 0.0)
+
+
+def test_a_missing_metric_is_named() -> None:
+    with pytest.raises(CodecmillError, match=r"Version 2 was not evaluated with psnr; its metrics: ms_ssim\."):
+        decide(Scores(2, {"ms_ssim": 0.9}, TEST_SET), scores(1, 29.0), "psnr", 0.0)

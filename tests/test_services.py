@@ -1,0 +1,237 @@
+"""The servers that codecmill starts: they answer, they are gone when it is gone, and a flow's records arrive."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+SOURCES = str(Path(__file__).parents[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    return {**kept, "PYTHONPATH": SOURCES, **more}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def descendants(pid: int) -> set[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return set()
+    return {int(child) for child in children}.union(*(descendants(int(child)) for child in children))
+
+
+def wait_gone(pids: set[int], seconds: float) -> set[int]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(is_alive, pids)):
+        time.sleep(0.05)
+    return set(filter(is_alive, pids))
+
+
+TREE = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '100']); print(p.pid, flush=True); time.sleep(100)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + TREE
+
+
+@pytest.mark.parametrize("program", [TREE, STUBBORN])
+def test_a_keeper_ends_all_that_its_program_started_when_its_owner_is_gone(program: str):
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli.keeper", sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    with keeper.stdout, keeper.stdin:
+        grandchild = int(keeper.stdout.readline())
+        everyone = descendants(keeper.pid)
+        assert grandchild in everyone
+        assert len(everyone) == 2
+        keeper.stdin.close()
+        assert wait_gone(everyone, 10) == set()
+        assert keeper.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_keeper_hands_on_the_exit_code():
+    command = [sys.executable, "-m", "flows.cli.keeper", sys.executable, "-c", "raise SystemExit(7)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as keeper:
+        assert keeper.wait(20) == 7
+
+
+def test_a_program_dies_with_a_killed_keeper():
+    program = "import time; print(flush=True); time.sleep(100)"
+    command = [sys.executable, "-m", "flows.cli.keeper", sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as keeper:
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        below = descendants(keeper.pid)
+        assert len(below) == 1
+        keeper.kill()
+        assert wait_gone(below, 5) == set()
+
+
+FLOW = """
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from flows.cli.display import shown_progress
+from flows.cli.prefect_server import embedded_prefect
+from pipelines.run_directory import Root
+
+with shown_progress(), embedded_prefect(Root(Path(sys.argv[1]))) as server:
+    from prefect import flow, get_run_logger, task
+
+    @task(retries=1)
+    def double(i):
+        get_run_logger().info("said by a task")
+        if i == 3 and not Path(sys.argv[1], "tried").exists():
+            Path(sys.argv[1], "tried").touch()
+            raise OSError("try again")
+        return 2 * i
+
+    @flow
+    def doubles(n):
+        if len(sys.argv) > 2:
+            os.kill(server.pid, signal.SIGKILL)
+            while server.restarts == 0:
+                time.sleep(0.1)
+        return sum(double(i) for i in range(n))
+
+    server.wait_ready()
+    print(doubles(10))
+"""
+
+
+def start_flow(root: Path, *kill_the_server: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", FLOW, str(root), *kill_the_server],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_flows_at_once_over_one_new_root_leave_their_records(tmp_path: Path):
+    """Both make Prefect's database at the same moment, with a server each."""
+    root = tmp_path / "root"
+    flows = [start_flow(root), start_flow(root)]
+    outputs = [flow.communicate(timeout=200) for flow in flows]
+    assert [flow.returncode for flow in flows] == [0, 0], outputs
+    assert [out for out, _ in outputs] == ["90\n", "90\n"]
+    errors = "".join(error for _, error in outputs)
+    assert len(errors.splitlines()) == 1
+    assert "OSError('try again') - Retry 1/1 will start" in errors
+    with sqlite3.connect(root / "prefect" / "prefect.db") as database:
+        assert database.execute("select state_type, count(*) from flow_run group by 1").fetchall() == [("COMPLETED", 2)]
+        assert database.execute("select state_type, count(*) from task_run group by 1").fetchall() == [
+            ("COMPLETED", 20)
+        ]
+        said = database.execute("select count(*) from log where message = 'said by a task'").fetchone()
+        assert said == (21,)
+    assert list((root / "logs").iterdir()) == []
+
+
+def test_a_server_that_dies_under_a_flow_is_started_again(tmp_path: Path):
+    flow = start_flow(tmp_path / "root", "kill")
+    output, errors = flow.communicate(timeout=200)
+    assert (flow.returncode, output) == (0, "90\n"), errors
+    with sqlite3.connect(tmp_path / "root" / "prefect" / "prefect.db") as database:
+        assert database.execute("select state_type from flow_run").fetchall() == [("COMPLETED",)]
+
+
+@contextmanager
+def pages(root: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], set[int]]]:
+    """`codecmill ui`, once it has printed its addresses; also all processes below it."""
+    root.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "ui", "--root", str(root)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        try:
+            lines = [process.stdout.readline(), process.stdout.readline()]
+            addresses = {what: where.strip() for what, _, where in (line.partition(":") for line in lines)}
+            assert set(addresses) == {"MLflow", "Prefect"}, process.stderr.read()
+            yield process, addresses, descendants(process.pid)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_ui_serves_both_pages_and_leaves_no_process_however_it_ends(tmp_path: Path):
+    with pages(tmp_path / "root") as (process, addresses, below):
+        assert len(below) >= 5
+        for address in addresses.values():
+            with urllib.request.urlopen(address) as answer:  # noqa: S310  # 127.0.0.1
+                assert b"<html" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert wait_gone(below, 1) == set()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", int(addresses["MLflow"].rpartition(":")[2])))
+        taken.listen()
+        with pages(tmp_path / "root") as (process, again, below):
+            assert again["MLflow"] != addresses["MLflow"]
+            process.kill()
+            process.wait()
+            assert wait_gone(below, 15) == set()
+
+
+def test_ui_says_which_server_died_and_ends_the_other(tmp_path: Path):
+    with pages(tmp_path / "root") as (process, _, below):
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}
+        server = [pid for pid, command in commands.items() if b"prefect" in command and b"keeper" not in command]
+        assert len(server) == 1
+        os.kill(server[0], signal.SIGKILL)
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        message = process.stderr.read()
+        assert "codecmill: Prefect's server ended with exit code" in message
+        assert wait_gone(below, 10) == set()
+
+
+def test_ui_only_names_servers_that_the_environment_names(tmp_path: Path):
+    result = subprocess.run(
+        [sys.executable, "-m", "flows", "ui", "--root", str(tmp_path)],
+        env=environment(MLFLOW_TRACKING_URI="http://me:secret@host:5000/", PREFECT_API_URL="http://other:4200/api"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == (
+        "MLflow:  http://me:***@host:5000 (your server; nothing was started)\n"
+        "Prefect: http://other:4200 (your server; nothing was started)\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_while_waiting_is_143(tmp_path: Path):
+    with pages(tmp_path / "root") as (process, _, below):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert wait_gone(below, 1) == set()

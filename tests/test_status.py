@@ -1,0 +1,302 @@
+"""What is told of a run from its files: each state, running by a real lock, and any damage without an error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import RunConfig
+from pipelines.run_directory import Root, RunDirectory, write_json
+from pipelines.status import all_runs, lock_owner, run_status
+
+
+def begin(root: Path, name: str = "r", steps: int = 20) -> RunDirectory:
+    run = Root(root).run(name)
+    run.write_config(RunConfig.model_validate({"name": name, "root": str(root), "training": {"steps": steps}}))
+    return run
+
+
+def add_shards(run: RunDirectory) -> Path:
+    shards = run.root.shards / "abc123"
+    write_json(shards / "manifest.json", {})
+    write_json(run.shard_set_file, {"fingerprint": "abc123", "path": str(shards)})
+    return shards
+
+
+def add_checkpoint(run: RunDirectory, step: int) -> Path:
+    folder = run.checkpoints / f"step_{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"12345")
+    files = {"model.safetensors": {"bytes": 5, "sha256": f"{step:064}"}}
+    write_json(folder / "checkpoint.json", {"step": step, "files": files})
+    return folder
+
+
+def add_journal(run: RunDirectory, steps: int) -> None:
+    lines = [{"step": s, "time": 1000.5 + s, "train/loss": 1 / s, "train/psnr": 20.0 + s} for s in range(1, steps + 1)]
+    lines[steps // 2]["validation/psnr"] = 24.25
+    run.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def finish(run: RunDirectory) -> None:
+    add_shards(run)
+    add_journal(run, 20)
+    add_checkpoint(run, 20)
+    write_json(run.evaluation(20) / "evaluation.json", {"psnr": 31.5})
+    (run.evaluation(20) / "report.html").write_text("<html>")
+    promotion = {"version": 3, "alias": "champion", "reason": "the first", "checkpoint_sha256": f"{20:064}"}
+    write_json(run.promotion_file, promotion)
+    write_json(run.mlflow_file, {"run_id": "f00"})
+
+
+def states(run: RunDirectory) -> dict[str, str]:
+    return {stage.name: stage.state for stage in run_status(run).stages}
+
+
+def test_a_new_run_has_everything_missing(tmp_path: Path):
+    run = begin(tmp_path)
+    found = run_status(run)
+    assert found.state == "interrupted"
+    assert set(states(run).values()) == {"missing"}
+    assert (found.step, found.steps, found.psnr, found.checkpoint) == (0, 20, None, None)
+    assert found.next_command == "codecmill resume r"
+    assert found.problems == ()
+
+
+def test_a_finished_run_names_everything_that_it_made(tmp_path: Path):
+    run = begin(tmp_path)
+    finish(run)
+    found = run_status(run)
+    assert found.state == "done"
+    assert set(states(run).values()) == {"done"}
+    assert (found.psnr, found.psnr_of) == (31.5, "test")
+    assert (found.registered_version, found.alias, found.mlflow_run) == ("3", "champion", "f00")
+    assert found.report == run.evaluation(20).absolute() / "report.html"
+    assert found.fingerprint == "abc123"
+    assert found.started.timestamp() == 1001.5
+    assert found.size == sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file())
+
+
+def test_an_interrupted_training_is_known_by_its_newest_checkpoint(tmp_path: Path):
+    run = begin(tmp_path)
+    add_shards(run)
+    add_checkpoint(run, 5)
+    newest = add_checkpoint(run, 10)
+    add_journal(run, 13)
+    found = run_status(run)
+    assert found.checkpoint == newest.absolute()
+    assert states(run) == {
+        "shards": "done",
+        "training": "interrupted",
+        "evaluation": "missing",
+        "registration": "missing",
+    }
+    assert found.stages[1].detail == "10 of 20 steps"
+    assert (found.psnr, found.psnr_of) == (24.25, "validation")
+
+
+def test_more_steps_than_were_evaluated_ask_for_another_evaluation(tmp_path: Path):
+    run = begin(tmp_path)
+    finish(run)
+    run.write_config(RunConfig.model_validate({"name": "r", "training": {"steps": 40}}))
+    assert states(run)["training"] == "interrupted"
+    add_checkpoint(run, 40)
+    assert states(run)["training"] == "done"
+    assert states(run)["evaluation"] == "missing"
+    registration = run_status(run).stages[3]
+    assert (registration.state, registration.detail) == (
+        "missing",
+        "version 3 has the weights of an earlier checkpoint",
+    )
+
+
+def test_shards_that_were_deleted_are_missing(tmp_path: Path):
+    run = begin(tmp_path)
+    (add_shards(run) / "manifest.json").unlink()
+    stage = run_status(run).stages[0]
+    assert (stage.state, stage.detail) == ("missing", f"{tmp_path / 'shards' / 'abc123'} is gone")
+
+
+def test_a_checkpoint_that_is_cut_is_passed_over(tmp_path: Path):
+    run = begin(tmp_path)
+    good = add_checkpoint(run, 5)
+    (add_checkpoint(run, 10) / "model.safetensors").write_bytes(b"123")
+    (add_checkpoint(run, 15) / "checkpoint.json").unlink()
+    found = run_status(run)
+    assert found.checkpoint == good.absolute()
+    assert len(found.problems) == 2
+    assert "step_00000010 is no complete checkpoint" in found.problems[1]
+
+
+def test_checkpoints_that_are_all_cut_are_damage(tmp_path: Path):
+    run = begin(tmp_path)
+    (add_checkpoint(run, 10) / "model.safetensors").unlink()
+    assert states(run)["training"] == "damaged"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipelines.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).locked(0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_is_running_while_its_lock_is_held(tmp_path: Path):
+    run = begin(tmp_path)
+    add_shards(run)
+    assert lock_owner(run) is None
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"held\n"
+        found = run_status(run)
+        assert (found.state, found.owner) == ("running", process.pid)
+        assert states(run)["training"] == "running"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run_status(run).state == "interrupted"
+
+
+def test_asking_for_the_state_leaves_the_lock_free(tmp_path: Path):
+    run = begin(tmp_path)
+    with run.locked(0):
+        assert lock_owner(run) == os.getpid()
+    assert lock_owner(run) is None
+    with run.locked(0):
+        pass
+
+
+DAMAGE = {
+    "empty": b"",
+    "cut": b'{"step": 20, "fi',
+    "binary": bytes(range(256)),
+    "a list": b"[1, 2]",
+    "null": b"null",
+    "other types": b'{"step": "x", "files": [1], "path": 3, "fingerprint": [], "psnr": "high", "version": {}}',
+    "huge numbers": b'{"step": 1e999, "psnr": NaN, "version": ' + b"9" * 5000 + b', "time": 1e300}',
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "shard_set.json",
+        "metrics.jsonl",
+        "mlflow_run.json",
+        "promotion.json",
+        "evaluation/step_00000020/evaluation.json",
+        "checkpoints/step_00000020/checkpoint.json",
+        ".lock",
+    ],
+)
+def test_any_damaged_file_is_survived(file: str, damage: str, tmp_path: Path):
+    run = begin(tmp_path)
+    finish(run)
+    (run.path / file).write_bytes(DAMAGE[damage])
+    found = run_status(run)
+    assert json.loads(found.model_dump_json())
+    if file == "config.json":
+        assert found.state == "damaged"
+        assert found.next_command == "codecmill run --name ANOTHER"
+    if file not in (".lock", "metrics.jsonl") and damage in ("empty", "cut", "binary", "a list", "null", "deep"):
+        assert any(str(run.path / file) in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize("file", ["config.json", "shard_set.json", "metrics.jsonl", "promotion.json", ".lock"])
+def test_a_folder_in_a_files_place_is_survived(file: str, tmp_path: Path):
+    run = begin(tmp_path)
+    finish(run)
+    (run.path / file).unlink(missing_ok=True)
+    (run.path / file).mkdir()
+    run_status(run)
+
+
+def test_the_newest_figures_are_found_at_the_end_of_a_long_journal(tmp_path: Path):
+    run = begin(tmp_path, steps=5000)
+    add_journal(run, 5000)
+    with run.journal.open("ab") as journal:
+        journal.write(b'{"step": 5001, "train/ps')
+    assert run.journal.stat().st_size > 300_000
+    found = run_status(run)
+    assert (found.psnr, found.psnr_of) == (5020.0, "training")
+
+
+def test_all_runs_are_listed_newest_last(tmp_path: Path):
+    for name, second in [("b", 300), ("c", 100), ("a", 200)]:
+        os.utime(begin(tmp_path, name).config_file, (second, second))
+    assert [run.name for run in all_runs(Root(tmp_path))] == ["c", "a", "b"]
+    assert all_runs(Root(tmp_path / "nothing")) == []
+
+
+def shown(*typed: str, cwd: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *typed],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_list_and_status_as_people_and_as_programs_read_them(tmp_path: Path):
+    finish(begin(tmp_path, "first"))
+    write_json(begin(tmp_path, "second").config_file, {"name": "second", "colour": "red"})
+    lines = shown("list", "--root", ".", cwd=tmp_path).splitlines()
+    assert len(lines) == 3
+    assert lines[0].split() == ["run", "state", "steps", "PSNR", "dB", "shards", "started", "size"]
+    assert lines[1].split()[:6] == ["first", "done", "20/20", "31.50", "test", "abc123"]
+    assert lines[2].split()[:3] == ["second", "damaged", "0/?"]
+    listed = json.loads(shown("list", "--root", ".", "--json", cwd=tmp_path))
+    assert [(run["name"], run["state"], run["psnr"]) for run in listed] == [
+        ("first", "done", 31.5),
+        ("second", "damaged", None),
+    ]
+
+    text = shown("status", "first", "--root", ".", cwd=tmp_path)
+    assert "Run first is done" in text
+    assert "✓ training     done         20 of 20 steps" in text
+    assert "Next: codecmill ui --root ." in text
+    status = json.loads(shown("status", "first", "--root", ".", "--json", cwd=tmp_path))
+    assert {stage["state"] for stage in status["stages"]} == {"done"}
+    assert "colour: Extra inputs" in shown("status", "second", "--root", ".", cwd=tmp_path)
+
+
+def test_a_finished_run_is_said_to_be_done_without_starting_anything(tmp_path: Path):
+    finish(begin(tmp_path / "data", "first"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for command in (["resume", "first"], ["run", "--name", "first", "--training.steps", "20"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "flows", *command, "--root", str(tmp_path / "data")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Everything of 'first' is done already; nothing was started." in result.stderr
+        assert "Report      " in result.stdout
+        assert "Registered  codecmill version 3, champion" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["runs", "shards"]
+
+
+def test_what_cannot_change_is_refused_before_anything_starts(tmp_path: Path):
+    begin(tmp_path / "data", "first")
+    result = subprocess.run(
+        [sys.executable, "-m", "flows", "resume", "first", "--model.channels", "8", "--root", str(tmp_path / "data")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "model.channels was 64 and cannot become 8" in result.stderr

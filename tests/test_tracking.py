@@ -1,0 +1,647 @@
+"""MLflow as a view of run directories, against real MLflow: SQLite files, and one server over HTTP."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import checkpoints, tracking
+from pipelines.config import RunConfig
+from pipelines.errors import CodecmillError, InputError
+from pipelines.promotion import Decision
+from pipelines.run_directory import Root, RunDirectory, read_json, write_json
+from pipelines.tracking.connection import connected, patience_for
+from pipelines.tracking.lines import read_lines
+from pipelines.training.journal import Journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FINGERPRINT = "f" * 64
+TEST_SET = "7" * 64
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and nothing in it: making one takes 4 seconds."""
+    root = Root(tmp_path_factory.mktemp("mlflow"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert tracking.champion(root) is None
+    return root.mlflow_database
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return Root(folder)
+
+
+def make_run(root: Root, name: str = "first", **changes: object) -> tuple[RunDirectory, RunConfig]:
+    run, config = root.run(name), RunConfig.model_validate({"name": name, "root": root.path, **changes})
+    run.write_config(config)
+    return run, config
+
+
+def client_of(root: Root) -> "MlflowClient":
+    with connected(root) as client:
+        return client
+
+
+def points(root: Root) -> list[tuple[str, int, float, int]]:
+    """Every metric row that the database has, read past MLflow."""
+    with sqlite3.connect(root.mlflow_database) as database:
+        return sorted(database.execute("SELECT key, step, value, timestamp FROM metrics"))
+
+
+def count(root: Root, table: str) -> int:
+    with sqlite3.connect(root.mlflow_database) as database:
+        return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+
+
+def write_journal(run: RunDirectory, steps: range) -> list[tuple[str, int, float, int]]:
+    """Two figures a step, as lines; returns the rows that MLflow is to have of them."""
+    rows = []
+    with run.journal.open("a") as file:
+        for step in steps:
+            seconds, loss, psnr = 1_700_000_000.0625 + step, 1 / step, 20 + step / 7
+            file.write(json.dumps({"step": step, "time": seconds, "train/loss": loss, "train/psnr": psnr}) + "\n")
+            rows += [("train/loss", step, loss, 1_700_000_000_062 + 1000 * step)]
+            rows += [("train/psnr", step, psnr, 1_700_000_000_062 + 1000 * step)]
+    return rows
+
+
+def save_checkpoint(run: RunDirectory, config: RunConfig, step: int) -> checkpoints.Checkpoint:
+    about = {
+        "step": step,
+        "position": step * 16,
+        "model": config.model.model_dump(),
+        "normalization": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        "shard_set": FINGERPRINT,
+        "parent": None,
+        "validation": {},
+        "best": None,
+        "versions": {},
+    }
+    weights = {"encoder.weight": torch.full((2, 3), float(step))}
+    return checkpoints.save(run, about, weights, {"moment": torch.zeros(2)}, {"scheduler": {}})
+
+
+def register(run: RunDirectory, checkpoint: checkpoints.Checkpoint, psnr: float = 30.0) -> int:
+    metrics = {"psnr": psnr, "ms_ssim": 0.95}
+    return tracking.register_model(run, checkpoint.path, checkpoint.sha256, FINGERPRINT, metrics, TEST_SET)
+
+
+def test_the_package_is_imported_without_mlflow() -> None:
+    code = "import sys, pipelines.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_address_is_absolute_unless_the_environment_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.tracking_uri(Root(Path("data"))) == f"sqlite:///{Path.cwd()}/data/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org:5000")
+    assert tracking.tracking_uri(Root(Path("data"))) == "http://example.org:5000"
+
+
+def test_opening_a_run_logs_config_commit_and_versions(root: Root) -> None:
+    run, config = make_run(root, data={"images": "photos/" + "x" * 7000}, loss={"distortion": "l1"})
+    tracked = tracking.open_run(run, config)
+    client = client_of(root)
+    known = client.get_run(tracked.run_id)
+    assert known.info.run_name == "first"
+    assert known.info.status == "RUNNING"
+    params = known.data.params
+    assert params["loss.distortion"] == "l1"
+    assert params["training.batch_size"] == "16"
+    assert params["data.masks"] == "null"
+    assert params["data.background"] == "[255, 255, 255]"
+    assert params["data.images"] == "photos/" + "x" * 5992 + "…"
+    assert known.data.tags["version.torch"] == metadata.version("torch")
+    assert known.data.tags["codecmill.run_directory"] == str(run.path)
+    artifacts = root.mlflow_artifacts / tracked.run_id / "artifacts"
+    assert read_json(artifacts / "config.json") == config.model_dump(mode="json")
+    assert client.get_experiment(tracked.experiment_id).name == "codecmill"
+    assert tracked.url is None
+    assert tracked.page == f"#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+
+
+def test_a_resumed_run_goes_on_and_keeps_changed_choices_as_tags(root: Root) -> None:
+    run, config = make_run(root)
+    first = tracking.open_run(run, config)
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 4000})})
+    tracking.set_status(run, "FAILED")
+    assert tracking.open_run(run, longer) == first
+    known = client_of(root).get_run(first.run_id)
+    assert known.info.status == "RUNNING"
+    assert known.data.params["training.steps"] == "2000"
+    assert {key: value for key, value in known.data.tags.items() if key.startswith("config.")} == {
+        "config.training.steps": "4000"
+    }
+    tracking.open_run(run, config)
+    assert client_of(root).get_run(first.run_id).data.tags["config.training.steps"] == "2000"
+    assert count(root, "runs") == 1
+
+
+@pytest.mark.parametrize("loss", ["missing", "damaged"])
+def test_a_run_whose_marks_are_lost_is_found_again(root: Root, loss: str) -> None:
+    run, config = make_run(root)
+    first = tracking.open_run(run, config)
+    rows = write_journal(run, range(1, 6))
+    tracking.ship_journal(run)
+    if loss == "missing":
+        run.mlflow_file.unlink()
+    else:
+        run.mlflow_file.write_text('{"run_id": ')
+    assert tracking.open_run(run, config).run_id == first.run_id
+    assert tracking.ship_journal(run) == 5
+    assert points(root) == sorted(rows)
+    assert count(root, "runs") == 1
+
+
+def test_a_new_run_in_a_deleted_folder_of_the_same_name_is_another_run(root: Root) -> None:
+    run, config = make_run(root)
+    former = tracking.open_run(run, config)
+    write_journal(run, range(1, 4))
+    tracking.ship_journal(run)
+    shutil.rmtree(run.path)
+    make_run(root)
+    assert tracking.open_run(run, config).run_id != former.run_id
+
+
+def test_a_copied_run_folder_does_not_write_into_the_original(root: Root) -> None:
+    run, config = make_run(root)
+    original = tracking.open_run(run, config)
+    copy = root.run("second")
+    shutil.copytree(run.path, copy.path)
+    assert tracking.open_run(copy, config.model_copy(update={"name": "second"})).run_id != original.run_id
+    assert tracking.open_run(run, config).run_id == original.run_id
+
+
+def test_what_was_deleted_in_mlflow_comes_back(root: Root) -> None:
+    run, config = make_run(root)
+    first = tracking.open_run(run, config)
+    rows = write_journal(run, range(1, 4))
+    tracking.ship_journal(run)
+    client_of(root).delete_run(first.run_id)
+    assert tracking.open_run(run, config).run_id == first.run_id
+    client_of(root).delete_experiment(first.experiment_id)
+    assert tracking.open_run(run, config).run_id == first.run_id
+    with sqlite3.connect(root.mlflow_database) as database:  # as `mlflow gc` would
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            database.execute(f"DELETE FROM {table}")  # noqa: S608
+    assert tracking.open_run(run, config).run_id != first.run_id
+    assert tracking.ship_journal(run) == 3
+    assert points(root) == sorted(rows)
+
+
+def test_every_point_arrives_once_whatever_the_marks_say(root: Root) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    rows = write_journal(run, range(1, 1101))
+    assert tracking.ship_journal(run) == 1100
+    assert tracking.ship_journal(run) == 0
+    assert points(root) == sorted(rows)
+    marks = read_json(run.mlflow_file)
+    assert (marks["journal_step"], marks["journal_offset"]) == (1100, run.journal.stat().st_size)
+    # As after a kill between the sending and the marking, early and late in the journal.
+    lines = run.journal.read_bytes().splitlines(keepends=True)
+    for step in (0, 750, 1099):
+        offset = sum(map(len, lines[:step]))
+        write_json(run.mlflow_file, marks | {"journal_step": step, "journal_offset": offset})
+        assert tracking.ship_journal(run) == 1100 - step
+        assert points(root) == sorted(rows)
+    history = client_of(root).get_metric_history(marks["run_id"], "train/psnr")
+    assert sorted((point.step, point.value) for point in history) == [
+        (step, value) for key, step, value, _ in sorted(rows) if key == "train/psnr"
+    ]
+
+
+@pytest.mark.parametrize("torn_off", [1, 20])
+def test_a_torn_last_line_waits_for_its_end(root: Root, torn_off: int) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    rows = write_journal(run, range(1, 4))
+    whole = run.journal.read_bytes()
+    run.journal.write_bytes(whole[:-torn_off])
+    assert tracking.ship_journal(run) == 2
+    run.journal.write_bytes(whole)
+    assert tracking.ship_journal(run) == 1
+    assert points(root) == sorted(rows)
+
+
+def test_the_real_journal_is_read_step_by_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with Journal(path) as journal:
+        journal.append(1, {"train/loss": 0.5})
+        journal.append(2, {"train/loss": 0.25, "validation/psnr": 31.5})
+    path.write_bytes(path.read_bytes() + b'nonsense\n[1]\n{"step": 2, "time": 9, "train/loss": 7}\n{"step": 3}\n')
+    lines = list(read_lines(path))
+    assert [(line.step, line.figures) for line in lines] == [
+        (1, {"train/loss": 0.5}),
+        (2, {"train/loss": 0.25, "validation/psnr": 31.5}),
+    ]
+    assert abs(lines[0].milliseconds / 1000 - time.time()) < 60
+    assert list(read_lines(path, lines[0].end, 1)) == lines[1:]
+    assert list(read_lines(path, lines[0].end + 1, 1)) == lines[1:]
+    assert list(read_lines(path, 10**6, 1)) == lines[1:]
+
+
+def test_figures_beside_the_journal_are_the_same_row_on_a_repeat(root: Root) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    for _ in range(2):
+        tracking.log_metrics(run, 2000, {"test/psnr": 31.25}, 1_700_000_000.5)
+    assert points(root) == [("test/psnr", 2000, 31.25, 1_700_000_000_500)]
+
+
+def test_the_shard_set_is_the_runs_dataset_once(root: Root) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    folder = root.shards / FINGERPRINT
+    for _ in range(2):
+        tracking.log_shard_set(run, FINGERPRINT, folder, {"train": 40, "test": 3})
+    known = client_of(root).get_run(tracked.run_id)
+    assert known.inputs is not None
+    (entry,) = known.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("shard_set", "f" * 36)
+    assert json.loads(entry.dataset.source) == {"uri": str(folder), "fingerprint": FINGERPRINT}
+    assert json.loads(entry.dataset.profile or "") == {"train": 40, "test": 3}
+    assert known.data.tags["codecmill.shard_set"] == FINGERPRINT
+
+
+def test_pictures_grow_by_step_and_each_is_sent_once(root: Root) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    assert tracking.log_pictures(run) == 0
+    run.pictures.mkdir()
+    for step in (200, 400):
+        Image.new("RGB", (64, 32), (step % 256, 10, 20)).save(run.pictures / f"step_{step:08d}_validation.png")
+    whole = (run.pictures / "step_00000200_validation.png").read_bytes()
+    (run.pictures / "step_00000600_validation.png").write_bytes(whole[:60])
+    assert tracking.log_pictures(run) == 2
+    (run.pictures / "step_00000600_validation.png").write_bytes(whole)
+    assert tracking.log_pictures(run) == 1
+    run.mlflow_file.unlink()
+    tracking.open_run(run, config)
+    assert tracking.log_pictures(run) == 0
+    folder = root.mlflow_artifacts / tracked.run_id / "artifacts" / "images"
+    # What the image grid of MLflow's page looks for: a key, a step, a time and a unique end, each as PNG and WebP.
+    names = sorted(path.name for path in folder.glob("*.png"))
+    assert [name.split("+")[:4] for name in names] == [
+        ["validation", "step", str(step), "timestamp"] for step in (200, 400, 600)
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        name for png in names for name in (png, png.replace(".png", "+compressed.webp"))
+    )
+    with Image.open(folder / names[0]) as picture:
+        assert picture.getpixel((0, 0)) == (200, 10, 20)
+    assert client_of(root).get_run(tracked.run_id).data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_a_checkpoint_goes_in_whole_and_comes_back(root: Root, tmp_path: Path) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    saved = [save_checkpoint(run, config, step) for step in (200, 1000)]
+    addresses = [tracking.log_checkpoint(run, checkpoint.path) for checkpoint in saved]
+    assert addresses[0] == f"runs:/{tracked.run_id}/checkpoints/step_00000200"
+    for source, expected in [
+        (addresses[0], saved[0]),
+        (f"runs:/{tracked.run_id}", saved[1]),
+        (f"runs:/{tracked.run_id}/", saved[1]),
+    ]:
+        folder = tracking.fetch_checkpoint(source, root, tmp_path / "into")
+        assert checkpoints.open_checkpoint(folder).sha256 == expected.sha256
+
+
+def test_a_checkpoint_that_was_cut_off_on_its_way_is_not_taken_for_one(root: Root, tmp_path: Path) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    with pytest.raises(InputError, match=rf"Run {tracked.run_id} in MLflow at sqlite.* has no checkpoint yet\."):
+        tracking.fetch_checkpoint(f"runs:/{tracked.run_id}", root, tmp_path / "into")
+    whole = save_checkpoint(run, config, 200)
+    tracking.log_checkpoint(run, whole.path)
+    cut = save_checkpoint(run, config, 400)
+    artifacts = root.mlflow_artifacts / tracked.run_id / "artifacts" / "checkpoints"
+    state = cut.path / checkpoints.STATE_TENSORS
+    # As when a newer checkpoint makes the training delete this one in the middle of its sending.
+    content = state.read_bytes()
+    state.unlink()
+    with pytest.raises(CodecmillError, match=r"MLflow at sqlite:///.* did not take it: .*No such file.*step_00000400/"):
+        tracking.log_checkpoint(run, cut.path)
+    assert (artifacts / "step_00000400").is_dir()
+    folder = tracking.fetch_checkpoint(f"runs:/{tracked.run_id}", root, tmp_path / "into")
+    assert folder.name == "step_00000200"
+    with pytest.raises(InputError, match=r"step_00000400 in .* is no checkpoint\. The newest of that run: .*_00000200"):
+        tracking.fetch_checkpoint(f"runs:/{tracked.run_id}/checkpoints/step_00000400", root, tmp_path / "into")
+    state.write_bytes(content)
+    tracking.log_checkpoint(run, cut.path)
+    assert tracking.fetch_checkpoint(f"runs:/{tracked.run_id}", root, tmp_path / "into").name == "step_00000400"
+
+
+def test_a_checkpoint_has_one_version(root: Root) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    checkpoint = save_checkpoint(run, config, 200)
+    assert register(run, checkpoint) == 1
+    assert register(run, checkpoint, psnr=30.5) == 1
+    assert register(run, save_checkpoint(run, config, 400)) == 2
+    other, other_config = make_run(root, "second")
+    tracking.open_run(other, other_config)
+    assert register(other, save_checkpoint(other, other_config, 200)) == 3
+    known = client_of(root).get_model_version("codecmill", "1")
+    assert known.source == f"runs:/{tracked.run_id}/checkpoints/step_00000200"
+    assert known.run_id == tracked.run_id
+    assert known.tags == {
+        "run": "first",
+        "step": "200",
+        "fingerprint": FINGERPRINT,
+        "checkpoint_sha256": checkpoint.sha256,
+        "test/psnr": "30.5",
+        "test/ms_ssim": "0.95",
+        "test_set_sha256": TEST_SET,
+    }
+
+
+def test_the_champion_changes_hands_and_is_fetched_by_its_alias(root: Root, tmp_path: Path) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    assert tracking.champion(root) is None
+    saved = [save_checkpoint(run, config, step) for step in (200, 400)]
+    versions = [register(run, checkpoint, psnr) for checkpoint, psnr in zip(saved, (30.0, 31.0), strict=True)]
+    assert tracking.champion(root) is None
+    for _ in range(2):
+        tracking.promote(run, versions[0], Decision("champion", "The first."))
+        tracking.promote(run, versions[1], Decision("candidate", "Not yet."))
+    tracking.promote(run, versions[0], Decision("champion", "It is the champion already."))
+    first = tracking.champion(root)
+    assert first is not None
+    assert first.tags["promotion_reason"] == "The first."
+    assert (first.number, first.run, first.step, first.checkpoint_sha256) == (1, "first", 200, saved[0].sha256)
+    assert first.scores.metrics == {"psnr": 30.0, "ms_ssim": 0.95}
+    assert first.scores.test_set_sha256 == TEST_SET
+    candidate = tracking.fetch_checkpoint("models:/codecmill@candidate", root, tmp_path / "a")
+    assert checkpoints.open_checkpoint(candidate).step == 400
+    for _ in range(2):
+        tracking.promote(run, versions[1], Decision("champion", "Better by 1 dB."))
+    second = tracking.champion(root)
+    assert second is not None
+    assert (second.number, second.tags["promotion"], second.tags["promotion_reason"]) == (
+        2,
+        "champion",
+        "Better by 1 dB.",
+    )
+    assert client_of(root).get_registered_model("codecmill").aliases == {"champion": 2}
+    champion = tracking.fetch_checkpoint("models:/codecmill@champion", root, tmp_path / "b")
+    assert checkpoints.open_checkpoint(champion).sha256 == saved[1].sha256
+    former = tracking.fetch_checkpoint("models:/codecmill/1", root, tmp_path / "c")
+    assert checkpoints.open_checkpoint(former).sha256 == saved[0].sha256
+
+
+def test_the_champion_is_scored_anew_on_another_test_set(root: Root) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    version = register(run, save_checkpoint(run, config, 200))
+    tracking.promote(run, version, Decision("champion", "The first."))
+    tracking.record_evaluation(root, version, {"psnr": 28.5, "ms_ssim": 0.9}, "8" * 64)
+    champion = tracking.champion(root)
+    assert champion is not None
+    assert champion.scores.metrics == {"psnr": 28.5, "ms_ssim": 0.9}
+    assert champion.scores.test_set_sha256 == "8" * 64
+
+
+def test_an_unknown_source_is_refused_with_what_there_is(root: Root, tmp_path: Path) -> None:
+    def refused(source: str, message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            tracking.fetch_checkpoint(source, root, tmp_path / "into")
+        assert caught.value.exit_code == 2
+
+    refused("models:/codecmill@champion", r"no registered model 'codecmill' in MLflow .* Registered there: none yet\.")
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    tracking.promote(run, register(run, save_checkpoint(run, config, 200)), Decision("candidate", "Only one."))
+    refused("models:/other/1", r"no registered model 'other' in .* Registered there: codecmill\.")
+    refused(
+        "models:/codecmill@champion",
+        r"no models:/codecmill@champion in .* aliases: candidate \(version 1\)\. Its newest versions: 1\.",
+    )
+    refused("models:/codecmill/7", r"There is no models:/codecmill/7 in .* Its newest versions: 1\.")
+    refused("models:/codecmill", r"'models:/codecmill' names no registered version\. Write runs:/.*<version>\.")
+    refused("runs:/", r"'runs:/' is no address in MLflow\. Write runs:/")
+    refused("runs:/" + "0" * 32, r"There is no run '0{32}' in MLflow at sqlite.* its mlflow_run\.json\.")
+    refused("runs:/what;ever", r"There is no run 'what;ever' in MLflow")
+    client_of(root).create_registered_model("foreign")
+    client_of(root).create_model_version("foreign", str(tmp_path))
+    refused("models:/foreign/1", r"models:/foreign/1 was not registered by codecmill: its source is /")
+
+
+def test_a_champion_that_is_not_ours_is_named(root: Root, tmp_path: Path) -> None:
+    client_of(root).create_registered_model("codecmill")
+    client_of(root).create_model_version("codecmill", str(tmp_path))
+    client_of(root).set_registered_model_alias("codecmill", "champion", "1")
+    with pytest.raises(CodecmillError, match="Version 1 of the registered model 'codecmill' was not made by codecmill"):
+        tracking.champion(root)
+
+
+def test_runs_that_start_at_once_share_a_new_database_and_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = Root(tmp_path / "data")
+    code = (
+        "import sys; from pathlib import Path;"
+        "from pipelines import tracking; from pipelines.run_directory import Root;"
+        "root = Root(Path(sys.argv[1])); run = root.run(sys.argv[2]); config = run.read_config();"
+        "print('made', tracking.champion(root), flush=True); sys.stdin.readline(); tracking.open_run(run, config)"
+    )
+    names = [make_run(root, f"run-{number}")[0].path.name for number in range(3)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(root.path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        for name in names
+    ]
+    first_words = [child.stdout.readline() for child in children if child.stdout]
+    for child in children:
+        if child.stdin and child.poll() is None:
+            child.stdin.write("\n")
+            child.stdin.flush()
+    outputs = [child.communicate(timeout=100) for child in children]
+    assert [(child.returncode, output) for child, output in zip(children, outputs, strict=True)] == [(0, ("", ""))] * 3
+    assert first_words == ["made None\n"] * 3
+    assert len({read_json(root.run(name).mlflow_file)["experiment_id"] for name in names}) == 1
+    assert count(root, "runs") == 3
+
+
+def test_a_kill_while_the_database_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = Root(tmp_path)
+    code = (
+        "import sys; from pathlib import Path;"
+        "from pipelines import tracking; from pipelines.run_directory import Root;"
+        "tracking.ensure_database(Root(Path(sys.argv[1])))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    # SQLite has this file in the middle of each of the many transactions.
+    while child.poll() is None and not any(tmp_path.glob("*mlflow.db*-journal")):
+        time.sleep(0.001)
+    child.kill()
+    assert child.wait(30) == -signal.SIGKILL
+    assert not root.mlflow_database.exists()
+    assert tracking.champion(root) is None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_dead_server_is_a_quick_clear_error(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = make_run(root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@127.0.0.1:{free_port()}")
+    start = time.monotonic()
+    with pytest.raises(tracking.TrackingUnavailable) as caught:
+        tracking.open_run(run, config)
+    assert time.monotonic() - start < 10
+    assert "MLflow at http://someone:***@127.0.0.1" in str(caught.value)
+    assert "Connection refused" in str(caught.value)
+    assert "correct MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not run.mlflow_file.exists()
+
+
+def test_a_server_that_never_answers_is_given_up(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = make_run(root)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        start = time.monotonic()
+        with pytest.raises(tracking.TrackingUnavailable, match="timed out"):
+            tracking.open_run(run, config)
+        assert time.monotonic() - start < 10
+
+
+def test_a_large_file_is_given_the_time_it_needs(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    client_of(root)
+    with patience_for(60_000_000):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "65"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    with patience_for(60_000_000):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
+
+
+@pytest.fixture
+def server(tmp_path: Path, empty_database: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A real MLflow server with a database and an artifact folder of its own."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    port = free_port()
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *store, *place]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 90
+        while not answers(address):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.2)
+        yield address, process
+    finally:
+        end(process)
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as response:  # noqa: S310
+            return response.status == 200
+    except (urllib.error.URLError, TimeoutError):
+        return False
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def test_everything_works_over_http_until_the_server_dies(
+    root: Root, server: tuple[str, "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address, process = server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    assert tracked.url == f"{address}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+    tracking.log_shard_set(run, FINGERPRINT, root.shards / FINGERPRINT, {"train": 40})
+    rows = write_journal(run, range(1, 701))
+    assert tracking.ship_journal(run) == 700
+    marks = read_json(run.mlflow_file)
+    write_json(run.mlflow_file, marks | {"journal_step": 0, "journal_offset": 0})
+    assert tracking.ship_journal(run) == 700
+    run.pictures.mkdir()
+    Image.new("RGB", (64, 32)).save(run.pictures / "step_00000200_validation.png")
+    assert tracking.log_pictures(run) == 1
+    checkpoint = save_checkpoint(run, config, 700)
+    version = register(run, checkpoint)
+    tracking.promote(run, version, Decision("champion", "The first."))
+    champion = tracking.champion(root)
+    assert champion is not None
+    assert champion.checkpoint_sha256 == checkpoint.sha256
+    fetched = tracking.fetch_checkpoint("models:/codecmill@champion", root, tmp_path / "into")
+    assert checkpoints.open_checkpoint(fetched).sha256 == checkpoint.sha256
+    run.evaluation(700).mkdir(parents=True)
+    (run.evaluation(700) / "report.html").write_text("<p>fine</p>")
+    tracking.log_folder(run, run.evaluation(700), "evaluation/step_00000700")
+    tracking.set_status(run, "FINISHED")
+    client = client_of(root)
+    assert client.get_run(tracked.run_id).info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(tracked.run_id, "evaluation/step_00000700")] == [
+        "evaluation/step_00000700/report.html"
+    ]
+    assert not root.mlflow_artifacts.exists()
+    served = Root(tmp_path / "server")
+    assert points(served) == sorted(rows)
+    with pytest.raises(InputError, match=r"There is no run '0{32}' in MLflow at http"):
+        tracking.fetch_checkpoint("runs:/" + "0" * 32, root, tmp_path / "into")
+
+    write_journal(run, range(701, 711))
+    end(process)
+    start = time.monotonic()
+    with pytest.raises(tracking.TrackingUnavailable, match=rf"MLflow at {address} cannot be reached: .*refused"):
+        tracking.ship_journal(run)
+    assert time.monotonic() - start < 10
+    assert read_json(run.mlflow_file)["journal_step"] == 700
