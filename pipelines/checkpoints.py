@@ -186,8 +186,8 @@ def sha256_of(path: Path) -> str:
 
 def steps_on_disk(run: RunDirectory) -> list[int]:
     """The steps that have a checkpoint folder, sound or not, ascending."""
-    names = os.listdir(run.checkpoints) if run.checkpoints.is_dir() else []
-    return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdecimal())
+    folders = run.checkpoints.glob("step_*")
+    return sorted(int(folder.name[5:]) for folder in folders if folder.name[5:].isdecimal())
 
 
 def sound_checkpoints(run: RunDirectory) -> Iterator[Checkpoint]:

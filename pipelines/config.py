@@ -43,7 +43,7 @@ class DataConfig(Section):
 
     images: str = Field(
         default="",
-        description="Images: a glob ('photos/**/*.png'), a folder (searched recursively) or a .txt list, one path a line",
+        description="Images: a glob ('photos/**/*.png'), a folder with all below it, or a .txt list of paths",
     )
     masks: str | None = Field(default=None, description="Folder of masks, paired with the images by file stem")
     patch_size: int = Field(default=256, ge=16, le=4096, description="Side of the stored square patches, in pixels")
@@ -57,7 +57,7 @@ class DataConfig(Section):
         default=0.0,
         ge=0,
         le=128,
-        description="Patches whose grey levels deviate less than this are skipped, in levels of 255",
+        description="Patches with a smaller deviation are skipped, in grey levels of 255",
     )
     small_images: Literal["skip", "pad", "resize"] = Field(
         default="pad", description="What becomes of an image smaller than a patch"
@@ -74,7 +74,7 @@ class DataConfig(Section):
     )
     normalization: Literal["imagenet", "half", "dataset"] | NormalizationChoice = Field(
         default="dataset",
-        description="Mean and std that inputs are normalised with: imagenet, half (0.5), dataset (measured), or {mean, std}",
+        description="Mean and std for the inputs: imagenet, half (0.5), dataset (measured), or {mean, std}",
     )
     max_bad_fraction: float = Field(
         default=0.1, ge=0, le=1, description="Largest share of unreadable images before the shard stage fails"

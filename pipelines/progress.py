@@ -1,4 +1,4 @@
-"""What the work says while it runs; who listens (a live terminal, plain lines, Prefect's log) is none of its business."""
+"""What the work says while it runs; who listens, a live terminal or plain lines, is none of its business."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
@@ -41,8 +41,8 @@ def encode_all(orders: Sequence[EncodingOrder], data: DataConfig) -> Iterator[in
         CodecmillError: what the first failing order raised.
     """
     with _runner(data) as runner:
-        futures = [runner.submit(encode, {"order": order}) for order in orders]
-        for future in as_completed(futures):
+        futures: Sequence[PrefectFuture[int]] = [runner.submit(encode, {"order": order}) for order in orders]
+        for future in as_completed(list(futures)):
             yield future.result()
 
 

@@ -225,7 +225,7 @@ def linear_profile() -> bytes:
         b"wtpt": (0.96420, 1.0, 0.82491),
     }
     tags = {name: b"XYZ \0\0\0\0" + s15(*values) for name, values in xyz.items()}
-    tags |= {name: b"curv\0\0\0\0\0\0\0\0" for name in (b"rTRC", b"gTRC", b"bTRC")}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
     tags[b"desc"] = b"desc\0\0\0\0" + struct.pack(">I", 7) + b"linear\0" + bytes(78 + 5)
     tags[b"cprt"] = b"text\0\0\0\0none\0\0\0\0"
     table, data, offset = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
@@ -281,9 +281,10 @@ def test_formats_that_pillow_reads_by_itself(kind: str):
 
 
 def test_masks_keep_their_values_under_any_profile_and_are_black_where_transparent():
-    assert np.array_equal(open_mask(saved(Image.fromarray(RAMP))), RAMP)
+    assert open_mask(saved(Image.fromarray(RAMP))).tobytes() == RAMP.tobytes()
     coloured = np.stack([RAMP] * 3, axis=-1)
-    assert np.array_equal(open_mask(saved(Image.fromarray(coloured), icc_profile=linear_profile())), RAMP)
+    managed = saved(Image.fromarray(coloured), icc_profile=linear_profile())
+    assert open_mask(managed).tobytes() == RAMP.tobytes()
     half = Image.merge("LA", [Image.new("L", (4, 4), 255), Image.new("L", (4, 4), 0)])
     assert np.asarray(open_mask(saved(half))).max() == 0
 

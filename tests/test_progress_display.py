@@ -1,6 +1,7 @@
 """What is shown while the work runs: plain lines in a pipe, a live table on a terminal, logs beside it."""
 
 import io
+import logging
 import os
 import pty
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.cli.display import LiveTable, PlainLines
+from flows.cli.display import LiveTable, PlainLines, TerminalLog
 from flows.cli.stage_view import StageView, clock
 from pipelines.progress import Progress
 
@@ -70,6 +71,36 @@ def test_time_left_counts_from_where_a_resumed_stage_began():
     # 20 steps took 0.4 s, so 30 more take 0.6 s; from 0 on it would look like 0.17 s.
     assert left is not None
     assert 0.5 < left < 0.9
+
+
+def test_time_left_does_not_count_the_preparations():
+    view = StageView.begun(steps(0))
+    time.sleep(0.5)
+    view.hear(steps(0, message="Starting the ranks"))
+    time.sleep(0.1)
+    view.hear(steps(50))
+    left = view.left()
+    # 50 steps took 0.1 s, and so will the other 50; with the half second before them it would be 0.6 s.
+    assert left is not None
+    assert left < 0.3
+
+
+@pytest.mark.parametrize(
+    ("logger", "level", "message", "is_shown"),
+    [
+        ("codecmill.checkpoints", logging.INFO, "news", True),
+        ("elsewhere", logging.INFO, "chatter", False),
+        ("elsewhere", logging.WARNING, "careful", True),
+        ("prefect.task_runs", logging.INFO, "Finished in state Completed()", False),
+        ("prefect.task_runs", logging.INFO, "Task run failed with exception: x - Retry 1/2 will start 10 s", True),
+        ("prefect.flow_runs", logging.WARNING, "said by a task", True),
+        ("prefect.flow_runs", logging.ERROR, "Encountered exception during execution", False),
+    ],
+)
+def test_only_news_reach_the_terminal(logger: str, level: int, message: str, is_shown: bool):
+    lines: list[str] = []
+    TerminalLog(lines.append).handle(logging.LogRecord(logger, level, "f.py", 1, message, None, None))
+    assert lines == ([message] if is_shown else [])
 
 
 def test_a_stage_that_counts_anew_is_told_anew():

@@ -1,4 +1,4 @@
-"""Shard sets: read by webdataset itself, the same bytes after any interruption, and rewritten only where they change."""
+"""Shard sets: read by webdataset itself, the same bytes after any interruption, rewritten only where they change."""
 
 import hashlib
 import io
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
 from conftest import make, picture
 from PIL import Image
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from pipelines.config import RunConfig
 from pipelines.data.encoding import EncodingOrder
@@ -28,6 +29,7 @@ from pipelines.data.shard_format import SPLITS, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.errors import CodecmillError, InputError
+from pipelines.progress import Progress, listen
 from pipelines.run_directory import write_json
 
 
@@ -46,9 +48,10 @@ def config(folder: Path, tiny: dict[str, Any]) -> RunConfig:
     return make(tiny, data={"images": str(folder), "patch_size": 16})
 
 
-def varied(config: RunConfig, root: Path | None = None, **data: Any) -> RunConfig:
+def varied(config: RunConfig, place: Path | None = None, /, **data: Any) -> RunConfig:
+    """The config under another root, with choices for the data."""
     value = config.model_dump(mode="json", by_alias=True)
-    return RunConfig.model_validate(value | {"root": root or config.root, "data": value["data"] | data})
+    return RunConfig.model_validate(value | {"root": place or config.root, "data": value["data"] | data})
 
 
 def bytes_of(shard_set: ShardSet, *suffixes: str) -> dict[str, str]:
@@ -63,11 +66,17 @@ def inodes(shard_set: ShardSet) -> dict[str, int]:
     return {row.tar: (shard_set.path / row.tar).stat().st_ino for row in shard_set.manifest.shards}
 
 
+def _all(dataset: Any) -> list[dict[str, Any]]:
+    return list(dataset)
+
+
 def only_here(orders: Sequence[EncodingOrder]) -> Iterator[int]:
     raise AssertionError("nothing was to be encoded")
     yield from run_here(orders)
 
 
+# webdataset leaves it to the garbage collector to close what it reads.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_webdataset_reads_the_tars_with_its_usual_decoders(config: RunConfig, folder: Path, tmp_path: Path):
     (tmp_path / "masks").mkdir()
     for file in folder.iterdir():
@@ -76,17 +85,19 @@ def test_webdataset_reads_the_tars_with_its_usual_decoders(config: RunConfig, fo
     for split in SPLITS:
         originals = {row.sha256: row for row in shard_set.sources(split)}
         tars = [str(shard_set.path / row.tar) for row in shard_set.rows(split)]
-        samples = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil"))
+        samples = _all(WebDataset(tars, shardshuffle=False, empty_check=False).decode("pil"))
         assert len(samples) == sum(shard_set.counts(split)) > 0
         for sample, own in zip(samples, shard_set.samples(split), strict=True):
             left, top, width, height = sample["json"]["box"]
-            original = Image.open(originals[sample["json"]["source"]].path).crop((left, top, left + width, top + height))
-            assert np.array_equal(sample["png"], original)
-            assert np.array_equal(np.asarray(sample["mask.png"])[..., 0], original.getchannel("G"))
+            original = Image.open(originals[sample["json"]["source"]].path).crop(
+                (left, top, left + width, top + height)
+            )
+            assert np.array_equal(sample["png"], np.asarray(original))
+            assert np.array_equal(np.asarray(sample["mask.png"])[..., 0], np.asarray(original)[..., 1])
             assert (sample["__key__"], sample["json"]) == (own.key, own.info)
-            assert np.array_equal(decode_png(own.image), original)
+            assert decode_png(own.image).tobytes() == original.tobytes()
             assert own.mask is not None
-            assert np.array_equal(decode_png(own.mask), original.getchannel("G"))
+            assert decode_png(own.mask).tobytes() == original.getchannel("G").tobytes()
             assert sample["json"]["split"] == split
 
 
@@ -94,7 +105,7 @@ def test_a_tar_is_what_webdatasets_writer_makes_of_its_samples(config: RunConfig
     shard_set = create_shards(config)
     row = shard_set.rows("train")[0]
     whole = io.BytesIO()
-    with webdataset.writer.TarWriter(whole, encoder=False, mtime=0) as writer:
+    with TarWriter(whole, encoder=False, mtime=0) as writer:
         for sample in shard_set.samples("train"):
             info = json.dumps(sample.info, sort_keys=True, separators=(",", ":")).encode()
             writer.write({"__key__": sample.key, "png": sample.image, "json": info})
@@ -115,7 +126,7 @@ def test_test_images_are_stored_whole(config: RunConfig):
     shard_set = create_shards(varied(config, test_fraction=0.4))
     sources = list(shard_set.sources("test"))
     for source, sample in zip(sources, shard_set.samples("test"), strict=True):
-        assert np.array_equal(decode_png(sample.image), open_image(Path(source.path)))
+        assert decode_png(sample.image).tobytes() == open_image(Path(source.path)).tobytes()
     assert len(sources) == sum(shard_set.counts("test"))
 
 
@@ -143,7 +154,7 @@ def test_splits_are_disjoint_and_by_content(config: RunConfig, folder: Path):
     assert again.path == shard_set.path, "paths and names are no part of what a set is"
 
 
-@pytest.mark.parametrize("choices", [{}, {"patches": "random", "max_patches_per_image": 5}, {"max_shard_mib": 1}])
+@pytest.mark.parametrize("choices", [{}, {"patches": "random", "max_patches_per_image": 5}])
 def test_bytes_are_the_same_on_any_number_of_processes(config: RunConfig, tmp_path: Path, choices: dict[str, Any]):
     one = create_shards(varied(config, tmp_path / "one", workers=1, **choices))
     two = create_shards(varied(config, tmp_path / "two", workers=2, **choices))
@@ -178,8 +189,8 @@ def children(process: int) -> list[int]:
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: RunConfig, folder: Path, tmp_path: Path):
-    for number in range(12, 30):
-        picture(number, 500, 500).save(folder / f"{number}.png")
+    for number in range(12, 24):
+        picture(number, 300, 300).save(folder / f"{number}.png")
     whole = create_shards(varied(config, tmp_path / "whole"))
     root = tmp_path / "killed"
     cut = varied(config, root, workers=2)
@@ -197,7 +208,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
         time.sleep(0.01)
     assert not list(root.glob("shards/[!.]*/manifest.json")), "no half-written set is seen"
     parts = {file: file.stat().st_mtime_ns for file in root.glob("shards/.tmp-*/parts/[!.]*.json")}
-    assert 4 <= len(parts) < 30
+    assert 4 <= len(parts) < 24
     encoded: list[str] = []
 
     def counted(orders: Sequence[EncodingOrder]) -> Iterator[int]:
@@ -206,7 +217,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
 
     again = create_shards(cut, run_parts=counted)
     assert not {file.name.partition(".")[0] for file in parts} & set(encoded), "what is encoded stays encoded"
-    assert len(encoded) + len(parts) == 30
+    assert len(encoded) + len(parts) == 24
     assert bytes_of(again, ".tar", ".index", ".json", ".jsonl") == bytes_of(whole, ".tar", ".index", ".json", ".jsonl")
     assert not list(root.glob("shards/.tmp-*/*"))
 
@@ -314,7 +325,7 @@ def test_repairing_does_not_take_over_damage_from_a_set_that_shares_the_file(con
     before = create_shards(config)
     picture(200, 64, 64).save(folder / "new.png")
     after = create_shards(config)
-    shared = [name for name, node in inodes(after).items() if inodes(before)[name] == node][0]
+    shared = next(name for name, node in inodes(after).items() if inodes(before)[name] == node)
     with (after.path / shared).open("r+b") as tar:
         tar.seek(700)
         tar.write(b"\xff\x00\xff")
@@ -349,7 +360,9 @@ def test_a_damaged_index_is_found_and_a_cut_tar_is_refused(config: RunConfig):
     with pytest.raises(CodecmillError, match=rf"{row.index} is damaged: its sha256 is not the manifest's"):
         opened.read("train", 0, 0)
     os.truncate(shard_set.path / row.tar, row.bytes - 512)
-    with pytest.raises(CodecmillError, match=rf"{row.tar} has {row.bytes - 512} bytes, but the manifest says {row.bytes}"):
+    with pytest.raises(
+        CodecmillError, match=rf"{row.tar} has {row.bytes - 512} bytes, but the manifest says {row.bytes}"
+    ):
         ShardSet.open(shard_set.path)
 
 
@@ -365,7 +378,9 @@ def test_a_tar_that_is_cut_while_it_is_open_is_an_error_not_a_crash(config: RunC
 def test_manifests_that_cannot_be_used_are_explained(config: RunConfig, tmp_path: Path):
     shard_set = create_shards(config)
     manifest = json.loads((shard_set.path / "manifest.json").read_bytes())
-    with pytest.raises(CodecmillError, match=r"is no shard set: it has no manifest\.json. Make it with: codecmill shards"):
+    with pytest.raises(
+        CodecmillError, match=r"is no shard set: it has no manifest\.json. Make it with: codecmill shards"
+    ):
         ShardSet.open(tmp_path)
     for value, reason in (
         (manifest | {"format_version": 99}, "has format version 99, but this codecmill reads 1"),
@@ -594,6 +609,35 @@ def test_masks_with_the_same_image_are_one_source(config: RunConfig, folder: Pat
     kept = [row for split in SPLITS for row in shard_set.sources(split) if row.mask]
     assert [(Path(row.path).name, row.mask) for row in kept] == [("copy.png", str(tmp_path / "masks" / "copy.png"))]
     assert np.asarray(open_mask(Path(str(kept[0].mask)))).max() == 9
+
+
+def test_progress_is_reported_to_the_end(config: RunConfig):
+    heard: list[Progress] = []
+    stop = listen(heard.append)
+    try:
+        create_shards(varied(config, workers=2))
+    finally:
+        stop()
+    assert {one.stage for one in heard} == {"shards"}
+    encoding = [(one.done, one.total) for one in heard if one.message == "encoding"]
+    assert encoding[0] == (0, 12)
+    assert encoding[-1] == (12, 12)
+    assert encoding == sorted(encoding)
+
+
+def test_a_listener_that_fails_leaves_no_worker(config: RunConfig):
+    def fail(progress: Progress) -> None:
+        if progress.message == "encoding" and progress.done:
+            raise ZeroDivisionError
+
+    stop = listen(fail)
+    try:
+        with pytest.raises(ZeroDivisionError) as caught:
+            create_shards(varied(config, workers=2))
+        assert caught.tb
+        assert not children(os.getpid())
+    finally:
+        stop()
 
 
 def test_ctrl_c_ends_the_workers(config: RunConfig, folder: Path, tmp_path: Path):

@@ -119,5 +119,5 @@ def test_a_torch_file_of_another_make_is_told_apart(tmp_path: Path, content: obj
 
 
 def test_a_missing_file_is_an_input_error(tmp_path: Path):
-    with pytest.raises(InputError, match="There are no weights at .*nowhere.pt"):
+    with pytest.raises(InputError, match=r"There are no weights at .*nowhere\.pt"):
         load_weights(Autoencoder(SMALL), tmp_path / "nowhere.pt")

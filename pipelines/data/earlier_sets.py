@@ -1,6 +1,7 @@
 """Complete shard sets of the same settings under the same root: what did not change is taken over from them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -77,5 +78,11 @@ class EarlierSets:
     def samples(self, sha256: str, split: Split) -> tuple[Path, np.ndarray]:
         """The tar that holds a source's samples, and their SPAN records in it."""
         place = self._places[sha256, split]
-        index = np.load(place.folder / place.shard.index, allow_pickle=False).astype(SPAN)
+        index = _index(place.folder / place.shard.index)
         return place.folder / place.shard.tar, index[place.first : place.first + place.row.samples]
+
+
+@lru_cache(maxsize=4)
+def _index(file: Path) -> np.ndarray:
+    """Sources that follow each other lie in the same shard."""
+    return np.load(file, allow_pickle=False).astype(SPAN)

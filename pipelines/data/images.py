@@ -25,8 +25,8 @@ IMAGE_SUFFIXES = frozenset(
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
 
-PNG_LEVEL = 6
-"""zlib's effort, written down so that equal pixels are equal bytes."""
+PNG_LEVEL = 4
+"""zlib's effort, written down so that equal pixels are equal bytes. Level 6 takes half as long again for 0.05 %."""
 
 
 class ImageError(CodecmillError):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,11 +52,11 @@ class _Item(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """A batch to be made: what makes each of its items, from a position."""
+    """A batch to be made, and what makes each of its items."""
 
     step: int
     positions: list[int]
-    make: Callable[[int], _Item]
+    makers: list[Callable[[], _Item]]
 
 
 @contextmanager
@@ -73,20 +74,20 @@ def training_batches(
     order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
     size = config.training.batch_size
 
-    def make(position: int) -> _Item:
-        place = order.locate(position)
-        sample = shard_set.read("train", place.shard, place.index)
+    def make(epoch: int, shard: int, index: int) -> _Item:
+        sample = shard_set.read("train", shard, index)
 
         def choose(patch: Image.Image) -> Draw:
-            return draw(config.data, config.training.crop_size, patch.size, config.seed, place.epoch, sample.key)
+            return draw(config.data, config.training.crop_size, patch.size, config.seed, epoch, sample.key)
 
         return _item(sample, choose, with_mask=config.data.masks is not None)
 
     def requests() -> Iterator[_Request]:
         step = first_step
         while True:
-            positions = range((step - 1) * size, step * size)
-            yield _Request(step, [i for i in positions if i % world_size == rank], make)
+            positions = [i for i in range((step - 1) * size, step * size) if i % world_size == rank]
+            places = zip(*(found.tolist() for found in order.locate_many(np.array(positions))), strict=True)
+            yield _Request(step, positions, [partial(make, *place) for place in places])
             step += 1
 
     with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
@@ -112,7 +113,8 @@ def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_
             with_mask=config.data.masks is not None,
         )
 
-    requests = (_Request(0, list(mine[i : i + size]), make) for i in range(0, len(mine), size))
+    shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+    requests = (_Request(0, share, [partial(make, position) for position in share]) for share in shares)
     with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
         try:
             yield from _batches(pool, requests)
@@ -134,7 +136,7 @@ def _batches(pool: ThreadPoolExecutor, requests: Iterator[_Request]) -> Generato
             if request is None:
                 ended = True
             else:
-                underway.append((request, [pool.submit(request.make, i) for i in request.positions]))
+                underway.append((request, [pool.submit(maker) for maker in request.makers]))
         if not underway:
             return
         request, futures = underway.popleft()

@@ -1,7 +1,8 @@
 """Encoding every source for its split, until it is settled which sources give samples and where they belong."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -88,9 +89,10 @@ class Settling:
         done, total = len(wanted) - len(missing), len(wanted)
         report(Progress("shards", done, total, "images", "encoding"))
         if missing:
-            for count in self.run_parts(self._orders(missing)):
-                done += count
-                report(Progress("shards", done, total, "images", "encoding"))
+            with _closing(self.run_parts(self._orders(missing))) as counts:
+                for count in counts:
+                    done += count
+                    report(Progress("shards", done, total, "images", "encoding"))
         for job in missing:
             part = self._part(job.sha256, job.split)
             if part is None:
@@ -134,6 +136,16 @@ class Settling:
             f"{self.data.max_bad_fraction:g} allows fewer. Repair or remove them, or raise it:\n  "
             + "\n  ".join(listed + more)
         )
+
+
+@contextmanager
+def _closing(counts: Iterator[int]) -> Iterator[Iterator[int]]:
+    """End what encodes at once when its consumer fails, and not when the garbage collector comes by."""
+    try:
+        yield counts
+    finally:
+        if isinstance(counts, Generator):
+            counts.close()
 
 
 def _job(source: Source, split: Split) -> Job:

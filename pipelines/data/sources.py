@@ -11,6 +11,7 @@ from pipelines.data.image_files import ImageFile, files_below, is_image_name
 from pipelines.data.images import IMAGE_SUFFIXES
 from pipelines.data.masks import pair_masks
 from pipelines.errors import InputError
+from pipelines.run_directory import Root
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def find_sources(config: RunConfig) -> Sources:
 
     A folder is searched through all its sub-folders for `IMAGE_SUFFIXES`; so is what a glob matches. Links to files are
     followed, links to folders inside are not. A list (.txt) has one path a line, relative to the list's folder; empty
-    lines and lines that begin with '#' do not count. What lies under `root` or under the folder of masks is no source.
+    lines and lines that begin with '#' do not count. Masks, and what codecmill itself keeps under `root`, are no images
+    where they lie below the searched folder.
 
     Raises:
         InputError: nothing was found, or the masks cannot be paired.
@@ -45,13 +47,9 @@ def find_sources(config: RunConfig) -> Sources:
     if not choice:
         raise InputError("No images are named. Name them with --data.images: a glob, a folder or a .txt list.")
     masks = Path(config.data.masks).expanduser() if config.data.masks else None
-    excluded = [os.path.realpath(folder) for folder in (config.root, masks) if folder is not None]
-    candidates = [
-        (path, name)
-        for path, name in _candidates(choice)
-        if not any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in excluded)
-    ]
-    images, set_aside = _regular(candidates)
+    root = Root(config.root)
+    excluded = [root.shards, root.runs, root.mlflow_artifacts, root.prefect_home] + ([masks] if masks else [])
+    images, set_aside = _regular(_outside(excluded, _candidates(choice)))
     if not images:
         broken = f" {set_aside[0].path}: {set_aside[0].reason}." if set_aside else ""
         raise InputError(
@@ -59,6 +57,17 @@ def find_sources(config: RunConfig) -> Sources:
             f"{Path.cwd()}).{broken} Check the path; quote a glob so that the shell leaves it alone."
         )
     return Sources(tuple(pair_masks(images, masks) if masks else images), tuple(set_aside))
+
+
+def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """What is not in any of the folders, unless the search began inside."""
+    places = [os.path.realpath(folder) for folder in folders]
+    kept = []
+    for path, name in candidates:
+        real, base = Path(os.path.realpath(path)), Path(os.path.realpath(Path(*path.parts[: -len(name.parts)])))
+        if not any(real.is_relative_to(place) and not base.is_relative_to(place) for place in places):
+            kept.append((path, name))
+    return kept
 
 
 def _candidates(choice: str) -> list[tuple[Path, Path]]:

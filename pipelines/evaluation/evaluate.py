@@ -79,7 +79,7 @@ def evaluate(
         kept = album.kept
         images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        seconds = time.monotonic() - started
+        seconds = round(time.monotonic() - started, 3)
         result = Evaluation(folder, about, parameters, seconds, images_with_pictures, tuple(broken))
         write_bytes(building / TABLE, _csv(result).encode("utf-8"))
         write_bytes(building / REPORT, html(result, album.previews).encode("utf-8"))

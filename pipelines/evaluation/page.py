@@ -62,6 +62,7 @@ code { font: .85em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
 section { margin-top: 2.5rem; }
 .page .eyebrow { margin: 0 0 .35rem; color: var(--accent); font-size: .85rem; font-weight: 600; }
 .lead { margin: .5rem 0 0; color: var(--soft); }
+.lead bdi { display: inline-block; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1px; margin: 0;
   background: var(--rule); border: 1px solid var(--rule); border-radius: .6rem; overflow: hidden; }
 .tiles div { padding: .9rem 1rem; background: var(--card); }
@@ -105,20 +106,21 @@ figure a { display: block; }
 .compare input, .handle { display: none; }
 .files { margin: .75rem 0 0; font-size: .85rem; color: var(--soft); }
 .files a { display: inline-block; padding: .15rem 0; margin-right: .6rem; }
-.slide .views { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
-.slide .compare { --cut: 50%; grid-column: auto; display: grid; grid-template-columns: minmax(0, 1fr);
+.slide .wide { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.25rem; }
+.slide .wide .compare { --cut: 50%; grid-column: auto; display: grid; grid-template-columns: minmax(0, 1fr);
   width: var(--shown); max-width: 100%; }
-.slide .compare > * { grid-area: 1 / 1; }
-.slide .compare .reconstruction img { clip-path: inset(0 0 0 var(--cut)); }
-.slide .compare .reconstruction figcaption { text-align: right; }
-.slide .handle { display: block; position: absolute; z-index: 1; inset: 0 auto 1.6rem var(--cut); width: 2px;
+.slide .wide .compare > * { grid-area: 1 / 1; }
+.slide .wide .compare .reconstruction img { clip-path: inset(0 0 0 var(--cut)); }
+.slide .wide .compare .reconstruction figcaption { text-align: right; }
+.slide .wide .handle { display: block; position: absolute; z-index: 1; inset: 0 auto 1.6rem var(--cut); width: 2px;
   margin-left: -1px; background: #fff; box-shadow: 0 0 0 1px rgb(0 0 0 / .45); pointer-events: none; }
-.slide .handle::after { content: "\\2194"; position: absolute; top: 50%; left: 50%; translate: -50% -50%; width: 1.9rem;
-  height: 1.9rem; border-radius: 50%; background: #fff; color: #1d2126; display: grid; place-items: center;
+.slide .wide .handle::after { content: "\\2194"; position: absolute; top: 50%; left: 50%; translate: -50% -50%;
+  width: 1.9rem; height: 1.9rem; border-radius: 50%; background: #fff; color: #1d2126; display: grid;
+  place-items: center;
   box-shadow: 0 0 0 1px rgb(0 0 0 / .35); }
-.slide .compare input { display: block; z-index: 2; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize;
-  touch-action: pan-y; }
-.slide .compare input:focus-visible + .handle { outline: 3px solid var(--accent); outline-offset: 1px; }
+.slide .wide .compare input { display: block; z-index: 2; width: 100%; height: 100%; margin: 0; opacity: 0;
+  cursor: ew-resize; touch-action: pan-y; }
+.slide .wide .compare input:focus-visible + .handle { outline: 3px solid var(--accent); outline-offset: 1px; }
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: .92rem; }
 th, td { padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--rule); text-align: left;
@@ -131,7 +133,7 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--rule);
   font-size: .85rem; }
 footer p { max-width: 46rem; margin: 0 0 .5rem; }
 @media (max-width: 52rem) {
-  .pair, .slide .views { grid-template-columns: minmax(0, 1fr); }
+  .pair, .slide .wide { grid-template-columns: minmax(0, 1fr); }
   svg { font-size: 19px; }
 }
 @media (max-width: 40rem) {
@@ -141,7 +143,9 @@ footer p { max-width: 46rem; margin: 0 0 .5rem; }
   .origin { grid-template-columns: minmax(0, 1fr); gap: 0; }
   .origin dd { margin-bottom: .5rem; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .size { display: none; }
+  .views, .slide .wide { gap: .75rem; }
+  .place, .size { display: none; }
+  th { white-space: normal; }
 }
 @media print { body { background: none; } .card { break-inside: avoid; } .switch { display: none !important; } }
 """

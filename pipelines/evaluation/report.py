@@ -17,6 +17,9 @@ from pipelines.evaluation.results import TABLE, Evaluation, ImageRow, printable
 CARDS = 8
 """Worst images that are shown large, and best ones."""
 
+WIDE = 200
+"""Pixels from which on a picture is shown under a slider: below it the captions would not fit."""
+
 LABELS = {
     "run": "Run",
     "step": "Step",
@@ -151,7 +154,7 @@ def _card(row: ImageRow, previews: Previews) -> str:
     return (
         f'<article class="card" id="{row.pictures}"><header><h3><bdi>{name}</bdi></h3>'
         f"<p><strong>{_psnr(row)} dB</strong> · MS-SSIM {_index(row)} · {_size(row)}</p></header>"
-        f'<div class="views" style="--shown: {shown}px"><div class="compare">'
+        f'<div class="views{" wide" if shown >= WIDE else ""}" style="--shown: {shown}px"><div class="compare">'
         f"{figure('original', 'Original', previews.original)}"
         f"{figure('reconstruction', 'Reconstruction', previews.reconstruction)}"
         f'<input type="range" min="0" max="100" step="0.5" value="50" '
@@ -174,12 +177,12 @@ def _table(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
             folder = f"pictures/{quote(str(row.pictures))}/side_by_side.png"
             name = _link(f"#{row.pictures}" if row.pictures in carded else folder, name)
         rows.append(
-            f'<tr><td class="number">{place}</td><td class="thumbnail">{thumbnail}</td><td>{name}</td>'
+            f'<tr><td class="number place">{place}</td><td class="thumbnail">{thumbnail}</td><td>{name}</td>'
             f'<td class="number size">{_size(row)}</td>'
             f'<td class="number">{_psnr(row)}</td><td class="number">{_index(row)}</td></tr>'
         )
     head = (
-        '<th class="number" scope="col">Rank</th><th scope="col" aria-label="Picture"></th>'
+        '<th class="number place" scope="col">Rank</th><th scope="col" aria-label="Picture"></th>'
         '<th scope="col">Image</th>'
         '<th class="number size" scope="col">Size</th><th class="number" scope="col">PSNR, dB</th>'
         '<th class="number" scope="col">MS-SSIM</th>'

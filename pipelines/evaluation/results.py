@@ -107,7 +107,7 @@ class Evaluation:
             },
             "about": self.about,
             "parameters": self.parameters,
-            "seconds": round(self.seconds, 3),
+            "seconds": self.seconds,
             "images": [asdict(row) for row in self.images],
             "broken": [asdict(row) for row in self.broken],
         }

@@ -52,16 +52,19 @@ def reconstruct_tiled(model_fn: Callable[[Tensor], Tensor], x: Tensor, tile: int
 def receptive_radius(model: nn.Module, x: Tensor) -> int:
     """How far, at most, an output pixel of a convolutional model looks in each direction, in pixels.
 
-    The reaches of all convolutions (undilated) are added up: exact for a chain, too much for parallel branches.
+    The reaches of all convolutions (undilated) are added up, which is exact for a chain and too much for parallel
+    branches; to that comes a block of the coarsest resolution, for a pixel sees what its whole block sees.
 
     Args:
         x: what to call the model with to see its resolutions, (1, 3, H, W).
     """
-    reach = 0.0
+    reach, block = 0.0, 1.0
 
     def add(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal reach
-        reach += (module.weight.shape[2] // 2) * x.shape[2] / inputs[0].shape[2]
+        nonlocal reach, block
+        pixels = x.shape[2] / inputs[0].shape[2]
+        reach += module.weight.shape[2] // 2 * pixels
+        block = max(block, pixels)
 
     hooks = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, nn.Conv2d)]
     try:
@@ -70,7 +73,7 @@ def receptive_radius(model: nn.Module, x: Tensor) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return round(reach)
+    return round(reach + block - 1)
 
 
 def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:

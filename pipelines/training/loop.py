@@ -194,7 +194,7 @@ def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ran
     )
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    model = Autoencoder(config.model, seed=config.seed).to(ranks.device, dtype, memory_format=layout)
+    model = Autoencoder(config.model, seed=config.seed).to(ranks.device, dtype).to(memory_format=layout)
     module = TrainingStep(model, normalization, config.loss, training, ranks.device.type)
     if training.compile:
         torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion

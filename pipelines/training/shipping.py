@@ -1,4 +1,4 @@
-"""Sends what a training writes to disk on to MLflow, beside it: the training neither waits for MLflow nor fails with it."""
+"""Sends what a training writes to MLflow, beside it: the training neither waits for MLflow nor fails with it."""
 
 import threading
 from collections.abc import Callable

@@ -1,6 +1,5 @@
 """One training step's forward pass as a module, so that DDP wraps and torch.compile sees all of it."""
 
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -54,7 +53,7 @@ class TrainingStep(nn.Module):
         return StepOutput(loss, mse.clamp_min(SMALLEST_MSE))
 
 
-def autocast(precision: str, device_type: str) -> AbstractContextManager[None]:
+def autocast(precision: str, device_type: str) -> torch.autocast:
     """Mixed precision for bf16 and fp16; float32 and float64 compute as they are."""
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device_type, dtype=low or torch.bfloat16, enabled=low is not None)

@@ -59,7 +59,8 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
         )
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # Every tensor that is about to be written would first be filled with NaN.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
     with process_group(str(training.device)) as ranks:
         if ranks.is_first and training.compile:

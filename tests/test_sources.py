@@ -1,0 +1,172 @@
+"""Which files are found by a glob, a folder and a list, and which mask belongs to which image."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+from PIL import Image
+
+from pipelines.config import RunConfig
+from pipelines.data.sources import find_sources
+from pipelines.errors import InputError
+
+NAMES = ["b.JPG", "a.png", "deep/er/c.webp", "deep/a.tiff", "deep/notes.txt", ".hidden.png", "d [1].png"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files that look like images; nothing here is decoded."""
+    for name in NAMES:
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    return tmp_path / "photos"
+
+
+def config(tiny: dict[str, Any], images: Path | str, **data: Any) -> RunConfig:
+    return make(tiny, data={"images": str(images), **data})
+
+
+def found(chosen: RunConfig, folder: Path) -> list[str]:
+    return sorted(str(image.path.relative_to(folder)) for image in find_sources(chosen).images)
+
+
+def test_a_folder_is_searched_through(folder: Path, tiny: dict[str, Any]):
+    assert found(config(tiny, folder), folder) == sorted(set(NAMES) - {"deep/notes.txt"})
+
+
+@pytest.mark.parametrize(
+    ("glob", "names"),
+    [
+        ("*.png", [".hidden.png", "a.png", "d [1].png"]),
+        ("**/*", [name for name in NAMES if name != "deep/notes.txt"]),
+        ("**/*.webp", ["deep/er/c.webp"]),
+        ("deep/*", ["deep/a.tiff"]),
+        ("?.png", ["a.png"]),
+        ("[ab].*", ["a.png", "b.JPG"]),
+        ("d [1].png", ["d [1].png"]),
+    ],
+)
+def test_globs(folder: Path, tiny: dict[str, Any], glob: str, names: list[str], monkeypatch: pytest.MonkeyPatch):
+    assert found(config(tiny, folder / glob), folder) == sorted(names)
+    monkeypatch.chdir(folder)
+    assert found(config(tiny, glob), folder) == sorted(names)
+
+
+def test_a_list_names_its_files_relative_to_itself(folder: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    file = folder / "deep" / "list.txt"
+    file.write_text(f"# chosen\n\n../a.png\r\n  er/c.webp\n{folder / 'b.JPG'}\n../a.png\nabsent.png\n")
+    monkeypatch.chdir("/")
+    sources = find_sources(config(tiny, file))
+    assert {image.path.resolve() for image in sources.images} == {
+        folder / n for n in ("a.png", "b.JPG", "deep/er/c.webp")
+    }
+    assert [(Path(row.path).name, row.reason) for row in sources.set_aside] == [
+        ("absent.png", "No such file or directory")
+    ]
+
+
+def test_nothing_found_names_the_pattern_and_the_way_out(folder: Path, tiny: dict[str, Any]):
+    with pytest.raises(InputError, match=r"data\.images '.*/\*\.xyz' matches no image .*quote a glob") as caught:
+        find_sources(config(tiny, folder / "*.xyz"))
+    assert caught.value.exit_code == 2
+    with pytest.raises(InputError, match="matches no image"):
+        find_sources(config(tiny, folder / "absent"))
+    with pytest.raises(InputError, match=r"No images are named\. Name them with --data.images"):
+        find_sources(config(tiny, ""))
+    with pytest.raises(InputError, match=r"list\.txt cannot be read: No such file"):
+        find_sources(config(tiny, folder / "list.txt"))
+    with pytest.raises(InputError, match="is no glob"):
+        find_sources(config(tiny, folder / "a**b.png"))
+    (folder / "pipe").mkdir()
+    os.mkfifo(folder / "pipe" / "only.png")
+    with pytest.raises(InputError, match=r"only\.png: it is no regular file"):
+        find_sources(config(tiny, folder / "pipe"))
+
+
+def test_links_do_not_lead_in_circles(folder: Path, tiny: dict[str, Any]):
+    (folder / "deep" / "up").symlink_to(folder)
+    (folder / "deep" / "again").symlink_to(folder)
+    (folder / "z link.png").symlink_to(folder / "a.png")
+    expected = sorted(set(NAMES) - {"deep/notes.txt"})
+    assert found(config(tiny, folder), folder) == expected
+    assert found(config(tiny, folder / "**/*"), folder) == expected
+
+
+def test_codecmills_own_pictures_and_the_masks_are_no_sources(folder: Path, tiny: dict[str, Any]):
+    for place in ("state/runs/x/pictures", "masks"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "a.png").write_text(place)
+    chosen = make(tiny | {"root": str(folder / "state")}, data={"images": str(folder), "masks": str(folder / "masks")})
+    assert found(chosen, folder) == sorted(set(NAMES) - {"deep/notes.txt"})
+
+
+def test_images_may_lie_beside_the_state_and_masks_beside_their_images(folder: Path, tiny: dict[str, Any]):
+    assert "a.png" in found(make(tiny | {"root": str(folder)}, data={"images": str(folder)}), folder)
+    (folder / "a.bmp").write_text("the mask")
+    beside = find_sources(config(tiny, folder / "*.bmp", masks=str(folder)))
+    assert [image.path.name for image in beside.images] == ["a.bmp"]
+    inside = folder / "runs" / "one"
+    inside.mkdir(parents=True)
+    (inside / "x.png").write_text("a picture of a run, named on purpose")
+    assert found(make(tiny | {"root": str(folder)}, data={"images": str(inside)}), inside) == ["x.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_searched_is_named(folder: Path, tiny: dict[str, Any]):
+    (folder / "deep").chmod(0)
+    with pytest.raises(InputError, match=r"deep cannot be searched for images: Permission denied"):
+        find_sources(config(tiny, folder))
+    (folder / "deep").chmod(0o700)
+
+
+def test_a_name_that_is_no_text_is_set_aside(folder: Path, tiny: dict[str, Any]):
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_text("odd")
+    (row,) = find_sources(config(tiny, folder)).set_aside
+    assert row.path.endswith(r"\xff.png")
+    assert row.reason == "its name is not valid UTF-8; rename it"
+
+
+def masked(folder: Path, tiny: dict[str, Any], *masks: str) -> dict[str, str | None]:
+    place = folder.parent / "masks"
+    for name in masks:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(place / name)
+    sources = find_sources(config(tiny, folder, masks=str(place)))
+    return {
+        str(image.path.relative_to(folder)): image.mask and str(image.mask.relative_to(place))
+        for image in sources.images
+    }
+
+
+def test_masks_are_paired_by_path_first(folder: Path, tiny: dict[str, Any]):
+    pairs = masked(folder, tiny, "a.png", "deep/a.png", "c.png")
+    assert pairs["a.png"] == "a.png"
+    assert pairs["deep/a.tiff"] == "deep/a.png"
+    assert pairs["deep/er/c.webp"] == "c.png", "by the bare name, for there is none by the path"
+    assert pairs["b.JPG"] is None
+
+
+def test_a_mask_by_path_is_no_other_images_by_name(folder: Path, tiny: dict[str, Any]):
+    pairs = masked(folder, tiny, "deep/a.png")
+    assert pairs["deep/a.tiff"] == "deep/a.png"
+    assert pairs["a.png"] is None
+
+
+def test_masks_that_leave_a_choice_are_refused(folder: Path, tiny: dict[str, Any]):
+    with pytest.raises(InputError, match=r"a\.png has several masks: .*a\.bmp, .*a\.png"):
+        masked(folder, tiny, "a.png", "a.bmp")
+
+
+def test_a_mask_for_two_images_of_one_name_is_refused(folder: Path, tiny: dict[str, Any]):
+    with pytest.raises(InputError, match=r"other/a\.png fits both .*a\.png and .*deep/a\.tiff"):
+        masked(folder, tiny, "other/a.png")
+
+
+def test_masks_of_nothing_are_refused(folder: Path, tiny: dict[str, Any]):
+    with pytest.raises(InputError, match=r"None of the 1 masks in .* has the name of any of the 6 images"):
+        masked(folder, tiny, "zebra.png")
+    with pytest.raises(InputError, match=r"data\.masks '.*absent' is no folder"):
+        find_sources(config(tiny, folder, masks=str(folder / "absent")))
