@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
-.PHONY: demo test test-full check lock clean
+.PHONY: demo test test-full check bench lock clean
 
 demo: .venv/ready
 	$(BIN)/codecmill demo
@@ -22,6 +22,10 @@ check: .venv/ready
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# Beside webdataset and a plain step, interleaved, about five minutes; medians and ratios in codecmill-data/bench/.
+bench: .venv/ready
+	$(BIN)/python -m infra.bench.run
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Setting up .venv from requirements.lock (several GB with a CUDA build of torch; minutes the first time)"

@@ -17,8 +17,10 @@ def training_pipeline(config: RunConfig) -> RunSummary:
     with held(config) as run:
         shard_set = create_shards(run.directory.read_config())
         checkpoint = train(run, shard_set)
-        evaluation = evaluate(run, shard_set, checkpoint)
+        evaluation = evaluate(run, shard_set, checkpoint, config.evaluation.model_copy(update={"images": None}))
         registration = register(run, shard_set, checkpoint, evaluation)
+        if config.evaluation.images is not None:
+            evaluate(run, shard_set, checkpoint, config.evaluation)
         return RunSummary(
             run=run.path,
             shard_set=shard_set,

@@ -61,6 +61,6 @@ def _champion_scores(run: RunDirectory, shard_set: ShardSet) -> Scores | None:
 
     with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
         fetched = tracking.fetch_checkpoint(champion.source, run.root, Path(folder))
-        metrics = score_on_test_split(checkpoints.open_checkpoint(fetched), shard_set, run.read_config())
+        metrics = score_on_test_split(run, checkpoints.open_checkpoint(fetched), shard_set)
     tracking.record_evaluation(run.root, champion.number, metrics, shard_set.test_set_sha256)
     return Scores(champion.number, metrics, shard_set.test_set_sha256)

@@ -5,6 +5,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
+from pipelines.config import EvaluationConfig
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
 
@@ -23,12 +24,14 @@ HOURS = 3600
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def evaluate(run: HeldRun, shard_set: ShardSetReference, checkpoint: CheckpointReference) -> EvaluationReference:
-    """Reconstruct the test split (or the images that the config names) and write figures, pictures and the report."""
+def evaluate(
+    run: HeldRun, shard_set: ShardSetReference, checkpoint: CheckpointReference, choice: EvaluationConfig
+) -> EvaluationReference:
+    """Reconstruct the test split (or the images that are named) and write figures, pictures and the report."""
     from pipelines.data.shard_set import ShardSet
     from pipelines.evaluation.stage import evaluate_run
 
     opened = checkpoints.open_checkpoint(checkpoint.path)
-    evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path))
+    evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
     create_markdown_artifact(evaluation.markdown(), key="evaluation", description=f"Evaluation of {run.name}")
     return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)

@@ -28,3 +28,16 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
     config = config.named(scheduled_start())
     with Root(config.root.absolute()).run(config.name).locked() as lock:
         yield HeldRun(path=start_or_continue(config).path, lock=lock)
+
+
+@contextmanager
+def held_as_it_is(config: RunConfig) -> Iterator[HeldRun]:
+    """Hold the run that a config names alone, and leave its settings as they are.
+
+    Raises:
+        BusyError: another process holds it.
+        InputError: there is no such run.
+    """
+    run = Root(config.root.absolute()).existing_run(config.name)
+    with run.locked() as lock:
+        yield HeldRun(path=run.path, lock=lock)

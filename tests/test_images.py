@@ -5,9 +5,11 @@ import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 from torchvision.transforms import functional as F
@@ -151,6 +153,21 @@ def test_floating_point_is_refused():
 def test_16_bit_colour_keeps_its_precision_until_it_is_rounded(interlaced: bool):
     values = DEEP[..., :3]
     assert np.array_equal(opened(png16(values, 2, interlaced=interlaced)), rounded(values))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("storage", [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"rowsperstrip": 5}])
+def test_16_bit_colour_in_tiff(byteorder: Any, storage: dict[str, Any]):
+    file = BytesIO()
+    tifffile.imwrite(file, DEEP[..., :3], photometric="rgb", byteorder=byteorder, **storage)
+    assert np.array_equal(opened(file.getvalue()), rounded(DEEP[..., :3]))
+
+
+def test_16_bit_planes_that_pillow_misreads_are_refused():
+    file = BytesIO()
+    tifffile.imwrite(file, np.moveaxis(DEEP[..., :3], -1, 0), photometric="rgb", planarconfig="separate")
+    with pytest.raises(ImageError, match="16-bit colours lie in separate planes, which Pillow misreads"):
+        open_image(file.getvalue())
 
 
 def test_16_bit_colour_with_alpha():

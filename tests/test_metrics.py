@@ -149,7 +149,8 @@ def test_tiles_that_overlap_enough_equal_the_untiled_result_everywhere(size: tup
     whole = net(padded(x, 4))[:, :, : size[0], : size[1]]
     assert tiled.shape == x.shape
     assert (tiled - whole).abs().max() < 1e-10
-    assert max(max(shape) for shape in shapes) == 64
+    assert len(shapes) == 1
+    assert max(shapes.pop()) <= 64
     too_little = reconstruct_tiled(net, x, tile=64, overlap=4, stride=4)
     assert (too_little - whole).abs().max() > 1e-6
 

@@ -12,9 +12,10 @@ import pytest
 from conftest import picture
 
 from pipelines.data.images import open_image
+from pipelines.evaluation.cards import CARDS
 from pipelines.evaluation.chart import histogram
 from pipelines.evaluation.pictures import write_pictures
-from pipelines.evaluation.report import CARDS, html
+from pipelines.evaluation.report import html
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, code, printable
 
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x.png onerror=alert(2)>.png'

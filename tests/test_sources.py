@@ -107,7 +107,7 @@ def test_images_may_lie_beside_the_state_and_masks_beside_their_images(folder: P
     assert "a.png" in found(make(tiny | {"root": str(folder)}, data={"images": str(folder)}), folder)
     (folder / "a.bmp").write_text("the mask")
     beside = find_sources(config(tiny, folder / "*.bmp", masks=str(folder)))
-    assert [image.path.name for image in beside.images] == ["a.bmp"]
+    assert [(image.path.name, image.mask) for image in beside.images] == [("a.bmp", folder / "a.png")]
     inside = folder / "runs" / "one"
     inside.mkdir(parents=True)
     (inside / "x.png").write_text("a picture of a run, named on purpose")

@@ -40,7 +40,7 @@ def demo_values(root: Path) -> Values:
     return {
         "name": "demo",
         "root": str(root),
-        "data": {"images": str(listed), "patch_size": 128, "test_fraction": 0.2, "max_patches_per_image": 64},
+        "data": {"images": str(listed), "patch_size": 128, "validation_fraction": 0.16, "test_fraction": 0.36, "max_patches_per_image": 64},
         "model": {"channels": 32},
         "training": {
             "steps": 800,

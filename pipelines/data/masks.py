@@ -19,7 +19,10 @@ def pair_masks(images: Sequence[ImageFile], folder: Path) -> list[ImageFile]:
     """
     if not folder.is_dir():
         raise InputError(f"data.masks '{folder}' is no folder. Name the folder that holds the masks.")
-    masks = [path for path in files_below(folder) if is_image_name(path) and path.is_file()]
+    own = {image.path for image in images}
+    masks = [
+        path for path in files_below(folder) if is_image_name(path) and path.is_file() and path.absolute() not in own
+    ]
     by_path, by_stem = defaultdict(list), defaultdict(list)
     for mask in masks:
         by_path[mask.relative_to(folder).with_suffix("")].append(mask)

@@ -1,5 +1,6 @@
 """How any picture that Pillow reads becomes upright 8-bit RGB: depth, palette, alpha, colour profile, orientation."""
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from io import BytesIO
 from typing import cast
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM")
 """Pillow's readers that are used. Others are left out: EPS, for one, starts Ghostscript."""
@@ -20,6 +21,8 @@ MAX_PIXELS = 1_000_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 258
+_PLANES_TAG = 284
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,7 +32,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+_FOREIGN = "16B" if sys.byteorder == "little" else "16L"
+_OTHER_BYTE = {
+    f"{mode};{order}": f"{mode};{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("16B", "16L"), ("16L", "16B"), ("16N", _FOREIGN))
+}
+"""Pillow's names of 16-bit layouts, and the one under which it takes the byte of each sample that it would drop."""
 
 
 def read_rgb(content: bytes, background: tuple[int, int, int], manage_colour: bool) -> Image.Image:
@@ -108,9 +117,17 @@ def _reduce(values: np.ndarray) -> np.ndarray:
 
 
 def _deep_rawmode(image: ImageFile.ImageFile) -> str | None:
-    """How a 16-bit colour picture is stored, where Pillow would keep only the high byte of each sample."""
+    """How a 16-bit colour picture is stored, where Pillow would keep only the high byte of each sample.
+
+    Raises:
+        ValueError: it is stored in a way that Pillow reads wrongly.
+    """
     if not image.tile or image.format not in ("PNG", "TIFF"):
         return None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits, planes = image.tag_v2.get(_BITS_TAG, ()), image.tag_v2.get(_PLANES_TAG)
+        if 16 in bits and len(bits) > 1 and planes == 2:
+            raise ValueError("its 16-bit colours lie in separate planes, which Pillow misreads")
     arguments = image.tile[0].args
     rawmode = arguments if isinstance(arguments, str) else arguments[0] if isinstance(arguments, tuple) else None
     return rawmode if rawmode in _OTHER_BYTE or rawmode == "LA;16B" else None

@@ -127,6 +127,7 @@ th, td { padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--rule); te
   vertical-align: middle; }
 th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td bdi { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
 td.thumbnail { width: 3.75rem; }
 td.thumbnail img { display: block; width: 3rem; height: 2.25rem; object-fit: cover; border-radius: .2rem; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--rule); color: var(--soft);
@@ -137,8 +138,8 @@ footer p { max-width: 46rem; margin: 0 0 .5rem; }
   svg { font-size: 19px; }
 }
 @media (max-width: 40rem) {
-  .views { grid-template-columns: minmax(0, 1fr); }
-  .compare { grid-column: auto; grid-template-columns: minmax(0, 1fr); gap: .75rem; }
+  .wide { grid-template-columns: minmax(0, 1fr); }
+  .wide .compare { grid-column: auto; grid-template-columns: minmax(0, 1fr); gap: .75rem; }
   .card { margin-inline: -.5rem; padding: .75rem; }
   .origin { grid-template-columns: minmax(0, 1fr); gap: 0; }
   .origin dd { margin-bottom: .5rem; }

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from pipelines.data.images import encode_png
@@ -46,8 +46,8 @@ class Previews:
 
 def absolute_error(original: Image.Image, reconstruction: Image.Image) -> Image.Image:
     """`ERROR_FACTOR` times the absolute difference, channel by channel, white at 255; both RGB of one size."""
-    difference = np.asarray(original).astype(np.int16) - np.asarray(reconstruction)
-    return Image.fromarray(np.minimum(np.abs(difference) * ERROR_FACTOR, 255).astype(np.uint8))
+    brightness = [min(255, ERROR_FACTOR * level) for level in range(256)]
+    return ImageChops.difference(original, reconstruction).point(brightness * 3)
 
 
 def write_pictures(folder: Path, original: Image.Image, reconstruction: Image.Image) -> Previews:

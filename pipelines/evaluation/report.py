@@ -1,24 +1,19 @@
 """The report of an evaluation: one HTML page that needs nothing but itself, on a phone and a desk, by day and night."""
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from html import escape
 from statistics import median
 from typing import Any
-from urllib.parse import quote
 
+from pipelines.evaluation.cards import chosen, folder_link, sections
 from pipelines.evaluation.chart import histogram
+from pipelines.evaluation.markup import data_uri, link, ms_ssim_html, name_html, psnr_html, size_html
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE
 from pipelines.evaluation.page import SCRIPT, SKELETON, STYLE
 from pipelines.evaluation.pictures import ERROR_FACTOR, PREVIEW_SIDE, Previews
-from pipelines.evaluation.results import TABLE, Evaluation, ImageRow, printable
-
-CARDS = 8
-"""Worst images that are shown large, and best ones."""
-
-WIDE = 200
-"""Pixels from which on a picture is shown under a slider: below it the captions would not fit."""
+from pipelines.evaluation.results import TABLE, Evaluation, printable
 
 LABELS = {
     "run": "Run",
@@ -43,6 +38,7 @@ def html(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
         previews: by the `pictures` of the rows that have pictures.
     """
     run = str(evaluation.about.get("run", "evaluation"))
+    groups = chosen(evaluation, previews)
     where = printable(str(evaluation.about.get("images", "")))
     count = _counted(len(evaluation.images), "image")
     lead = [f"Step {evaluation.step:,}", where, count, printable(str(evaluation.about.get("date", "")))]
@@ -50,14 +46,14 @@ def html(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_digest(SCRIPT)}'",
         title=escape(f"{printable(run)}, step {evaluation.step:,}: {evaluation.means['psnr']:.2f} dB"),
         style=STYLE,
-        heading=_name(run),
+        heading=name_html(run),
         lead=" · ".join(f"<bdi>{escape(part)}</bdi>" for part in lead if part),
         tiles=_tiles(evaluation),
         chart=histogram([(printable(row.name), row.psnr) for row in evaluation.ranked]),
         origin=_origin(evaluation.about),
-        pictures=_pictures(evaluation, previews),
+        pictures=sections(groups, previews),
         broken=_broken(evaluation),
-        table=_table(evaluation, previews),
+        table=_table(evaluation, previews, {row.pictures for rows in groups.values() for row in rows}),
         notes=_notes(),
         script=SCRIPT,
     )
@@ -105,81 +101,23 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     is_digest = key.endswith(("sha256", "commit", "shard_set", "mlflow_run"))
-    return f"<code>{_name(str(value))}</code>" if is_digest else _name(str(value))
+    return f"<code>{name_html(str(value))}</code>" if is_digest else name_html(str(value))
 
 
-def _pictures(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
-    shown = [row for row in evaluation.ranked if row.pictures in previews]
-    if not shown:
-        return ""
-    if len(shown) <= 2 * CARDS:
-        return _section("pictures", "Pictures, worst first", shown, previews, with_switch=True)
-    return _section("worst", "Worst images", shown[:CARDS], previews, with_switch=True) + _section(
-        "best", "Best images", shown[: -CARDS - 1 : -1], previews, with_switch=False
-    )
-
-
-def _section(
-    key: str, title: str, rows: Iterable[ImageRow], previews: Mapping[str, Previews], with_switch: bool
-) -> str:
-    switch = (
-        '<p class="switch" role="group" aria-label="How to compare">'
-        '<button type="button" value="side" aria-pressed="true">Side by side</button>'
-        '<button type="button" value="slide" aria-pressed="false">Slider</button></p>'
-    )
-    cards = "".join(_card(row, previews[str(row.pictures)]) for row in rows)
-    return (
-        f'<section aria-labelledby="{key}"><div class="heading"><h2 id="{key}">{title}</h2>'
-        f"{switch if with_switch else ''}</div>{cards}</section>"
-    )
-
-
-def _card(row: ImageRow, previews: Previews) -> str:
-    name = escape(printable(row.name))
-    folder = f"pictures/{quote(str(row.pictures))}"
-    scale = min(1, PREVIEW_SIDE / max(row.width, row.height))
-    shown = max(round(row.width * scale), min(96, 8 * row.width))
-    tiny = shown > row.width
-
-    def figure(kind: str, caption: str, content: bytes) -> str:
-        # Sizes are stated so that the page does not jump while it loads.
-        size = f'width="{max(1, round(row.width * scale))}" height="{max(1, round(row.height * scale))}"'
-        image = f'<img {size} alt="{caption} of {name}" src="{_data(content)}"{" class=tiny" if tiny else ""}>'
-        return (
-            f'<figure class="{kind}">{_link(f"{folder}/{kind}.png", image)}<figcaption>{caption}</figcaption></figure>'
-        )
-
-    error = f"Absolute error &times; {ERROR_FACTOR}"
-    files = {"original": "Original", "reconstruction": "Reconstruction", "error": error, "side_by_side": "Side by side"}
-    return (
-        f'<article class="card" id="{row.pictures}"><header><h3><bdi>{name}</bdi></h3>'
-        f"<p><strong>{_psnr(row)} dB</strong> · MS-SSIM {_index(row)} · {_size(row)}</p></header>"
-        f'<div class="views{" wide" if shown >= WIDE else ""}" style="--shown: {shown}px"><div class="compare">'
-        f"{figure('original', 'Original', previews.original)}"
-        f"{figure('reconstruction', 'Reconstruction', previews.reconstruction)}"
-        f'<input type="range" min="0" max="100" step="0.5" value="50" '
-        f'aria-label="Original against reconstruction of {name}">'
-        '<span class="handle" aria-hidden="true"></span></div>'
-        f"{figure('error', error, previews.error)}</div>"
-        f'<p class="files">PNG, full size: '
-        f"{' '.join(_link(f'{folder}/{kind}.png', label) for kind, label in files.items())}</p></article>"
-    )
-
-
-def _table(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
-    carded = {row.pictures for row in _carded(evaluation, previews)}
+def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: Collection[str | None]) -> str:
     rows = []
     for place, row in enumerate(evaluation.ranked, 1):
-        thumbnail, name = "", f"<bdi>{escape(printable(row.name))}</bdi>"
+        thumbnail, name = "", name_html(row.name)
         if row.pictures in previews:
-            content = _data(previews[str(row.pictures)].thumbnail)
+            content = data_uri(previews[str(row.pictures)].thumbnail)
             thumbnail = f'<img alt="" width="48" height="36" loading="lazy" src="{content}">'
-            folder = f"pictures/{quote(str(row.pictures))}/side_by_side.png"
-            name = _link(f"#{row.pictures}" if row.pictures in carded else folder, name)
+            name = link(
+                f"#{row.pictures}" if row.pictures in with_card else f"{folder_link(row)}/side_by_side.png", name
+            )
         rows.append(
             f'<tr><td class="number place">{place}</td><td class="thumbnail">{thumbnail}</td><td>{name}</td>'
-            f'<td class="number size">{_size(row)}</td>'
-            f'<td class="number">{_psnr(row)}</td><td class="number">{_index(row)}</td></tr>'
+            f'<td class="number size">{size_html(row)}</td>'
+            f'<td class="number">{psnr_html(row)}</td><td class="number">{ms_ssim_html(row)}</td></tr>'
         )
     head = (
         '<th class="number place" scope="col">Rank</th><th scope="col" aria-label="Picture"></th>'
@@ -188,20 +126,15 @@ def _table(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
         '<th class="number" scope="col">MS-SSIM</th>'
     )
     return (
-        f'<p class="lead">Worst first. The same figures as a file: {_link(TABLE, TABLE)}.</p>'
+        f'<p class="lead">Worst first. The same figures as a file: {link(TABLE, TABLE)}.</p>'
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
-
-
-def _carded(evaluation: Evaluation, previews: Mapping[str, Previews]) -> list[ImageRow]:
-    shown = [row for row in evaluation.ranked if row.pictures in previews]
-    return shown if len(shown) <= 2 * CARDS else shown[:CARDS] + shown[-CARDS:]
 
 
 def _broken(evaluation: Evaluation) -> str:
     if not evaluation.broken:
         return ""
-    items = "".join(f"<li>{_name(row.name)}: {escape(printable(row.reason))}</li>" for row in evaluation.broken)
+    items = "".join(f"<li>{name_html(row.name)}: {escape(printable(row.reason))}</li>" for row in evaluation.broken)
     return f'<section aria-labelledby="broken"><h2 id="broken">Not evaluated</h2><ul>{items}</ul></section>'
 
 
@@ -214,30 +147,6 @@ def _notes() -> str:
         f"<p>The pictures on this page are compressed previews of at most {PREVIEW_SIDE} pixels; judge details by the "
         f"PNG files beside this page. Absolute errors are multiplied by {ERROR_FACTOR}.</p>"
     )
-
-
-def _name(text: str) -> str:
-    return f"<bdi>{escape(printable(text))}</bdi>"
-
-
-def _psnr(row: ImageRow) -> str:
-    return f"≥ {LARGEST_PSNR:g}" if row.psnr >= LARGEST_PSNR else f"{row.psnr:.2f}"
-
-
-def _size(row: ImageRow) -> str:
-    return f"{row.width:,} &times; {row.height:,}"
-
-
-def _index(row: ImageRow) -> str:
-    return "&ndash;" if row.ms_ssim is None else f"{row.ms_ssim:.4f}"
-
-
-def _link(target: str, content: str) -> str:
-    return f'<a href="{escape(target)}">{content}</a>'
-
-
-def _data(webp: bytes) -> str:
-    return f"data:image/webp;base64,{b64encode(webp).decode()}"
 
 
 def _digest(script: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines import checkpoints
-from pipelines.config import RunConfig
+from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, open_image
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_sources
@@ -20,17 +20,18 @@ from pipelines.versions import git_commit
 from pipelines.weights import apply_weights, read_weights
 
 
-def evaluate_run(run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet) -> Evaluation:
+def evaluate_run(
+    run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, choice: EvaluationConfig
+) -> Evaluation:
     """Evaluate a checkpoint and write the report; one that is there already is returned as it is."""
-    config = run.read_config()
-    folder = evaluation_folder(run, checkpoint.step, config)
+    folder = evaluation_folder(run, checkpoint.step, choice)
     about = {
         "run": run.path.name,
         "step": checkpoint.step,
         "checkpoint_sha256": checkpoint.sha256,
         "shard_set": shard_set.fingerprint,
-        "images": config.evaluation.images or "test split",
-        "test_set_sha256": None if config.evaluation.images else shard_set.test_set_sha256,
+        "images": choice.images or "test split",
+        "test_set_sha256": None if choice.images else shard_set.test_set_sha256,
         "normalization": checkpoint.manifest.normalization.model_dump(mode="json"),
         "git_commit": git_commit(),
     }
@@ -38,21 +39,22 @@ def evaluate_run(run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_se
     if done is not None and done.about.get("checkpoint_sha256") == checkpoint.sha256:
         return done
     model, normalization = load(checkpoint)
-    return evaluate(model, normalization, images_of(config, shard_set), folder, config.evaluation, about)
+    return evaluate(model, normalization, images_of(run, shard_set, choice), folder, choice, about)
 
 
-def evaluation_folder(run: RunDirectory, step: int, config: RunConfig) -> Path:
+def evaluation_folder(run: RunDirectory, step: int, choice: EvaluationConfig) -> Path:
     """Where the evaluation of a step lies: one for the test split, and one for each choice of other images."""
     folder = run.evaluation(step)
-    if config.evaluation.images is None:
+    if choice.images is None:
         return folder
-    return folder.with_name(f"{folder.name}_{hashlib.sha256(config.evaluation.images.encode()).hexdigest()[:8]}")
+    return folder.with_name(f"{folder.name}_{hashlib.sha256(choice.images.encode()).hexdigest()[:8]}")
 
 
-def score_on_test_split(checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, config: RunConfig) -> dict[str, float]:
+def score_on_test_split(run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet) -> dict[str, float]:
     """Only the mean metrics of a checkpoint, on the test split of a shard set; nothing is written."""
     model, normalization = load(checkpoint)
-    return score(model, normalization, images_of(config, shard_set), config.evaluation)
+    choice = run.read_config().evaluation.model_copy(update={"images": None})
+    return score(model, normalization, images_of(run, shard_set, choice), choice)
 
 
 def load(checkpoint: checkpoints.Checkpoint) -> tuple[Autoencoder, Normalization]:
@@ -64,20 +66,21 @@ def load(checkpoint: checkpoints.Checkpoint) -> tuple[Autoencoder, Normalization
     return model.eval().to(device), Normalization(manifest.normalization.mean, manifest.normalization.std)
 
 
-def images_of(config: RunConfig, shard_set: ShardSet) -> "NamedImages":
-    """The pictures that a config has evaluated: those of the user, else the test split's, whole and lossless."""
-    if config.evaluation.images is None:
+def images_of(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> "NamedImages":
+    """The pictures to evaluate: those of the user, else the test split's, whole and lossless."""
+    if choice.images is None:
         stored = zip(shard_set.sources("test"), shard_set.samples("test"), strict=True)
         named = ((Path(source.path).name, decode_png(sample.image)) for source, sample in stored)
         return NamedImages(named, sum(shard_set.counts("test")))
-    data = config.data.model_copy(update={"images": config.evaluation.images, "masks": None})
+    config = run.read_config()
+    data = config.data.model_copy(update={"images": choice.images, "masks": None})
     found = find_sources(config.model_copy(update={"data": data})).images
-    return NamedImages(((image.path.name, _opened(image.path, config)) for image in found), len(found))
+    return NamedImages(((image.path.name, _opened(image.path, data.background)) for image in found), len(found))
 
 
-def _opened(path: Path, config: RunConfig) -> Image.Image | ImageError:
+def _opened(path: Path, background: tuple[int, int, int]) -> Image.Image | ImageError:
     try:
-        return open_image(path, config.data.background)
+        return open_image(path, background)
     except ImageError as error:
         return error
 

@@ -77,11 +77,14 @@ def receptive_radius(model: nn.Module, x: Tensor) -> int:
 
 
 def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
-    """The tiles along an axis; the last one ends with the padded picture, so that all have one size."""
+    """The tiles along an axis: as few as do, all of one size and no larger than needed; the last ends with the axis."""
     tile, overlap, padded = (-(-value // stride) * stride for value in (tile, overlap, length))
     if padded <= tile:
         return [Span(0, padded, 0, length)]
-    starts = [*range(0, padded - tile, max(stride, tile - overlap)), padded - tile]
+    overlap = min(overlap, tile - stride)
+    count = -(-(padded - overlap) // (tile - overlap))
+    tile = -(-(padded + (count - 1) * overlap) // (count * stride)) * stride
+    starts = [*range(0, (count - 1) * (tile - overlap), tile - overlap), padded - tile]
     cuts = [0, *((start + former + tile) // 2 for former, start in pairwise(starts)), length]
     return [Span(start, start + tile, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 

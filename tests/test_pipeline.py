@@ -1,0 +1,193 @@
+"""The whole DAG: by its command, from Python, twice, with weights of an earlier run, and stopped on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import make
+from test_training import ranks_alive, steps_done, wait_for
+
+from pipelines import checkpoints, tracking
+from pipelines.config import RunConfig
+from pipelines.run_directory import Root, RunDirectory, read_json
+from pipelines.tracking.connection import connected
+
+PROJECT = Path(__file__).parent.parent
+
+
+def clean_environment() -> dict[str, str]:
+    servers = ("PREFECT", "MLFLOW")
+    return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
+
+
+def command(config: RunConfig, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`codecmill WORDS` with a config file."""
+    file = tmp_path / f"{config.name}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *words, "--config", str(file)],
+        cwd=PROJECT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def directory_of(config: RunConfig) -> RunDirectory:
+    return Root(config.root).run(config.name)
+
+
+@pytest.fixture
+def first(tiny: dict[str, Any]) -> RunConfig:
+    return make(tiny, name="first")
+
+
+def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it(first: RunConfig, tmp_path: Path):
+    done = command(first, tmp_path, "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 12
+    run = directory_of(first)
+    registered = read_json(run.promotion_file)
+    assert registered["alias"] == "champion"
+    evaluation = next(run.path.glob("evaluation/step_*/evaluation.json"))
+    assert (evaluation.parent / "report.html").is_file()
+    _check_mlflow(run, registered)
+
+    begun = time.monotonic()
+    again = command(first, tmp_path, "run")
+    assert again.returncode == 0, again.stderr
+    assert "done already; nothing was started" in again.stderr
+    assert time.monotonic() - begun < 15
+
+    _check_from_python(first, tmp_path)
+
+
+def _check_mlflow(run: RunDirectory, registered: dict[str, Any]) -> None:
+    """MLflow has every step once, the config, the data set, pictures, checkpoints, the report, and the version."""
+    marks = read_json(run.mlflow_file)
+    champion = tracking.champion(run.root)
+    assert champion is not None
+    assert champion.number == registered["version"]
+    assert champion.checkpoint_sha256 == registered["checkpoint_sha256"]
+    with connected(run.root) as client:
+        known = client.get_run(marks["run_id"])
+        assert known.info.status == "FINISHED"
+        assert known.data.params["training.batch_size"] == "4"
+        assert known.inputs is not None
+        (data,) = known.inputs.dataset_inputs
+        assert champion.fingerprint.startswith(data.dataset.digest)
+        for name in ("train/loss", "train/psnr", "train/learning_rate", "train/data_wait_fraction"):
+            assert [point.step for point in client.get_metric_history(marks["run_id"], name)] == list(range(1, 13))
+        assert [p.step for p in client.get_metric_history(marks["run_id"], "validation/psnr")] == [5, 10, 12]
+        assert len(client.get_metric_history(marks["run_id"], "test/psnr")) == 1
+        artifacts = {file.path for file in client.list_artifacts(marks["run_id"])}
+        assert {"checkpoints", "evaluation", "images", "config.json"} <= artifacts
+        stored = {file.path for file in client.list_artifacts(marks["run_id"], "checkpoints")}
+        assert stored >= {f"checkpoints/{path.name}" for path in run.checkpoints.glob("step_*")}
+
+
+FROM_PYTHON = """
+import sys
+from flows.pipeline import training_pipeline
+from pipelines.config import RunConfig
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        summary = training_pipeline(RunConfig.model_validate_json(file.read()))
+    print(summary.model_dump_json())
+"""
+
+
+def _check_from_python(first: RunConfig, tmp_path: Path) -> None:
+    """A deeper model from a Python prompt, beginning with the champion's weights as far as they fit."""
+    config = first.model_copy(
+        update={
+            "name": "deeper",
+            "model": first.model.model_copy(update={"residual_blocks": 2}),
+            "training": first.training.model_copy(
+                update={"start_from": "models:/codecmill@champion", "strict": False, "learning_rate": 1e-4}
+            ),
+        }
+    )
+    (tmp_path / "deeper.json").write_text(config.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_PYTHON, str(tmp_path / "deeper.json")],
+        cwd=PROJECT,
+        env=clean_environment() | {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    run = directory_of(config)
+    output = (run.logs / "attempt_01" / "output.log").read_text()
+    assert "Starting from models:/codecmill@champion" in output
+    assert "missing: decoder.stages.0.blocks.1.first.bias" in output
+    parent = read_json(directory_of(first).promotion_file)["checkpoint_sha256"]
+    last = checkpoints.latest(run)
+    assert last is not None
+    assert last.manifest.parent == parent
+    assert last.manifest.shard_set == read_json(directory_of(first).shard_set_file)["fingerprint"]
+    assert len(list((config.root / "shards").glob("*/manifest.json"))) == 1, "the shards are not made again"
+    assert summary["registration"]["version"] == "2"
+    assert summary["registration"]["alias"] in ("champion", "candidate")
+    assert "version 1" in summary["registration"]["reason"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_the_command_says_what_is_saved_and_resume_ends_the_run(
+    tiny: dict[str, Any], tmp_path: Path, number: signal.Signals, code: int
+):
+    config = make(tiny, name="stopped", training={"steps": 3000, "checkpoint_interval": 100_000, "processes": 2})
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "run", "--config", str(file)],
+        cwd=PROJECT,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    run = directory_of(config)
+    wait_for(lambda: steps_done(run) >= 10, 120)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    saved = checkpoints.latest(run)
+    assert saved is not None
+    assert saved.step == steps_done(run)
+    assert f"Saved at step {saved.step}. Go on with: codecmill resume stopped" in said
+    assert not ranks_alive(run)
+    resumed = subprocess.run(
+        [sys.executable, "-m", "flows", "resume", "stopped", "--root", str(config.root)],
+        cwd=PROJECT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Resuming at step {saved.step}" in (run.logs / "attempt_02" / "output.log").read_text()
+    assert steps_done(run) == 3000
+
+
+@pytest.mark.full
+def test_settings_that_shaped_the_weights_cannot_change_under_a_name(tiny: dict[str, Any], tmp_path: Path):
+    config = make(tiny, name="fixed")
+    assert command(config, tmp_path, "train").returncode == 0
+    changed = make(tiny, name="fixed", training={"learning_rate": 0.5})
+    refused = command(changed, tmp_path, "train")
+    assert refused.returncode == 2
+    assert "training.learning_rate was 0.001 and cannot become 0.5" in refused.stderr
+    assert "Traceback" not in refused.stderr
