@@ -55,6 +55,14 @@ def equal(a: Batch, b: Batch) -> bool:
     )
 
 
+def test_a_rank_has_as_many_samples_in_every_step(made: tuple[ShardSet, RunConfig]):
+    """Also where the ranks do not divide the batch of six."""
+    shares = [taken(made, 5, rank=rank, of=4) for rank in range(4)]
+    assert [{len(batch.positions) for batch in share} for share in shares] == [{2}, {2}, {1}, {1}]
+    seen = sorted(position for share in shares for batch in share for position in batch.positions)
+    assert seen == list(range(30))
+
+
 def test_threads_change_nothing(made: tuple[ShardSet, RunConfig]):
     shard_set, config = made
     one = taken((shard_set, varied(config, workers=1)), 30)
@@ -78,7 +86,7 @@ def test_the_ranks_together_read_the_global_batch(made: tuple[ShardSet, RunConfi
     shares = [taken(made, 4, rank=rank, of=ranks) for rank in range(ranks)]
     for step, batch in enumerate(whole):
         for position, key, image in zip(batch.positions, batch.keys, batch.images, strict=True):
-            share = shares[position % ranks][step]
+            share = shares[position % 6 % ranks][step]
             place = share.positions.index(position)
             assert share.keys[place] == key
             assert torch.equal(share.images[place], image)

@@ -64,7 +64,9 @@ def evaluated(folder: Path, count: int, first_name: str = "a photo.png", **about
         previews[key] = write_pictures(folder / "pictures" / key, picture(i, 20, 12), picture(i + 1, 20, 12))
         rows.append(ImageRow(first_name if i == 0 else f"photo {i}.png", 20, 12, 20.0 + i, 0.8 + i / 1000, key))
     about = {"run": "a run", "step": 1200, "images": "test split", **about}
-    evaluation = Evaluation(folder, about, 751_836, 3.5, tuple(rows), (Broken("cut.png", "cut.png ends early."),))
+    evaluation = Evaluation(
+        folder, about, 751_836, 3.5, tuple(rows), (Broken("cut.png", f"{first_name} after it ends early."),)
+    )
     return evaluation, html(evaluation, previews)
 
 
@@ -120,7 +122,9 @@ def test_its_colours_have_contrast(tmp_path: Path, theme: str) -> None:
 @pytest.mark.parametrize("name", [HOSTILE, "a\nb\x00\udcff\u202egnp.png", "x" * 255, "&lt;b&gt;", "</svg></script>"])
 def test_hostile_names_are_text(tmp_path: Path, name: str) -> None:
     plain = Page(evaluated(tmp_path / "plain", 2, "a.png")[1])
-    evaluation, source = evaluated(tmp_path / "hostile", 2, name, run=name, images=name, **{"a <b>": {name: [name]}})
+    evaluation, source = evaluated(
+        tmp_path / "hostile", 2, name, run=name, images=name, **{"a\u202e <b>": {name: [name]}}
+    )
     source.encode("utf-8")
     page = Page(source)
     extra = Page(evaluated(tmp_path / "extra", 2, "a.png", **{"a b": {"x": ["x"]}})[1])
@@ -160,7 +164,7 @@ def test_it_says_the_figures(tmp_path: Path) -> None:
         "ab" * 32,
         "mean 0.5, 0.25, 0.125",
         "Seed 7",
-        "cut.png : cut.png ends early.",
+        "cut.png : a photo.png after it ends early.",
         "20.00 dB · MS-SSIM 0.8000 · 20 \u00d7 12",
     ):
         assert expected in text

@@ -28,6 +28,7 @@ from pipelines.data.images import decode_png, open_image, open_mask
 from pipelines.data.shard_format import SPLITS, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
+from pipelines.data.splitting import assign_splits
 from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, listen
 from pipelines.run_directory import write_json
@@ -167,6 +168,7 @@ import sys
 from pathlib import Path
 from pipelines.config import RunConfig
 from pipelines.data.shards import create_shards
+from pipelines.data.splitting import assign_splits
 create_shards(RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()))
 """
 
@@ -196,7 +198,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
     cut = varied(config, root, workers=2)
     process = start(cut, tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while len(list(root.glob("shards/.tmp-*/parts/*.json"))) < 4:
+    while len(list(root.glob("shards/.tmp-*/parts/[!.]*.json"))) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = children(process.pid)
@@ -228,6 +230,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 from pipelines.config import RunConfig
 from pipelines.data.shards import create_shards
+from pipelines.data.splitting import assign_splits
 from pipelines.errors import CodecmillError
 def kill():
     me = os.getpid()
@@ -591,6 +594,22 @@ def test_the_test_set_is_named_by_its_pixels(config: RunConfig, folder: Path):
     assert create_shards(config).test_set_sha256 != first.test_set_sha256
 
 
+def test_splits_follow_the_threshold_and_an_empty_one_gets_the_nearest():
+    def hashes(*places: float) -> list[str]:
+        return [f"{int(place * 2**64):016x}" + 48 * "0" for place in places]
+
+    low, middle, high, top = hashes(0.05, 0.15, 0.5, 0.9)
+    assert assign_splits([top, high, middle, low], 0.1, 0.1) == {
+        low: "test",
+        middle: "validation",
+        high: "train",
+        top: "train",
+    }
+    assert list(assign_splits(hashes(0.3, 0.5, 0.9), 0.1, 0.1).values()) == ["test", "validation", "train"]
+    assert list(assign_splits(hashes(0.01, 0.02, 0.03), 0.1, 0.1).values()) == ["test", "validation", "train"]
+    assert list(assign_splits(hashes(0.01, 0.02), 0, 0).values()) == ["train", "train"]
+
+
 def test_too_few_images_are_an_input_error(config: RunConfig, folder: Path):
     for file in sorted(folder.iterdir())[2:]:
         file.unlink()
@@ -645,7 +664,7 @@ def test_ctrl_c_ends_the_workers(config: RunConfig, folder: Path, tmp_path: Path
         picture(number, 600, 600).save(folder / f"{number}.png")
     process = start(varied(config, workers=2), tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while not list(config.root.glob("shards/.tmp-*/parts/*.json")):
+    while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = children(process.pid)
