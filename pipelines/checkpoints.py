@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.config import ModelConfig, Section
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory, read_json, sync_folder, write_json
+from pipelines.run_directory import RunDirectory, built_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,19 +102,13 @@ def save(
     from safetensors.torch import save as to_bytes
 
     final = folder_of(run, about["step"])
-    building = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with built_folder(final) as building:
         _write_synced(building / WEIGHTS, to_bytes(_packed(weights)))
         _write_synced(building / STATE_TENSORS, to_bytes(_packed(state_tensors)))
         write_json(building / STATE_SCALARS, dict(state_scalars))
         files = {name: _record(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
         manifest = Manifest(format_version=FORMAT_VERSION, run=run.path.name, files=files, **about)
         write_json(building / MANIFEST, manifest.model_dump(mode="json"))
-        _put_in_place(building, final)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Checkpoint(final, manifest)
 
 
@@ -127,16 +121,6 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _put_in_place(building: Path, final: Path) -> None:
-    """Rename into place; what lies there already (a damaged checkpoint, or the same step redone) makes room."""
-    former = final.with_name(f".tmp-former-{final.name}-{os.getpid()}")
-    if final.exists():
-        final.rename(former)
-    building.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,6 +193,30 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def built_folder(final: Path) -> Iterator[Path]:
+    """Build a folder out of sight; at the end it is renamed to `final`, in place of what lies there.
+
+    Nobody ever sees half of it. Only for the holder of the run's lock: what a killed process left of it is deleted.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f".tmp-{final.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    former = final.with_name(f".tmp-{final.name}-former-{os.getpid()}")
+    building.mkdir()
+    try:
+        yield building
+        sync_folder(building)
+        if final.exists():
+            final.rename(former)
+        building.rename(final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

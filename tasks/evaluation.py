@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
+from tasks.progress import logged
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
 
@@ -32,6 +33,7 @@ def evaluate(
     from pipelines.evaluation.stage import evaluate_run
 
     opened = checkpoints.open_checkpoint(checkpoint.path)
-    evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
+    with logged():
+        evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
     create_markdown_artifact(evaluation.markdown(), key="evaluation", description=f"Evaluation of {run.name}")
     return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.cli.display import LiveTable, PlainLines, TerminalLog
-from flows.cli.stage_view import StageView, clock
+from flows.cli.display import LiveTable, TerminalLog
+from pipelines.plain_lines import PlainLines
 from pipelines.progress import Progress
+from pipelines.stage_view import StageView, clock
 
 
 def steps(done: int, total: int = 100, message: str = "", **values: float) -> Progress:

@@ -3,7 +3,6 @@
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,12 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.stage_view import StageView, clock
 from pipelines import progress
+from pipelines.plain_lines import PlainLines
 from pipelines.progress import Progress
-
-PLAIN_SECONDS = 5.0
-"""Least time between two plain lines of a stage."""
+from pipelines.stage_view import StageView, clock
 
 
 @contextmanager
@@ -48,52 +45,6 @@ def _plain(write: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
     finally:
         stop()
         lines.close()
-
-
-class PlainLines:
-    """Listens to progress and writes a line now and then: the first and last of each stage, and some between."""
-
-    def __init__(self, write: Callable[[str], None], seconds: float = PLAIN_SECONDS):
-        self._write = write
-        self._seconds = seconds
-        self._stages: dict[str, StageView] = {}
-        self._told: dict[str, tuple[float, Progress, bool]] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, report: Progress) -> None:
-        with self._lock:
-            view = self._stages.get(report.stage)
-            if view is None:
-                view = self._stages[report.stage] = StageView.begun(report)
-            else:
-                view.hear(report)
-            told = self._told.get(report.stage)
-            is_due = told is None or told[1].unit != report.unit or time.monotonic() - told[0] >= self._seconds
-            if is_due or (view.is_done and told is not None and not told[2]):
-                self._tell(view)
-
-    def close(self) -> None:
-        """Write the last report of every stage, where it was held back."""
-        with self._lock:
-            for stage, view in self._stages.items():
-                if self._told[stage][1] != view.latest:
-                    self._tell(view)
-
-    def _tell(self, view: StageView) -> None:
-        self._told[view.latest.stage] = (time.monotonic(), view.latest, view.is_done)
-        self._write(plain_line(view))
-
-
-def plain_line(view: StageView) -> str:
-    """A stage in one line: `training 120/2000 steps  6 %  3:12 left  loss 0.0123  PSNR 24.31 dB`."""
-    latest, left = view.latest, view.left()
-    parts = [f"{latest.stage} {view.count()}"]
-    if view.is_done:
-        parts.append(f"done in {clock(view.elapsed())}")
-    elif latest.total > 0:
-        parts.append(f"{100 * latest.done // latest.total} %")
-        parts += [f"{clock(left)} left"] if left is not None else []
-    return "  ".join(filter(None, [*parts, view.values(), "" if view.is_done else latest.message]))
 
 
 @contextmanager

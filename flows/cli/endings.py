@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 
 from flows.cli.options import Arguments, parse
@@ -58,7 +59,7 @@ def _unexpected(error: Exception, arguments: Arguments | None) -> str:
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
     if arguments is None or arguments.debug:
         return f"Unexpected {what}\n{text}"
-    logs = arguments.root.absolute() / "logs"
+    logs = _root(arguments).absolute() / "logs"
     file = logs / f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,16 @@ def _unexpected(error: Exception, arguments: Arguments | None) -> str:
     except OSError:
         return f"Unexpected {what}\n{text}"
     return f"Unexpected {what}. The traceback is in {file}; --debug shows it."
+
+
+def _root(arguments: Arguments) -> Path:
+    """The root, which may stand in a config file only; that file may be what the trouble is about."""
+    from flows.cli.config_file import effective_config
+
+    try:
+        return effective_config(arguments.config_file, arguments.overrides).root
+    except CodecmillError:
+        return arguments.root
 
 
 @contextmanager

@@ -3,11 +3,9 @@
 import csv
 import io
 import operator
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +36,7 @@ from pipelines.evaluation.results import (
 from pipelines.evaluation.tiling import receptive_radius, reconstruct_tiled
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.progress import Progress, report
-from pipelines.run_directory import sync_folder, write_bytes, write_json
+from pipelines.run_directory import built_folder, write_bytes, write_json
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation", "reconstruct", "score"]
 
@@ -69,7 +67,7 @@ def evaluate(
     """
     started = time.monotonic()
     about = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **about}
-    with _built(folder) as building:
+    with built_folder(folder) as building:
         album = _Album(building / PICTURES, config.pictures)
         rows: list[ImageRow] = []
         broken: list[Broken] = []
@@ -180,26 +178,6 @@ class _Album:
             del self.previews[name]
             shutil.rmtree(self.folder / name)
         self._psnr = stays
-
-
-@contextmanager
-def _built(folder: Path) -> Iterator[Path]:
-    """A folder to build in, renamed to `folder` at the end; removed if the building fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left_behind in folder.parent.glob(f".tmp-{folder.name}-*"):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    building = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    former = folder.with_name(f".tmp-{folder.name}-former-{os.getpid()}")
-    building.mkdir()
-    try:
-        yield building
-        if folder.exists():
-            folder.rename(former)
-        building.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
 
 
 def _csv(evaluation: Evaluation) -> str:

@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import torch
 from PIL import Image
@@ -15,7 +17,8 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_sources
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
 from pipelines.model.autoencoder import Autoencoder
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, read_json
+from pipelines.training import journal
 from pipelines.versions import git_commit
 from pipelines.weights import apply_weights, read_weights
 
@@ -23,7 +26,7 @@ from pipelines.weights import apply_weights, read_weights
 def evaluate_run(
     run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, choice: EvaluationConfig
 ) -> Evaluation:
-    """Evaluate a checkpoint and write the report; one that is there already is returned as it is."""
+    """Evaluate a checkpoint and write the report; one of the test split that is there already is returned as it is."""
     folder = evaluation_folder(run, checkpoint.step, choice)
     about = {
         "run": run.path.name,
@@ -33,13 +36,28 @@ def evaluate_run(
         "images": choice.images or "test split",
         "test_set_sha256": None if choice.images else shard_set.test_set_sha256,
         "normalization": checkpoint.manifest.normalization.model_dump(mode="json"),
-        "git_commit": git_commit(),
+        "tile_size": choice.tile_size,
+        "pictures": choice.pictures,
     }
     done = read_evaluation(folder)
-    if done is not None and done.about.get("checkpoint_sha256") == checkpoint.sha256:
+    # The user's own images may have changed since; the test split, named by its content, cannot have.
+    if done is not None and choice.images is None and done.about.items() >= about.items():
         return done
+    about |= {
+        "git_commit": git_commit(),
+        "training_seconds": _training_seconds(run, checkpoint.step),
+        "mlflow_run": read_json(run.mlflow_file)["run_id"] if run.mlflow_file.is_file() else None,
+    }
     model, normalization = load(checkpoint)
     return evaluate(model, normalization, images_of(run, shard_set, choice), folder, choice, about)
+
+
+def _training_seconds(run: RunDirectory, step: int) -> float:
+    """How long the steps took, interruptions left out."""
+    times = [line["time"] for line in journal.read(run.journal) if line["step"] <= step]
+    gaps = [after - before for before, after in pairwise(times)]
+    usual = 100 * median(gaps) + 60 if gaps else 0.0
+    return round(sum(gap for gap in gaps if gap < usual), 1)
 
 
 def evaluation_folder(run: RunDirectory, step: int, choice: EvaluationConfig) -> Path:
