@@ -153,7 +153,7 @@ class TrainingConfig(Section):
         default="auto", description="Arithmetic of the step; auto takes bf16 where the hardware multiplies it"
     )
     compile: bool | Literal["auto"] = Field(
-        default="auto", description="Compile the step with torch.compile; auto: from 1000 steps, where a compiler is"
+        default="auto", description="Compile the step with torch.compile; auto: on a GPU from 1000 steps on"
     )
     channels_last: bool = Field(default=True, description="Store images with the channel as the fastest dimension")
     learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Adam's peak step size")

@@ -48,14 +48,14 @@ def demo_values(root: Path) -> Values:
             "validation_fraction": 0.16,
             "test_fraction": 0.36,
         },
-        "model": {"channels": 32},
+        "model": {"channels": 32, "latent_channels": 12},
         "training": {
-            "steps": 800,
+            "steps": 2400,
             "batch_size": 16,
             "crop_size": 64,
             "learning_rate": 2e-3,
-            "checkpoint_interval": 200,
-            "validation_interval": 200,
+            "checkpoint_interval": 400,
+            "validation_interval": 400,
         },
     }
 

@@ -1,5 +1,6 @@
 """What torchrun starts on each rank: `python -m pipelines.training.worker RUN_DIRECTORY ATTEMPT_FOLDER`."""
 
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
         raise CodecmillError(
             f"{directory.config_file} still says 'auto' for training.threads; start it with codecmill."
         )
+    # Where a CUDA compiler is but no GPU, compiling would warn of it.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(True)
     # Every tensor that is about to be written would first be filled with NaN.
