@@ -2,23 +2,23 @@
 
 from prefect import flow
 
-from flows.shards import create_shards
+from flows.shards import shards_of
 from pipelines.config import RunConfig
 from tasks.evaluation import evaluate
 from tasks.promotion import register
-from tasks.runs import held
+from tasks.runs import flow_run_name, held
 from tasks.training import train
 from tasks.values import RunSummary
 
 
-@flow(name="codecmill", flow_run_name="codecmill {config.name}", validate_parameters=True)
+@flow(name="codecmill", flow_run_name=flow_run_name)
 def training_pipeline(config: RunConfig) -> RunSummary:
     """From a folder of images to an evaluated, registered model."""
     with held(config) as run:
-        shard_set = create_shards(run.directory.read_config())
+        shard_set = shards_of(run)
         checkpoint = train(run, shard_set)
         evaluation = evaluate(run, shard_set, checkpoint, config.evaluation.model_copy(update={"images": None}))
-        registration = register(run, shard_set, checkpoint, evaluation)
+        registration = register(run, shard_set, checkpoint, evaluation, config.evaluation)
         if config.evaluation.images is not None:
             evaluate(run, shard_set, checkpoint, config.evaluation)
         return RunSummary(

@@ -2,16 +2,16 @@
 
 from prefect import flow
 
-from flows.shards import create_shards
+from flows.shards import shards_of
 from pipelines.config import RunConfig
-from tasks.runs import held
+from tasks.runs import flow_run_name, held
 from tasks.training import train
 from tasks.values import CheckpointReference
 
 
-@flow(name="training", flow_run_name="training {config.name}")
+@flow(name="training", flow_run_name=flow_run_name)
 def training(config: RunConfig) -> CheckpointReference:
     """Train a run to its last step, from wherever it is."""
     with held(config) as run:
-        shard_set = create_shards(run.directory.read_config())
+        shard_set = shards_of(run)
         return train(run, shard_set)

@@ -134,7 +134,7 @@ class LossConfig(Section):
 
     distortion: Literal["mse", "l1"] = Field(default="mse", description="Pixel distance, on the scale 0 to 1")
     mask_weight: float = Field(
-        default=1.0, ge=0, le=1e4, description="Weight of pixels inside the mask, where those outside have 1"
+        default=4.0, ge=0, le=1e4, description="Weight of pixels inside a mask, where all others have 1"
     )
 
 
@@ -229,8 +229,8 @@ class RunConfig(Section):
             )
         return self
 
-    def named(self, start: datetime | None = None) -> "RunConfig":
-        """The same config with `{date}`, `{time}` (UTC) and `{id}` filled in from `start`, by default now."""
+    def named(self, start: datetime | None = None, identity: str | None = None) -> "RunConfig":
+        """The same config with `{date}`, `{time}` (UTC) and `{id}` filled in, by default from now and at random."""
         start = (start or datetime.now(UTC)).astimezone(UTC)
         name = self.name.replace("{date}", f"{start:%Y-%m-%d}").replace("{time}", f"{start:%H%M%S}")
-        return self.model_copy(update={"name": name.replace("{id}", uuid4().hex[:8])})
+        return self.model_copy(update={"name": name.replace("{id}", (identity or uuid4().hex)[:8])})

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from pipelines import checkpoints, tracking
-from pipelines.config import Section
+from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.promotion import Scores, decide
 from pipelines.run_directory import RunDirectory, lock, write_json
@@ -20,13 +20,19 @@ class Registered(Section):
 
 
 def register(
-    run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, metrics: dict[str, float], report: Path
+    run: RunDirectory,
+    checkpoint: checkpoints.Checkpoint,
+    shard_set: ShardSet,
+    metrics: dict[str, float],
+    report: Path,
+    choice: EvaluationConfig,
 ) -> Registered:
     """Register a checkpoint with its test metrics, compare it with the champion, and keep the decision.
 
     Args:
         metrics: means over the test split: `psnr` in dB, `ms_ssim`.
         report: the folder of the evaluation, which MLflow gets too.
+        choice: by which metric and margin the champion must be beaten.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached; the same again later does the rest.
@@ -39,11 +45,9 @@ def register(
     )
     # Two runs that end at once must not both find themselves better than the same former champion.
     with lock(run.root.path / ".promotion.lock", "The choice of the champion", wait=600):
-        evaluation = run.read_config().evaluation
         candidate = Scores(version, metrics, shard_set.test_set_sha256)
-        decision = decide(
-            candidate, _champion_scores(run, shard_set), evaluation.promotion_metric, evaluation.promotion_margin
-        )
+        champion = _champion_scores(run, shard_set)
+        decision = decide(candidate, champion, choice.promotion_metric, choice.promotion_margin)
         tracking.promote(run, version, decision)
     result = Registered(
         version=version, alias=decision.alias, reason=decision.reason, checkpoint_sha256=checkpoint.sha256

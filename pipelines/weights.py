@@ -1,5 +1,6 @@
 """Weights from anywhere into a model: a checkpoint, a safetensors file, a classic torch file, or MLflow."""
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipelines import checkpoints
+from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
+
+log = logging.getLogger("codecmill.weights")
 
 PARTS = ("encoder", "quantizer", "decoder")
 
@@ -33,6 +37,10 @@ class LoadReport:
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
 
+    def summary(self, source: str) -> str:
+        differences = f"; {self.differences()}" if self.differences() else ""
+        return f"{len(self.loaded)} tensors loaded from {source}{differences}."
+
     def differences(self) -> str:
         parts = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
         return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
@@ -46,13 +54,15 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, root
         source: a checkpoint folder, a `.safetensors` file, a classic torch file (a dictionary with
             `encoder_state_dict` and `decoder_state_dict`), `runs:/...` or `models:/name@alias`.
         strict: any difference in names or shapes is an error; otherwise what fits by name and shape is taken.
-        root: whose MLflow `runs:/` and `models:/` are looked up in.
+        root: whose MLflow `runs:/` and `models:/` are looked up in; by default that of the working directory.
 
     Raises:
         InputError: the source is not there or is none of these.
         CodecmillError: it is damaged, it differs (strict), or nothing of it fits (lenient).
     """
-    return apply_weights(model, read_weights(source, root), strict, str(source))
+    report = apply_weights(model, read_weights(source, root), strict, str(source))
+    log.info("%s", report.summary(str(source)))
+    return report
 
 
 def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool, source: str) -> LoadReport:
@@ -85,12 +95,11 @@ def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tens
     """The named tensors of a source, on the CPU; see `load_weights` for the sources and errors."""
     text = str(source)
     if text.startswith(("runs:/", "models:/")):
-        if root is None:
-            raise InputError(f"{text} is looked up in MLflow, but no root folder was given to say which one.")
         from pipelines.tracking import fetch_checkpoint
 
         with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
-            return _from_path(fetch_checkpoint(text, root, Path(folder)), text)
+            fetched = fetch_checkpoint(text, root or Root(RunConfig().root.absolute()), Path(folder))
+            return _from_path(fetched, text)
     return _from_path(Path(source), text)
 
 

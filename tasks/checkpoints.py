@@ -1,11 +1,41 @@
 """What a run has on disk already, as values for the tasks that follow."""
 
+import logging
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.errors import InputError
-from pipelines.run_directory import read_json
+from pipelines.errors import CodecmillError, InputError
+from pipelines.run_directory import read_json, write_json
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
+
+log = logging.getLogger("codecmill.runs")
+
+
+def recorded_shard_set(run: HeldRun) -> ShardSetReference | None:
+    """The shard set that a run began with, if it is there and whole."""
+    if not run.directory.shard_set_file.is_file():
+        return None
+    try:
+        return shard_set_at(Path(read_json(run.directory.shard_set_file)["path"]))
+    except CodecmillError as error:
+        log.warning("The run's shard set is made again: %s", error)
+        return None
+
+
+def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
+    """Write down the shard set that a run trains on, for all of its life.
+
+    Raises:
+        CodecmillError: it began with another one.
+    """
+    file = run.directory.shard_set_file
+    former = read_json(file)["fingerprint"] if file.is_file() else made.fingerprint
+    if former != made.fingerprint:
+        raise CodecmillError(
+            f"Run '{run.name}' began with shard set {former[:16]}, which is not whole any more, and the images now "
+            f"make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
+        )
+    write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path)})
 
 
 def trained(run: HeldRun) -> tuple[ShardSetReference, CheckpointReference]:

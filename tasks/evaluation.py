@@ -1,6 +1,8 @@
 """Evaluation as a task, with the report as a Prefect artifact."""
 
-from prefect import task
+from pathlib import Path
+
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -31,9 +33,21 @@ def evaluate(
     """Reconstruct the test split (or the images that are named) and write figures, pictures and the report."""
     from pipelines.data.shard_set import ShardSet
     from pipelines.evaluation.stage import evaluate_run
+    from pipelines.evaluation.summary import summary
 
     opened = checkpoints.open_checkpoint(checkpoint.path)
     with logged():
         evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
-    create_markdown_artifact(evaluation.markdown(), key="evaluation", description=f"Evaluation of {run.name}")
+    if choice.images is not None:  # the test split's goes with the registration
+        _show_in_mlflow(run, evaluation.folder)
+    create_markdown_artifact(summary(evaluation), key="evaluation", description=f"Evaluation of {run.name}")
     return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)
+
+
+def _show_in_mlflow(run: HeldRun, folder: Path) -> None:
+    from pipelines import tracking
+
+    try:
+        tracking.log_folder(run.directory, folder, f"evaluation/{folder.name}")
+    except tracking.TrackingUnavailable as error:
+        get_run_logger().warning("The report is on disk only: %s", error)

@@ -4,6 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
+from pipelines.config import EvaluationConfig
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Registration, ShardSetReference
 
@@ -21,7 +22,11 @@ from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Regi
     persist_result=False,
 )
 def register(
-    run: HeldRun, shard_set: ShardSetReference, checkpoint: CheckpointReference, evaluation: EvaluationReference
+    run: HeldRun,
+    shard_set: ShardSetReference,
+    checkpoint: CheckpointReference,
+    evaluation: EvaluationReference,
+    choice: EvaluationConfig,
 ) -> Registration:
     """Make the checkpoint a registered version, and the champion if it is better than the present one."""
     from pipelines import registration
@@ -33,5 +38,6 @@ def register(
         ShardSet.open(shard_set.path),
         evaluation.metrics,
         evaluation.path,
+        choice,
     )
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

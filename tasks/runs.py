@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
@@ -10,11 +9,18 @@ from pipelines.runs import start_or_continue
 from tasks.values import HeldRun
 
 
-def scheduled_start() -> datetime | None:
-    """When this flow run was to start: a retry fills `{date}` in a run's name with the same day."""
+def named(config: RunConfig) -> RunConfig:
+    """A config with its run's name filled in from the flow run's scheduled start and id, so that a retry keeps it."""
     from prefect.runtime import flow_run
 
-    return flow_run.scheduled_start_time
+    return config.named(flow_run.scheduled_start_time, flow_run.id)
+
+
+def flow_run_name() -> str:
+    """What Prefect calls a flow run: the flow and the run that it works on."""
+    from prefect.runtime import flow_run
+
+    return f"{flow_run.flow_name} {named(RunConfig.model_validate(flow_run.parameters['config'])).name}"
 
 
 @contextmanager
@@ -25,7 +31,7 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
         BusyError: another process holds it.
         InputError: it exists with settings that cannot change.
     """
-    config = config.named(scheduled_start())
+    config = named(config)
     with Root(config.root.absolute()).run(config.name).locked() as lock:
         yield HeldRun(path=start_or_continue(config).path, lock=lock)
 

@@ -4,8 +4,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
-from pipelines.run_directory import write_json
-from tasks.checkpoints import reference
+from tasks.checkpoints import record_shard_set, reference
 from tasks.progress import logged
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
@@ -28,7 +27,7 @@ def train(run: HeldRun, shard_set: ShardSetReference) -> CheckpointReference:
     from pipelines.training.shipping import Shipping
 
     log = get_run_logger()
-    write_json(run.directory.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
+    record_shard_set(run, shard_set)
     with logged(), Shipping(run.directory, warn=log.warning):
         checkpoint = launch.train(run.directory, run.lock, on_line=log.info)
     return reference(checkpoints.best(run.directory) or checkpoint)

@@ -3,11 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import make
+from test_training import begin
 
+from pipelines import checkpoints
 from pipelines.training.distributed import digest
+from pipelines.training.journal import read
 
 PROLOGUE = """
 import os, sys
@@ -63,6 +68,37 @@ except Exception as error:
     )
     text = "The ranks no longer hold the same model after step 2: 'decoder.bias' differs."
     assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
+
+
+def test_a_training_stops_at_one_different_bit_before_it_is_saved(tmp_path: Path, tiny: dict[str, Any]):
+    # A check and a checkpoint are due at the same step: the check must come first.
+    directory = begin(make(tiny, training={"processes": 2, "replica_check_interval": 3, "checkpoint_interval": 3}))
+    body = f"""
+from contextlib import nullcontext
+from pathlib import Path
+from pipelines.data.shard_set import ShardSet
+from pipelines.run_directory import RunDirectory, read_json
+from pipelines.training import loop
+from pipelines.training.journal import Journal
+directory = RunDirectory(Path({str(directory.path)!r}))
+shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
+state = loop.prepare(directory, directory.read_config(), shard_set, ranks)
+name, parameter = list(state.module.named_parameters())[3]
+if ranks.rank == 1:
+    parameter.detach().reshape(-1)[0:1].view(torch.int32)[0] ^= 1 << 15
+say(name)
+try:
+    with Journal(directory.journal) if ranks.is_first else nullcontext() as journal:
+        state.run(lambda: False, journal)
+except Exception as error:
+    say(f"{{type(error).__name__}}: {{error}}")
+"""
+    said = run_ranks(tmp_path, 2, body)
+    name = said[0].removeprefix("0 ")
+    text = f"CodecmillError: The ranks no longer hold the same model after step 3: '{name}' differs."
+    assert [line[: len(text) + 2] for line in said] == [f"0 {name}", f"0 {text}", f"1 {name}", f"1 {text}"]
+    assert [line["step"] for line in read(directory.journal)] == [1, 2]
+    assert checkpoints.steps_on_disk(directory) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])

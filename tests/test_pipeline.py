@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import make
+from conftest import make, picture
 from test_training import ranks_alive, steps_done, wait_for
 
 from pipelines import checkpoints, tracking
@@ -191,3 +192,26 @@ def test_settings_that_shaped_the_weights_cannot_change_under_a_name(tiny: dict[
     assert refused.returncode == 2
     assert "training.learning_rate was 0.001 and cannot become 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.full
+def test_a_run_keeps_the_shard_set_that_it_began_with(tiny: dict[str, Any], photos: Path, tmp_path: Path):
+    """Whether images come or go in between."""
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    config = make(tiny, name="kept", data={"images": str(images)})
+    assert command(config, tmp_path, "train").returncode == 0
+    run = directory_of(config)
+    began_with = read_json(run.shard_set_file)
+    picture(99, 100, 100).save(images / "new.png")
+    longer = make(tiny, name="kept", data={"images": str(images)}, training={"steps": 15})
+    assert command(longer, tmp_path, "train").returncode == 0
+    assert read_json(run.shard_set_file) == began_with
+    shutil.rmtree(images)
+    longest = make(tiny, name="kept", data={"images": str(images)}, training={"steps": 18})
+    done = command(longest, tmp_path, "train")
+    assert done.returncode == 0, done.stderr
+    last = checkpoints.latest(run)
+    assert last is not None
+    assert (last.step, last.manifest.shard_set) == (18, began_with["fingerprint"])
+    assert len(list((config.root / "shards").glob("*/manifest.json"))) == 1

@@ -61,11 +61,16 @@ def write_pictures(folder: Path, original: Image.Image, reconstruction: Image.Im
     with ThreadPoolExecutor(len(KINDS)) as pool:
         list(pool.map(write, KINDS, pictures))
     return Previews(
-        original=_webp(original, PREVIEW_SIDE, PREVIEW_BYTES),
-        reconstruction=_webp(reconstruction, PREVIEW_SIDE, PREVIEW_BYTES),
-        error=_webp(error, PREVIEW_SIDE, PREVIEW_BYTES),
+        original=preview(original),
+        reconstruction=preview(reconstruction),
+        error=preview(error),
         thumbnail=_webp(reconstruction, THUMBNAIL_SIDE, THUMBNAIL_BYTES),
     )
+
+
+def preview(picture: Image.Image) -> bytes:
+    """A picture as WebP, small enough to be embedded."""
+    return _webp(picture, PREVIEW_SIDE, PREVIEW_BYTES)
 
 
 def folder_name(number: int, name: str) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "codecmill"
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow's pages show the experiment as training of models, not as traces and judges of a chat."""
 REQUEST_SECONDS = 5
 """How long an unresponsive server is waited for, twice at most."""
 SLOWEST_UPLOAD = 1_000_000
@@ -125,7 +127,7 @@ def experiment_id(client: "MlflowClient", root: Root) -> str:
         is_server = tracking_uri(root).startswith(("http://", "https://"))
         location = None if is_server else root.mlflow_artifacts.absolute().as_uri()
         try:
-            return client.create_experiment(EXPERIMENT, artifact_location=location)
+            return client.create_experiment(EXPERIMENT, artifact_location=location, tags=MODEL_TRAINING)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -2,8 +2,11 @@
 
 import os
 import sys
+from pathlib import Path
 
 from pipelines.process_lifetime import die_with_parent, parent_environment
+from pipelines.run_directory import write_json
+from pipelines.training.following import EXIT_CODES
 
 
 def main() -> None:
@@ -14,8 +17,11 @@ def main() -> None:
 
     try:
         torchrun()
-    except ChildFailedError:
-        sys.exit(1)  # why, the rank has written down: see worker
+    except ChildFailedError as error:
+        # A rank that raised has written down why (see worker); one that was killed could not.
+        codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
+        write_json(Path(sys.argv[-1]) / EXIT_CODES, codes)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGTERM, Signals
 
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.progress import Progress, report
 from pipelines.run_directory import read_json
 
 Listen = Callable[[str], None]
+
+EXIT_CODES = "exit_codes.json"
+"""What torchrun says of the ranks that failed, in an attempt's folder."""
 
 SHOWN = {
     "train/loss": "loss",
@@ -85,17 +89,22 @@ class StepProgress:
 
 
 def failure(attempt: Path, code: int) -> CodecmillError:
-    """The first failure of the last restart, from what the ranks left in the attempt's folder."""
+    """Why the ranks ended, from what they and torchrun left in the attempt's folder: the first cause alone.
+
+    A RankFailure where a rank was killed, which may go better another time; what a rank raised would be raised again.
+    """
+    output = f"All output is in {attempt / 'output.log'}."
+    exit_codes = read_json(attempt / EXIT_CODES) if (attempt / EXIT_CODES).is_file() else {}
+    # SIGTERM is how torchrun ends the others; and what they raise when a peer is gone is no cause.
+    killed = [(rank, -exit_code) for rank, exit_code in exit_codes.items() if exit_code < 0 and -exit_code != SIGTERM]
+    if killed:
+        rank, number = killed[0]
+        return RankFailure(f"Rank {rank} was killed by {Signals(number).name}, for want of memory perhaps. {output}")
     failures = [read_json(file) for file in attempt.glob("failure_*.json")]
     if not failures:
-        return RankFailure(
-            f"The ranks ended without saying why (exit code {code}); one of them may have been killed, by hand or for "
-            f"want of memory. What they printed is in {attempt / 'output.log'}."
-        )
+        return RankFailure(f"The ranks ended without saying why (exit code {code}). {output}")
     last = max(each["restart"] for each in failures)
     first = min((each for each in failures if each["restart"] == last), key=lambda each: each["time"])
     if first["explained"]:
         return CodecmillError(str(first["message"]))
-    return RankFailure(
-        f"Rank {first['rank']} failed:\n{first['traceback'].rstrip()}\nAll output is in {attempt / 'output.log'}."
-    )
+    return CodecmillError(f"Rank {first['rank']} failed:\n{first['traceback'].rstrip()}\n{output}")

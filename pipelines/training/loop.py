@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import psnr
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, write_json
 from pipelines.system_metrics import SystemMetrics
 from pipelines.training import optimization
 from pipelines.training.distributed import Ranks, check_replicas
@@ -241,6 +241,11 @@ def _warm_up(state: Training) -> None:
 
 
 def _restore(state: Training, checkpoint: checkpoints.Checkpoint) -> None:
+    if checkpoint.manifest.shard_set != state.shard_set.fingerprint:
+        raise CodecmillError(
+            f"{checkpoint.path} was trained on shard set {checkpoint.manifest.shard_set[:16]}, but the run is to go on "
+            f"with {state.shard_set.fingerprint[:16]}. Start a new run, with --training.start_from {checkpoint.path}"
+        )
     apply_weights(state.model, read_weights(checkpoint.path), strict=True, source=str(checkpoint.path))
     optimization.restore(checkpoint.path, state.model, state.optimizer, state.scaler)
     state.step = checkpoint.step
@@ -256,5 +261,5 @@ def _start_from(state: Training) -> None:
     report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
     state.parent = checkpoints.sha256_of(folder / checkpoints.WEIGHTS)
     if state.ranks.is_first:
-        differences = f" ({report.differences()})" if report.differences() else ""
-        print(f"Starting from {source}: {len(report.loaded)} tensors loaded{differences}.", flush=True)
+        write_json(folder / "load_report.json", asdict(report))
+        print(f"Starting from {source}: {report.summary(source)}", flush=True)
