@@ -105,17 +105,17 @@ class _Reader:
         self.owner = lock_owner(run)
         self.config = self._config()
         self.shard_set = self._json(run.shard_set_file)
-        self.weights_sha256: str | None = None
-        self.checkpoint, self.step = self._latest_checkpoint()
+        self.checkpoint, self.step, manifest = self._latest_checkpoint()
+        self.evaluated_step, self.weights_sha256 = self._evaluated(manifest)
         self.journal = _last_figures(run.journal)
-        self.evaluation = self._json(run.evaluation(self.step) / "evaluation.json") if self.checkpoint else {}
+        self.evaluation = self._json(run.evaluation(self.evaluated_step) / "evaluation.json") if self.checkpoint else {}
         self.promotion = self._json(run.promotion_file)
         self.mlflow = self._json(run.mlflow_file)
 
     def status(self) -> RunStatus:
         stages = (self._shards(), self._training(), self._evaluation(), self._registration())
         psnr, psnr_of = self._psnr()
-        report = self.run.evaluation(self.step) / "report.html"
+        report = self.run.evaluation(self.evaluated_step) / "report.html"
         state = self._state(stages)
         return RunStatus(
             name=self.run.path.name,
@@ -161,19 +161,27 @@ class _Reader:
         self.problems.append(f"{path} holds no object.")
         return {}
 
-    def _latest_checkpoint(self) -> tuple[Path | None, int]:
-        """The newest checkpoint whose files have the sizes that its manifest names, and its step."""
+    def _latest_checkpoint(self) -> tuple[Path | None, int, dict[str, Any]]:
+        """The newest checkpoint whose files have the sizes that its manifest names, its step and its manifest."""
         for folder in sorted(self.run.checkpoints.glob("step_*"), reverse=True):
             before = len(self.problems)
             manifest = self._json(folder / "checkpoint.json")
             step = manifest.get("step")
             if isinstance(step, int) and folder.name == f"step_{step:08d}" and self._sizes_match(folder, manifest):
-                weights = manifest.get("files", {}).get("model.safetensors", {})
-                self.weights_sha256 = _text(weights, "sha256") if isinstance(weights, dict) else None
-                return folder.absolute(), step
+                return folder.absolute(), step, manifest
             if len(self.problems) == before:
                 self.problems.append(f"{folder} is no complete checkpoint; the one before it is used.")
-        return None, 0
+        return None, 0, {}
+
+    def _evaluated(self, newest: dict[str, Any]) -> tuple[int, str | None]:
+        """The step whose checkpoint stands for the run, that of the best validation, and its weights' sha256."""
+        best = newest.get("best")
+        step = best.get("step") if isinstance(best, dict) else None
+        if isinstance(step, int | float) and step != self.step:
+            manifest = self._json(self.run.checkpoints / f"step_{int(step):08d}" / "checkpoint.json")
+            if self._sizes_match(self.run.checkpoints / f"step_{int(step):08d}", manifest) and manifest:
+                return int(step), _weights_sha256(manifest)
+        return self.step, _weights_sha256(newest)
 
     def _sizes_match(self, folder: Path, manifest: dict[str, Any]) -> bool:
         files = manifest.get("files", {})
@@ -204,7 +212,7 @@ class _Reader:
         return StageStatus(name="training", state=self._unless_running(begun, running), detail=detail)
 
     def _evaluation(self) -> StageStatus:
-        file = self.run.evaluation(self.step) / "evaluation.json"
+        file = self.run.evaluation(self.evaluated_step) / "evaluation.json"
         if self.evaluation:
             psnr = _number(self.evaluation, "psnr")
             return StageStatus(
@@ -268,6 +276,12 @@ class _Reader:
         if state == "running":
             return f"codecmill status {name}"
         return f"codecmill resume {name}" if self.config else "codecmill run --name ANOTHER"
+
+
+def _weights_sha256(manifest: dict[str, Any]) -> str | None:
+    files = manifest.get("files")
+    weights = files.get("model.safetensors") if isinstance(files, dict) else None
+    return _text(weights, "sha256") if isinstance(weights, dict) else None
 
 
 def _text(values: dict[str, Any], key: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import RunConfig
-from pipelines.run_directory import Root, RunDirectory, write_json
+from pipelines.run_directory import Root, RunDirectory, read_json, write_json
 from pipelines.status import all_runs, lock_owner, run_status
 
 
@@ -112,6 +112,23 @@ def test_more_steps_than_were_evaluated_ask_for_another_evaluation(tmp_path: Pat
         "missing",
         "version 3 has the weights of an earlier checkpoint",
     )
+
+
+def test_a_run_is_done_when_its_best_checkpoint_is_evaluated_and_registered(tmp_path: Path):
+    """Also where a later step was worse in validation."""
+    run = begin(tmp_path)
+    finish(run)
+    best = {"best": {"step": 10, "psnr": 30.0}}
+    add_checkpoint(run, 10)
+    manifest = run.checkpoints / "step_00000020" / "checkpoint.json"
+    write_json(manifest, read_json(manifest) | best)
+    assert states(run)["evaluation"] == "missing"
+    run.evaluation(20).rename(run.evaluation(10))
+    write_json(run.promotion_file, read_json(run.promotion_file) | {"checkpoint_sha256": f"{10:064}"})
+    found = run_status(run)
+    assert found.state == "done"
+    assert found.report == (run.evaluation(10) / "report.html").absolute()
+    assert found.step == 20
 
 
 def test_shards_that_were_deleted_are_missing(tmp_path: Path):
