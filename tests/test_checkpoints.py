@@ -20,7 +20,13 @@ from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory, read_json, write_json
 
 
-def save(run: RunDirectory, step: int, value: float = 1.0, best: dict[str, float] | None = None):
+def save(
+    run: RunDirectory,
+    step: int,
+    value: float = 1.0,
+    best: dict[str, float] | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+):
     about: dict[str, Any] = {
         "step": step,
         "position": step * 16,
@@ -32,7 +38,7 @@ def save(run: RunDirectory, step: int, value: float = 1.0, best: dict[str, float
         "best": best,
         "versions": {"torch": "2"},
     }
-    weights = {"encoder.w": torch.full((3, 4), value), "decoder.b": torch.arange(5.0)}
+    weights = weights or {"encoder.w": torch.full((3, 4), value), "decoder.b": torch.arange(5.0)}
     moments = {"exp_avg/encoder.w": torch.zeros(3, 4)}
     return checkpoints.save(run, about, weights, moments, {"scaler": {}})
 

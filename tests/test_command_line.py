@@ -8,14 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from test_checkpoints import save
 
 from flows.cli.choices import choices
 from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
 from flows.cli.demo import find_photographs
 from flows.cli.options import COMMANDS, parse
-from pipelines.config import RunConfig
+from pipelines.config import ModelConfig, RunConfig
 from pipelines.errors import InputError
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.run_directory import Root
+from pipelines.weights import load_weights
+
+PICTURE = Path(__file__).parents[1] / "infra" / "report.jpg"
 
 
 def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -221,7 +228,16 @@ def test_the_environment_is_no_config(tmp_path: Path):
         ("status ../up", "There is no run '../up' in "),
         ("resume", "The following arguments are required: RUN. See codecmill resume --help."),
         ("resume a b", "codecmill resume does not know what to do with 'b'."),
-        ("export a", "The following arguments are required: -o/--output."),
+        ("export a", "There is no run 'a' in "),
+        (
+            "run --data.images tests/*.py --evaluation.images nope/*.png",
+            "data.images 'tests/*.py' matches no image",
+        ),
+        (f"run --data.images {PICTURE} --evaluation.images no/*.png", "evaluation.images 'no/*.png' matches no image"),
+        (
+            f"run --data.images {PICTURE} --training.start_from no.pt",
+            "training.start_from 'no.pt' is no file",
+        ),
         ("config --config missing.yaml", "The config missing.yaml cannot be read: No such file or directory."),
         ("ui --root nowhere", "/nowhere yet. Start with `codecmill demo`, or name another with --root."),
         ("", "The following arguments are required: COMMAND. See codecmill --help."),
@@ -327,3 +343,15 @@ def test_the_demos_photographs_are_there_and_differ():
     photographs = find_photographs()
     assert len(photographs) == 16
     assert len({path.read_bytes() for path in photographs}) == 16
+
+
+def test_an_exported_run_is_read_back_strict(tmp_path: Path):
+    run = Root(tmp_path).run("small")
+    run.write_config(RunConfig.model_validate({"name": "small", "root": str(tmp_path)}))
+    model = Autoencoder(ModelConfig(channels=8, latent_channels=4), seed=5)
+    save(run, 7, weights=model.state_dict())
+    done = codecmill("export", "small", "--format", "torch", "--root", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    other = Autoencoder(ModelConfig(channels=8, latent_channels=4), seed=6)
+    load_weights(other, tmp_path / "small-step_7.pt", strict=True)
+    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -64,16 +65,15 @@ def _ui(arguments: Arguments) -> None:
 
 def _export(arguments: Arguments) -> None:
     run = Root(arguments.root).existing_run(arguments.run)
-    from pipelines.checkpoints import latest
+    from pipelines.checkpoints import best
     from pipelines.weights import export_classic
 
-    checkpoint = latest(run)
+    checkpoint = best(run)
     if checkpoint is None:
         raise CodecmillError(f"Run '{arguments.run}' has no checkpoint yet. Train it: codecmill resume {arguments.run}")
-    if arguments.output is None:
-        raise InputError("export needs -o FILE.")
-    export_classic(checkpoint, arguments.output)
-    print(f"Wrote step {checkpoint.step} of '{arguments.run}' to {arguments.output}")
+    file = arguments.output or Path(f"{arguments.run}-step_{checkpoint.step}.pt")
+    export_classic(checkpoint, file)
+    print(f"Wrote step {checkpoint.step} of '{arguments.run}', its best in validation, to {file}")
 
 
 def _run(arguments: Arguments) -> None:
@@ -102,7 +102,10 @@ def _shards(arguments: Arguments) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    result = _through(_flow("evaluate"), _config_of_run(arguments))
+    config = _config_of_run(arguments)
+    if config.evaluation.images is not None:
+        _check_evaluation_images(config)
+    result = _through(_flow("evaluate"), config)
     if arguments.json:
         listing.print_json(result)
     else:
@@ -123,7 +126,7 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
     """Do what of a run is missing, unless nothing is; then say where everything is."""
     run = Root(config.root.absolute()).run(config.name)
     if not _is_finished(run, config, arguments.command):
-        _check_images(config)
+        _check_inputs(config)
         _through(_flow(arguments.command), config)
     elif not arguments.json:
         print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
@@ -149,8 +152,35 @@ def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:
     return unchanged and wanted <= stages
 
 
+def _check_inputs(config: RunConfig) -> None:
+    """Say what is not there before anything is started, not seconds or hours after.
+
+    Raises:
+        InputError: no images, none to evaluate, or no weights to start from.
+    """
+    run = Root(config.root.absolute()).run(config.name)
+    shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
+    if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
+        _check_images(config)
+    if config.evaluation.images is not None:
+        _check_evaluation_images(config)
+    source = config.training.start_from
+    begun = run.checkpoints.is_dir() or run.start_weights.is_dir()
+    if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
+        raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
+
+
+def _check_evaluation_images(config: RunConfig) -> None:
+    from pipelines.data.sources import find_sources
+
+    data = config.data.model_copy(update={"images": config.evaluation.images, "masks": None})
+    try:
+        find_sources(config.model_copy(update={"data": data}))
+    except InputError as error:
+        raise InputError(str(error).replace("data.images", "evaluation.images")) from error
+
+
 def _check_images(config: RunConfig) -> None:
-    """Say that there are no images before anything is started, not seconds after."""
     if not config.data.images:
         raise InputError(
             "data.images is empty: name your images with --data.images 'photos/**/*.png' (a glob), a folder or a "
@@ -191,6 +221,8 @@ def _through(load: Callable[[], Callable[[RunConfig], BaseModel]], config: RunCo
 
     root = Root(config.root.absolute())
     with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
+        if server is not None:
+            print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
         flow = load()
         if server is not None:
             server.wait_ready()

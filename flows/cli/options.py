@@ -166,7 +166,7 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     if name == "export":
         command.add_argument("--format", choices=["torch"], default="torch", help="torch: a file for torch.load")
-        command.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="file to write")
+        command.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write [RUN-step_N.pt]")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     if name in _HAVE_CONFIG:
         _add_choices(command, of_existing_run=name in _TAKE_RUN)
