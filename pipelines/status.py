@@ -177,7 +177,7 @@ class _Reader:
         """The step whose checkpoint stands for the run, that of the best validation, and its weights' sha256."""
         best = newest.get("best")
         step = best.get("step") if isinstance(best, dict) else None
-        if isinstance(step, int | float) and step != self.step:
+        if isinstance(step, int | float) and 0 <= step < 1e12 and step != self.step:  # damage may say infinity
             manifest = self._json(self.run.checkpoints / f"step_{int(step):08d}" / "checkpoint.json")
             if self._sizes_match(self.run.checkpoints / f"step_{int(step):08d}", manifest) and manifest:
                 return int(step), _weights_sha256(manifest)

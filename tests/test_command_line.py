@@ -208,6 +208,11 @@ def test_the_environment_is_no_config(tmp_path: Path):
         ("run --training.stps 3", "codecmill run has no flag --training.stps. Did you mean --training.steps"),
         ("run --steps 3", "codecmill run has no flag --steps. Did you mean --training.steps?"),
         ("run --training.batch-size=3", "has no flag --training.batch-size. Did you mean --training.batch_size"),
+        ("evaluate r --training.steps 3", "evaluate has no flag --training.steps. See codecmill evaluate --help."),
+        ("evaluate r --data.images x", "evaluate has no flag --data.images. Did you mean --evaluation.images? See"),
+        ("resume r --seeed 3", "codecmill resume has no flag --seeed. See codecmill resume --help."),
+        ("status r --confg 3", "codecmill status has no flag --confg. See codecmill status --help."),
+        ("export r --jsn", "codecmill export has no flag --jsn. See codecmill export --help."),
         ("run --training.steps", "Argument --training.steps: expected one argument. See codecmill run --help."),
         ("run --training.steps 0", "--training.steps is 0, but must be 1 to 1000000000. (Optimiser steps, a count)"),
         ("run --training.steps many", "--training.steps is many, but must be 1 to 1000000000."),
@@ -352,6 +357,18 @@ def test_an_exported_run_is_read_back_strict(tmp_path: Path):
     save(run, 7, weights=model.state_dict())
     done = codecmill("export", "small", "--format", "torch", "--root", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "Wrote step 7 of 'small', its newest, as no validated one can be used, to small-step_7.pt\n"
     other = Autoencoder(ModelConfig(channels=8, latent_channels=4), seed=6)
     load_weights(other, tmp_path / "small-step_7.pt", strict=True)
     assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+def test_export_takes_the_best_checkpoint_and_says_so(tmp_path: Path):
+    run = Root(tmp_path).run("small")
+    run.write_config(RunConfig.model_validate({"name": "small", "root": str(tmp_path)}))
+    for step, value in ((7, 1.0), (9, 2.0)):
+        save(run, step, value=value, best={"step": 7.0, "psnr": 30.0})
+    done = codecmill("export", "small", "-o", "out.pt", "--root", str(tmp_path), cwd=tmp_path)
+    assert done.stdout == "Wrote step 7 of 'small', its best in validation, to out.pt\n", done.stderr
+    weights = torch.load(tmp_path / "out.pt", weights_only=True)["encoder_state_dict"]["w"]
+    assert torch.equal(weights, torch.full((3, 4), 1.0))

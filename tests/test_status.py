@@ -131,6 +131,15 @@ def test_a_run_is_done_when_its_best_checkpoint_is_evaluated_and_registered(tmp_
     assert found.step == 20
 
 
+@pytest.mark.parametrize("step", ["1e999", "NaN", "-3", "9" * 400, "true", '"10"', "[]"])
+def test_a_best_step_that_is_none_leaves_the_newest(step: str, tmp_path: Path):
+    run = begin(tmp_path)
+    finish(run)
+    manifest = run.checkpoints / "step_00000020" / "checkpoint.json"
+    manifest.write_text(manifest.read_text().rstrip().removesuffix("}") + f', "best": {{"step": {step}}}}}')
+    assert run_status(run).state == "done"
+
+
 def test_shards_that_were_deleted_are_missing(tmp_path: Path):
     run = begin(tmp_path)
     (add_shards(run) / "manifest.json").unlink()

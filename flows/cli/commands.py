@@ -1,5 +1,6 @@
 """The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -73,7 +74,10 @@ def _export(arguments: Arguments) -> None:
         raise CodecmillError(f"Run '{arguments.run}' has no checkpoint yet. Train it: codecmill resume {arguments.run}")
     file = arguments.output or Path(f"{arguments.run}-step_{checkpoint.step}.pt")
     export_classic(checkpoint, file)
-    print(f"Wrote step {checkpoint.step} of '{arguments.run}', its best in validation, to {file}")
+    best_known = checkpoint.manifest.best
+    is_best = best_known is not None and best_known["step"] == checkpoint.step
+    why = "its best in validation" if is_best else "its newest, as no validated one can be used"
+    print(f"Wrote step {checkpoint.step} of '{arguments.run}', {why}, to {file}")
 
 
 def _run(arguments: Arguments) -> None:
@@ -220,9 +224,9 @@ def _through(load: Callable[[], Callable[[RunConfig], BaseModel]], config: RunCo
     from flows.cli.prefect_server import embedded_prefect
 
     root = Root(config.root.absolute())
+    if not os.environ.get("PREFECT_API_URL"):
+        print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
     with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
-        if server is not None:
-            print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
         flow = load()
         if server is not None:
             server.wait_ready()

@@ -116,9 +116,20 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
     if flag is None:
         return f"codecmill {command} does not know what to do with '{unknown[0]}'. See codecmill {command} --help."
     name = flag.partition("=")[0].lstrip("-")
-    known = {**(choices() if command in _HAVE_CONFIG else {}), "root": None, "json": None, "help": None, "config": None}
+    others = {"json": _SPEAK_JSON, "config": _TAKE_FILE, "output": {"export"}, "format": {"export"}}
+    known = [*_offered(command), *(other for other, having in others.items() if command in having), "debug", "help"]
     hint = nearest(name.removeprefix("no-"), known).replace("mean ", "mean --").replace(" or ", " or --")
     return f"codecmill {command} has no flag {flag.partition('=')[0]}.{hint} See codecmill {command} --help."
+
+
+def _offered(command: str) -> dict[str, Choice]:
+    """The config's fields that are flags of a command: those that can make a difference to it."""
+    if command == "evaluate":
+        return {name: choice for name, choice in choices().items() if choice.section == "evaluation" or name == "root"}
+    if command not in _HAVE_CONFIG:
+        return {"root": choices()["root"]}
+    settled = ("name", "seed") if command in _TAKE_RUN else ()
+    return {name: choice for name, choice in choices().items() if name not in settled}
 
 
 def _parser(typed: set[str]) -> argparse.ArgumentParser:
@@ -169,7 +180,7 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write [RUN-step_N.pt]")
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     if name in _HAVE_CONFIG:
-        _add_choices(command, of_existing_run=name in _TAKE_RUN)
+        _add_choices(command, _offered(name))
     else:
         command.add_argument(
             "--root",
@@ -181,11 +192,12 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
         )
 
 
-def _add_choices(command: argparse.ArgumentParser, of_existing_run: bool) -> None:
-    groups = {name: command.add_argument_group(name, about) for name, about in sections().items()}
-    for choice in choices().values():
-        if of_existing_run and choice.name in ("name", "seed"):
-            continue
+def _add_choices(command: argparse.ArgumentParser, offered: dict[str, Choice]) -> None:
+    wanted_sections = {choice.section for choice in offered.values()}
+    groups = {
+        name: command.add_argument_group(name, about) for name, about in sections().items() if name in wanted_sections
+    }
+    for choice in offered.values():
         group = groups.get(choice.section, command)
         wanted: dict[str, Any] = {"dest": choice.name, "default": argparse.SUPPRESS}
         if choice.is_switch:
