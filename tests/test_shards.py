@@ -661,8 +661,8 @@ def test_a_listener_that_fails_leaves_no_worker(config: RunConfig):
 
 def test_ctrl_c_ends_the_workers(config: RunConfig, folder: Path, tmp_path: Path):
     for number in range(12, 24):
-        picture(number, 600, 600).save(folder / f"{number}.png")
-    process = start(varied(config, workers=2), tmp_path / "config.json")
+        picture(number, 1200, 1200).save(folder / f"{number}.png")
+    process = start(varied(config, workers=2, max_patches_per_image=100_000), tmp_path / "config.json")
     deadline = time.monotonic() + 60
     while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.json")):
         assert time.monotonic() < deadline
