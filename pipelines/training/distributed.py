@@ -82,5 +82,5 @@ def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
         raise CodecmillError(
             f"The ranks no longer hold the same model after step {step}: '{names[differing[0]]}' differs"
             + (f", and {len(differing) - 1} more tensors do" if len(differing) > 1 else "")
-            + ". Checkpoints up to the last check are sound; resume from them."
+            + ". Every checkpoint was checked before it was saved: resume from the newest."
         )

@@ -71,7 +71,8 @@ class Training:
                 figures, stopping = self._train_step(batch, stop_requested())
                 self.step += 1
                 ending = self.step == training.steps or stopping
-                if self.step % training.replica_check_interval == 0 or ending:
+                saving = self.step % training.checkpoint_interval == 0 or ending
+                if self.step % training.replica_check_interval == 0 or saving:
                     check_replicas(self.module.state_dict(), self.step)
                 seconds = time.perf_counter() - started
                 figures |= {"train/images_per_second": training.batch_size / seconds}
@@ -80,7 +81,7 @@ class Training:
                 if journal:
                     figures |= validation.figures() if validation else {}
                     journal.append(self.step, figures | self._system_figures())
-                if self.step % training.checkpoint_interval == 0 or ending:
+                if saving:
                     self._save(validation, journal)
                 if stopping:
                     return
