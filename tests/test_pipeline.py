@@ -215,3 +215,28 @@ def test_a_run_keeps_the_shard_set_that_it_began_with(tiny: dict[str, Any], phot
     assert last is not None
     assert (last.step, last.manifest.shard_set) == (18, began_with["fingerprint"])
     assert len(list((config.root / "shards").glob("*/manifest.json"))) == 1
+
+
+@pytest.mark.full
+def test_a_run_is_evaluated_again_and_tried_on_other_images(tiny: dict[str, Any], photos: Path, tmp_path: Path):
+    config = make(tiny, name="tried")
+    assert command(config, tmp_path, "run").returncode == 0
+    run = directory_of(config)
+    before = run.config_file.read_bytes()
+    evaluate = [sys.executable, "-m", "flows", "evaluate", "tried", "--root", str(config.root)]
+    options: dict[str, Any] = {"cwd": PROJECT, "env": clean_environment(), "capture_output": True, "text": True}
+    psnr = read_json(next(run.path.glob("evaluation/step_*/evaluation.json")))["psnr"]
+    again = subprocess.run(evaluate, **options, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(f"PSNR {psnr:.2f} dB over ")
+    tried = subprocess.run([*evaluate, "--evaluation.images", str(photos), "--json"], **options, timeout=120)
+    assert tried.returncode == 0, tried.stderr
+    found = json.loads(tried.stdout)
+    assert found["images"] == 12
+    assert Path(found["path"]).parent == (run.path / "evaluation").absolute()
+    assert (Path(found["path"]) / "report.html").is_file()
+    assert run.config_file.read_bytes() == before, "what a run is tried on is no setting of it"
+    assert tracking.champion(run.root) is not None
+    with connected(run.root) as client:
+        reports = {file.path for file in client.list_artifacts(read_json(run.mlflow_file)["run_id"], "evaluation")}
+    assert f"evaluation/{Path(found['path']).name}" in reports

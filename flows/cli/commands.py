@@ -1,22 +1,15 @@
 """The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
 
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel
-
-from flows.cli import listing
+from flows.cli import listing, starting
 from flows.cli.config_file import as_yaml, checked, combined, effective_config
-from flows.cli.endings import Terminated
 from flows.cli.options import Arguments
+from flows.cli.starting import run_flow
 from pipelines import status
 from pipelines.config import RunConfig
-from pipelines.errors import CodecmillError, InputError, Interrupted
+from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import merge
 
@@ -98,7 +91,7 @@ def _demo(arguments: Arguments) -> None:
 def _shards(arguments: Arguments) -> None:
     config = effective_config(arguments.config_file, arguments.overrides).named()
     _check_images(config)
-    shard_set = _through(_flow("shards"), config)
+    shard_set = run_flow(starting.create_shards, config)
     if arguments.json:
         listing.print_json(shard_set)
     else:
@@ -109,12 +102,11 @@ def _evaluate(arguments: Arguments) -> None:
     config = _config_of_run(arguments)
     if config.evaluation.images is not None:
         _check_evaluation_images(config)
-    result = _through(_flow("evaluate"), config)
+    result = run_flow(starting.evaluation, config)
     if arguments.json:
         listing.print_json(result)
     else:
-        psnr = f"PSNR {result.psnr:.2f} dB over {result.images} images. " if result.psnr is not None else ""
-        print(f"{psnr}Report: {result.report}")
+        print(f"PSNR {result.metrics['psnr']:.2f} dB over {result.images} images. Report: {result.report}")
 
 
 def _config_of_run(arguments: Arguments) -> RunConfig:
@@ -131,7 +123,10 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
     run = Root(config.root.absolute()).run(config.name)
     if not _is_finished(run, config, arguments.command):
         _check_inputs(config)
-        _through(_flow(arguments.command), config)
+        if arguments.command == "train":
+            run_flow(starting.training, config)
+        else:
+            run_flow(starting.pipeline, config)
     elif not arguments.json:
         print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
     found = status.run_status(run)
@@ -193,56 +188,3 @@ def _check_images(config: RunConfig) -> None:
     from pipelines.data.sources import find_sources
 
     find_sources(config)
-
-
-def _flow(command: str) -> Callable[[], Callable[[RunConfig], Any]]:
-    """What imports a command's flow; importing Prefect takes seconds, and must come after its settings."""
-
-    def load() -> Callable[[RunConfig], Any]:
-        if command == "shards":
-            from flows.shards import create_shards
-
-            return create_shards
-        if command == "train":
-            from flows.training import training
-
-            return training
-        if command == "evaluate":
-            from flows.evaluation import evaluation
-
-            return evaluation
-        from flows.pipeline import training_pipeline
-
-        return training_pipeline
-
-    return load
-
-
-def _through(load: Callable[[], Callable[[RunConfig], BaseModel]], config: RunConfig) -> Any:
-    """Run a flow with progress shown and a Prefect server beside it."""
-    from flows.cli.display import shown_progress
-    from flows.cli.prefect_server import embedded_prefect
-
-    root = Root(config.root.absolute())
-    if not os.environ.get("PREFECT_API_URL"):
-        print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
-    with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
-        flow = load()
-        if server is not None:
-            server.wait_ready()
-        return flow(config)
-
-
-@contextmanager
-def _stops_explained(run: RunDirectory) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated) as stop:
-        code = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
-        found = status.run_status(run) if run.config_file.is_file() else None
-        flag = listing.root_flag(run.root.path)
-        if found is None:
-            raise Interrupted("Stopped before anything was saved.", code) from None
-        saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
-        raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None

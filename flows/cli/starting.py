@@ -1,0 +1,76 @@
+"""Starting a flow from the command line: a Prefect server beside it, its progress shown, a stop explained."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from flows.cli import listing
+from flows.cli.endings import Terminated
+from pipelines import status
+from pipelines.config import RunConfig
+from pipelines.errors import Interrupted
+from pipelines.run_directory import Root, RunDirectory
+
+if TYPE_CHECKING:
+    from tasks.values import CheckpointReference, EvaluationReference, RunSummary, ShardSetReference
+
+T = TypeVar("T")
+
+# Importing Prefect takes seconds and must come after its settings, so each flow is loaded only when it is run.
+
+
+def create_shards() -> "Callable[[RunConfig], ShardSetReference]":
+    from flows.shards import create_shards as flow
+
+    return flow
+
+
+def training() -> "Callable[[RunConfig], CheckpointReference]":
+    from flows.training import training as flow
+
+    return flow
+
+
+def evaluation() -> "Callable[[RunConfig], EvaluationReference]":
+    from flows.evaluation import evaluation as flow
+
+    return flow
+
+
+def pipeline() -> "Callable[[RunConfig], RunSummary]":
+    from flows.pipeline import training_pipeline as flow
+
+    return flow
+
+
+def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) -> T:
+    """Run a flow with progress shown and a Prefect server beside it."""
+    from flows.cli.display import shown_progress
+    from flows.cli.prefect_server import embedded_prefect
+
+    root = Root(config.root.absolute())
+    if not os.environ.get("PREFECT_API_URL"):
+        print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
+    with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
+        flow = load()
+        if server is not None:
+            server.wait_ready()
+        return flow(config)
+
+
+@contextmanager
+def _stops_explained(run: RunDirectory) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+        found = status.run_status(run) if run.config_file.is_file() else None
+        flag = listing.root_flag(run.root.path)
+        if found is None:
+            raise Interrupted("Stopped before anything was saved.", code) from None
+        saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
+        raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None
