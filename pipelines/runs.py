@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
 from pipelines.run_directory import Root, RunDirectory
@@ -37,8 +35,9 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     """
     directory = Root(config.root.absolute()).run(config.name)
     if directory.config_file.is_file():
-        merged = merge(directory.read_config(), config)
-        if merged != directory.read_config():
+        old = directory.read_config()
+        merged = merge(old, config)
+        if merged != old:
             directory.write_config(merged)
     else:
         from pipelines.training.machine import resolve
@@ -69,26 +68,6 @@ def merge(old: RunConfig, new: RunConfig) -> RunConfig:
             "Start a new run with --name, or leave these as they were."
         )
     return RunConfig.model_validate(_nested(after))
-
-
-def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
-    """A config with some values replaced, given as nested dictionaries.
-
-    Raises:
-        InputError: a value is not allowed.
-    """
-
-    def combine(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-        return base | {
-            key: combine(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-            for key, value in top.items()
-        }
-
-    try:
-        return RunConfig.model_validate(combine(config.model_dump(mode="json", by_alias=True), overrides))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

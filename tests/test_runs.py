@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from conftest import make
 from pydantic import ValidationError
 
 from pipelines.config import RunConfig
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory, write_json
-from pipelines.runs import merge, start_or_continue, with_overrides
+from pipelines.runs import merge, start_or_continue
 
 
 def config(root: Path, **training: object) -> RunConfig:
@@ -57,12 +58,7 @@ def test_processes_intervals_and_more_steps_may_change(tmp_path: Path):
 def test_what_shapes_the_weights_cannot_change(changed: dict[str, object], text: str):
     old = RunConfig(name="r")
     with pytest.raises(InputError, match=text):
-        merge(old, with_overrides(old, changed))
-
-
-def test_an_override_out_of_bounds_names_the_field():
-    with pytest.raises(InputError, match=r"training.steps: Input should be greater than or equal to 1"):
-        with_overrides(RunConfig(), {"training": {"steps": 0}})
+        merge(old, make({"name": "r"}, **changed))
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "x" * 101, "{color}"])

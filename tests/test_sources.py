@@ -77,9 +77,9 @@ def test_nothing_found_names_the_pattern_and_the_way_out(folder: Path, tiny: dic
     assert caught.value.exit_code == 2
     with pytest.raises(InputError, match="matches no image"):
         find_sources(config(tiny, folder / "absent"))
-    with pytest.raises(InputError, match=r"No images are named\. Name them with --data.images"):
+    with pytest.raises(InputError, match=r"data.images is empty: name your images with --data.images"):
         find_sources(config(tiny, ""))
-    with pytest.raises(InputError, match=r"list\.txt cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"list\.txt' is a list that cannot be read: No such file"):
         find_sources(config(tiny, folder / "list.txt"))
     with pytest.raises(InputError, match="is no glob"):
         find_sources(config(tiny, folder / "a**b.png"))

@@ -9,6 +9,7 @@ from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
 from pipelines import status
 from pipelines.config import RunConfig
+from pipelines.data.sources import find_images, find_sources
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import merge
@@ -90,7 +91,7 @@ def _demo(arguments: Arguments) -> None:
 
 def _shards(arguments: Arguments) -> None:
     config = effective_config(arguments.config_file, arguments.overrides).named()
-    _check_images(config)
+    find_sources(config)
     shard_set = run_flow(starting.create_shards, config)
     if arguments.json:
         listing.print_json(shard_set)
@@ -100,8 +101,7 @@ def _shards(arguments: Arguments) -> None:
 
 def _evaluate(arguments: Arguments) -> None:
     config = _config_of_run(arguments)
-    if config.evaluation.images is not None:
-        _check_evaluation_images(config)
+    _check_evaluation_images(config)
     result = run_flow(starting.evaluation, config)
     if arguments.json:
         listing.print_json(result)
@@ -160,31 +160,14 @@ def _check_inputs(config: RunConfig) -> None:
     run = Root(config.root.absolute()).run(config.name)
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
-        _check_images(config)
-    if config.evaluation.images is not None:
-        _check_evaluation_images(config)
+        find_sources(config)
+    _check_evaluation_images(config)
     source = config.training.start_from
-    begun = run.checkpoints.is_dir() or run.start_weights.is_dir()
+    begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
     if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
         raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
 
 
 def _check_evaluation_images(config: RunConfig) -> None:
-    from pipelines.data.sources import find_sources
-
-    data = config.data.model_copy(update={"images": config.evaluation.images, "masks": None})
-    try:
-        find_sources(config.model_copy(update={"data": data}))
-    except InputError as error:
-        raise InputError(str(error).replace("data.images", "evaluation.images")) from error
-
-
-def _check_images(config: RunConfig) -> None:
-    if not config.data.images:
-        raise InputError(
-            "data.images is empty: name your images with --data.images 'photos/**/*.png' (a glob), a folder or a "
-            ".txt list, or in a file given with --config. `codecmill demo` brings its own."
-        )
-    from pipelines.data.sources import find_sources
-
-    find_sources(config)
+    if config.evaluation.images is not None:
+        find_images(config.evaluation.images, "evaluation.images", Root(config.root))

@@ -4,8 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.data.images import IMAGE_SUFFIXES
 from pipelines.errors import InputError
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""What is taken for a picture in a folder; lower case. The content, not the suffix, then says how it is read."""
 
 
 @dataclass(frozen=True)

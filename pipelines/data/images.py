@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
 # torch is imported where it is needed only: the processes that cut patches open pictures without it.
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
-)
-"""What is taken for a picture in a folder; lower case. The content, not the suffix, then says how it is read."""
-
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
 

@@ -2,13 +2,13 @@
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pipelines.config import RunConfig
-from pipelines.data.image_files import ImageFile, files_below, is_image_name
-from pipelines.data.images import IMAGE_SUFFIXES
+from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, files_below, is_image_name
 from pipelines.data.masks import pair_masks
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
@@ -33,30 +33,44 @@ class Sources:
 
 
 def find_sources(config: RunConfig) -> Sources:
-    """The images that `data.images` names, each with its mask from `data.masks` where it has one.
+    """The images that `data.images` names, each with its mask from `data.masks` where it has one; see `find_images`.
+
+    Raises:
+        InputError: nothing is named or found, or the masks cannot be paired.
+    """
+    if not config.data.images:
+        raise InputError(
+            "data.images is empty: name your images with --data.images 'photos/**/*.png' (a glob), a folder or a "
+            ".txt list, or in a file given with --config. `codecmill demo` brings its own."
+        )
+    masks = Path(config.data.masks).expanduser() if config.data.masks else None
+    found = find_images(config.data.images, "data.images", Root(config.root), [masks] if masks else [])
+    return replace(found, images=tuple(pair_masks(list(found.images), masks))) if masks else found
+
+
+def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = ()) -> Sources:
+    """The images that a glob, a folder or a .txt list names.
 
     A folder is searched through all its sub-folders for `IMAGE_SUFFIXES`; so is what a glob matches. Links to files are
     followed, links to folders inside are not. A list (.txt) has one path a line, relative to the list's folder; empty
-    lines and lines that begin with '#' do not count. Masks, and what codecmill itself keeps under `root`, are no images
-    where they lie below the searched folder.
+    lines and lines that begin with '#' do not count. What lies in an `excluded` folder, and what codecmill itself keeps
+    under `root`, are no images where they lie below the searched folder.
+
+    Args:
+        field: the config's name of the choice, for the messages.
 
     Raises:
-        InputError: nothing was found, or the masks cannot be paired.
+        InputError: nothing was found.
     """
-    choice = config.data.images
-    if not choice:
-        raise InputError("No images are named. Name them with --data.images: a glob, a folder or a .txt list.")
-    masks = Path(config.data.masks).expanduser() if config.data.masks else None
-    root = Root(config.root)
-    excluded = [root.shards, root.runs, root.mlflow_artifacts, root.prefect_home] + ([masks] if masks else [])
-    images, set_aside = _regular(_outside(excluded, _candidates(choice)))
+    own = [root.shards, root.runs, root.mlflow_artifacts, root.prefect_home]
+    images, set_aside = _regular(_outside([*own, *excluded], _candidates(choice, field)))
     if not images:
         broken = f" {set_aside[0].path}: {set_aside[0].reason}." if set_aside else ""
         raise InputError(
-            f"data.images '{choice}' matches no image (looked for {', '.join(sorted(IMAGE_SUFFIXES))} from "
+            f"{field} '{choice}' matches no image (looked for {', '.join(sorted(IMAGE_SUFFIXES))} from "
             f"{Path.cwd()}).{broken} Check the path; quote a glob so that the shell leaves it alone."
         )
-    return Sources(tuple(pair_masks(images, masks) if masks else images), tuple(set_aside))
+    return Sources(tuple(images), tuple(set_aside))
 
 
 def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
@@ -70,34 +84,34 @@ def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[t
     return kept
 
 
-def _candidates(choice: str) -> list[tuple[Path, Path]]:
+def _candidates(choice: str, field: str) -> list[tuple[Path, Path]]:
     """Paths and names, in the order of the paths."""
     given = Path(choice).expanduser()
     if given.is_dir():
         return [(path, path.relative_to(given)) for path in files_below(given) if is_image_name(path)]
     if given.suffix.lower() == ".txt" and not any(character in choice for character in "*?"):
-        return _listed(given)
+        return _listed(given, field)
     if given.is_file():
         return [(given, Path(given.name))]
-    return _globbed(given)
+    return _globbed(given, field)
 
 
-def _globbed(pattern: Path) -> list[tuple[Path, Path]]:
+def _globbed(pattern: Path, field: str) -> list[tuple[Path, Path]]:
     parts = pattern.parts
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
     base, rest = Path(*parts[:fixed]), Path(*parts[fixed:])
     try:
         matches = sorted(set(base.glob(str(rest))))
     except ValueError as error:
-        raise InputError(f"data.images '{pattern}' is no glob: {error}. Use ** alone between slashes.") from error
+        raise InputError(f"{field} '{pattern}' is no glob: {error}. Use ** alone between slashes.") from error
     return [(path, path.relative_to(base)) for path in matches if is_image_name(path) and not path.is_dir()]
 
 
-def _listed(file: Path) -> list[tuple[Path, Path]]:
+def _listed(file: Path, field: str) -> list[tuple[Path, Path]]:
     try:
         lines = os.fsdecode(file.read_bytes()).splitlines()
     except OSError as error:
-        raise InputError(f"The list of images {file} cannot be read: {error.strerror}.") from error
+        raise InputError(f"{field} '{file}' is a list that cannot be read: {error.strerror}.") from error
     entries = dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     found = [(file.parent / entry, Path(entry)) for entry in sorted(entries)]
     return [(path, Path(name.name) if name.is_absolute() else name) for path, name in found]

@@ -14,7 +14,7 @@ from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, open_image
 from pipelines.data.shard_set import ShardSet
-from pipelines.data.sources import find_sources
+from pipelines.data.sources import find_images
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory, read_json
@@ -90,10 +90,9 @@ def images_of(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) 
         stored = zip(shard_set.sources("test"), shard_set.samples("test"), strict=True)
         named = ((Path(source.path).name, decode_png(sample.image)) for source, sample in stored)
         return NamedImages(named, sum(shard_set.counts("test")))
-    config = run.read_config()
-    data = config.data.model_copy(update={"images": choice.images, "masks": None})
-    found = find_sources(config.model_copy(update={"data": data})).images
-    return NamedImages(((image.path.name, _opened(image.path, data.background)) for image in found), len(found))
+    background = run.read_config().data.background
+    found = find_images(choice.images, "evaluation.images", run.root).images
+    return NamedImages(((image.path.name, _opened(image.path, background)) for image in found), len(found))
 
 
 def _opened(path: Path, background: tuple[int, int, int]) -> Image.Image | ImageError:
