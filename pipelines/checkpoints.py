@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from pipelines.config import ModelConfig, Section
+from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory, built_folder, read_json, write_json
 
@@ -34,13 +35,6 @@ class FileRecord(Section):
     sha256: str
 
 
-class NormalizationRecord(Section):
-    """The constants that inputs were normalised with and outputs are de-normalised with, on the scale 0 to 1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 class Manifest(Section):
     """`checkpoint.json`: what a checkpoint is, what it came from, and the digests of its files."""
 
@@ -50,7 +44,7 @@ class Manifest(Section):
     position: int
     """Training samples consumed: the place in the global sample order."""
     model: ModelConfig
-    normalization: NormalizationRecord
+    normalization: Normalization
     shard_set: str
     """The whole fingerprint of the shard set."""
     parent: str | None
@@ -142,6 +136,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CodecmillError(
             f"{path / MANIFEST} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}."
         ) from error
+    except CodecmillError as error:
+        raise CodecmillError(f"{path / MANIFEST} is damaged: {error}") from error
     for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS):
         _check(path / name, manifest.files.get(name))
     return Checkpoint(path, manifest)

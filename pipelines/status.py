@@ -1,10 +1,7 @@
 """What of a run is done and what is missing, read from its files only; what is damaged is said, never raised."""
 
 import fcntl
-import json
-import math
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root, RunDirectory, read_json
+from pipelines.tolerant_reading import first_object, last_figures, modified, number, size_of, text
 
 State = Literal["done", "running", "interrupted", "missing", "damaged"]
-_TAIL = 65_536
-"""Bytes at the journal's end in which the newest figures are looked for."""
 
 
 class Value(BaseModel):
@@ -107,7 +103,7 @@ class _Reader:
         self.shard_set = self._json(run.shard_set_file)
         self.checkpoint, self.step, manifest = self._latest_checkpoint()
         self.evaluated_step, self.weights_sha256 = self._evaluated(manifest)
-        self.journal = _last_figures(run.journal)
+        self.journal = last_figures(run.journal)
         self.evaluation = self._json(run.evaluation(self.evaluated_step) / "evaluation.json") if self.checkpoint else {}
         self.promotion = self._json(run.promotion_file)
         self.mlflow = self._json(run.mlflow_file)
@@ -127,15 +123,15 @@ class _Reader:
             steps=self.config.training.steps if self.config else None,
             psnr=psnr,
             psnr_of=psnr_of,
-            shard_set=Path(path) if (path := _text(self.shard_set, "path")) else None,
-            fingerprint=_text(self.shard_set, "fingerprint"),
+            shard_set=Path(path) if (path := text(self.shard_set, "path")) else None,
+            fingerprint=text(self.shard_set, "fingerprint"),
             checkpoint=self.checkpoint,
-            mlflow_run=_text(self.mlflow, "run_id"),
-            registered_version=_text(self.promotion, "version"),
-            alias=_text(self.promotion, "alias"),
+            mlflow_run=text(self.mlflow, "run_id"),
+            registered_version=text(self.promotion, "version"),
+            alias=text(self.promotion, "alias"),
             report=report.absolute() if report.is_file() else None,
             started=self._started(),
-            size=_size(self.run.path),
+            size=size_of(self.run.path),
             problems=tuple(self.problems),
             next_command=self._next(state),
         )
@@ -191,7 +187,7 @@ class _Reader:
             return False
 
     def _shards(self) -> StageStatus:
-        path, fingerprint = _text(self.shard_set, "path"), _text(self.shard_set, "fingerprint")
+        path, fingerprint = text(self.shard_set, "path"), text(self.shard_set, "fingerprint")
         if path and fingerprint and (Path(path) / "manifest.json").is_file():
             return StageStatus(name="shards", state="done", detail=path)
         if self.run.shard_set_file.exists() and not self.shard_set:
@@ -214,7 +210,7 @@ class _Reader:
     def _evaluation(self) -> StageStatus:
         file = self.run.evaluation(self.evaluated_step) / "evaluation.json"
         if self.evaluation:
-            psnr = _number(self.evaluation, "psnr")
+            psnr = number(self.evaluation, "psnr")
             return StageStatus(
                 name="evaluation", state="done", detail=f"{psnr:.2f} dB PSNR" if psnr is not None else "no PSNR"
             )
@@ -226,14 +222,14 @@ class _Reader:
         )
 
     def _registration(self) -> StageStatus:
-        version = _text(self.promotion, "version")
-        registered = _text(self.promotion, "checkpoint_sha256")
+        version = text(self.promotion, "version")
+        registered = text(self.promotion, "checkpoint_sha256")
         if version and registered is not None and registered != self.weights_sha256:
             detail = f"version {version} has the weights of an earlier checkpoint"
             running = bool(self.evaluation)
             return StageStatus(name="registration", state=self._unless_running("missing", running), detail=detail)
         if version:
-            alias = _text(self.promotion, "alias") or "no alias"
+            alias = text(self.promotion, "alias") or "no alias"
             return StageStatus(name="registration", state="done", detail=f"version {version}, {alias}")
         if self.run.promotion_file.exists():
             detail = f"{self.run.promotion_file} cannot be read"
@@ -254,18 +250,18 @@ class _Reader:
         return "done" if all(stage.state == "done" for stage in stages) else "interrupted"
 
     def _psnr(self) -> tuple[float | None, Literal["test", "validation", "training"] | None]:
-        if (test := _number(self.evaluation, "psnr")) is not None:
+        if (test := number(self.evaluation, "psnr")) is not None:
             return test, "test"
-        if (validation := _number(self.journal, "validation/psnr")) is not None:
+        if (validation := number(self.journal, "validation/psnr")) is not None:
             return validation, "validation"
-        training = _number(self.journal, "train/psnr")
+        training = number(self.journal, "train/psnr")
         return training, "training" if training is not None else None
 
     def _started(self) -> datetime:
         """The first step's time or the config's, whichever is earlier: a resume may have written the config anew."""
-        times = [_modified(self.run.config_file)]
-        first = _first_object(self.run.journal)
-        if (time := _number(first, "time")) is not None and 0 < time < times[0]:
+        times = [modified(self.run.config_file)]
+        first = first_object(self.run.journal)
+        if (time := number(first, "time")) is not None and 0 < time < times[0]:
             times.append(time)
         return datetime.fromtimestamp(min(times), UTC)
 
@@ -281,66 +277,4 @@ class _Reader:
 def _weights_sha256(manifest: dict[str, Any]) -> str | None:
     files = manifest.get("files")
     weights = files.get("model.safetensors") if isinstance(files, dict) else None
-    return _text(weights, "sha256") if isinstance(weights, dict) else None
-
-
-def _text(values: dict[str, Any], key: str) -> str | None:
-    value = values.get(key)
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
-
-
-def _number(values: dict[str, Any], key: str) -> float | None:
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or math.isnan(value):
-        return None
-    return float(value)
-
-
-def _last_figures(journal: Path) -> dict[str, Any]:
-    """The newest value of each figure among the journal's last lines; a torn or damaged line is passed over."""
-    figures: dict[str, Any] = {}
-    for line in _read(journal, lambda size: max(0, size - _TAIL)).split(b"\n"):
-        entry = _parsed(line)
-        if isinstance(entry.get("step"), int):
-            figures |= entry
-    return figures
-
-
-def _first_object(journal: Path) -> dict[str, Any]:
-    return _parsed(_read(journal, lambda _: 0).partition(b"\n")[0])
-
-
-def _read(path: Path, offset: Callable[[int], int]) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset(os.fstat(file.fileno()).st_size))
-            return file.read(_TAIL)
-    except OSError:
-        return b""
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the files below a folder; what vanishes meanwhile counts as nothing."""
-    total = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(Path(parent) / name).st_size
-            except FileNotFoundError:
-                continue
-    return total
+    return text(weights, "sha256") if isinstance(weights, dict) else None

@@ -91,6 +91,15 @@ def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool,
     return report
 
 
+def restore_weights(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> None:
+    """All weights of a checkpoint, which was verified when it was opened, into the model that it is of.
+
+    Raises:
+        CodecmillError: it is the checkpoint of another model.
+    """
+    apply_weights(model, load_file(checkpoint.path / checkpoints.WEIGHTS), strict=True, source=str(checkpoint.path))
+
+
 def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tensor]:
     """The named tensors of a source, on the CPU; see `load_weights` for the sources and errors."""
     text = str(source)

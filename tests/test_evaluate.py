@@ -12,7 +12,7 @@ from conftest import picture
 from PIL import Image
 
 from pipelines.config import EvaluationConfig, ModelConfig
-from pipelines.data.images import ImageError, Normalization, open_image, to_image, to_tensor
+from pipelines.data.images import ImageError, Normalization, open_image, to_image, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.evaluate import evaluate, read_evaluation, reconstruct, score
 from pipelines.evaluation.metrics import ms_ssim, psnr
@@ -40,10 +40,11 @@ def test_figures_and_files_agree(tmp_path: Path, model: Autoencoder) -> None:
     for (name, original), row in zip(images, result.images, strict=True):
         folder = result.folder / "pictures" / str(row.pictures)
         written = open_image(folder / "reconstruction.png")
-        x = NORMALIZATION.normalize(torch.nn.functional.pad(to_tensor(original)[None], (0, 3, 0, 3), mode="replicate"))
+        pixels = to_unit(to_tensor(original)[None], torch.float32)
+        x = NORMALIZATION.normalize(torch.nn.functional.pad(pixels, (0, 3, 0, 3), mode="replicate"))
         with torch.inference_mode():
             y = model.eval()(x[..., : -(-original.height // 4) * 4, : -(-original.width // 4) * 4]).image
-        expected = to_image(NORMALIZATION.denormalize(y)[0, :, : original.height, : original.width])
+        expected = to_image(to_levels(NORMALIZATION.denormalize(y)[0, :, : original.height, : original.width]))
         assert np.array_equal(np.asarray(written), np.asarray(expected))
         assert (row.name, row.width, row.height) == (name, *original.size)
         assert row.psnr == psnr(original, written)

@@ -244,7 +244,10 @@ def test_a_folder_in_a_files_place_is_survived(file: str, tmp_path: Path):
     finish(run)
     (run.path / file).unlink(missing_ok=True)
     (run.path / file).mkdir()
-    run_status(run)
+    found = run_status(run)
+    assert json.loads(found.model_dump_json())
+    if file not in (".lock", "metrics.jsonl"):
+        assert any(str(run.path / file) in problem for problem in found.problems)
 
 
 def test_the_newest_figures_are_found_at_the_end_of_a_long_journal(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The way of a picture, there and back: open, to tensor, normalise; de-normalise, to picture, to file."""
+"""The way of a picture, there and back: open, to tensor, to 0 ... 1, normalise; de-normalise, to levels, to picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pipelines.data.pixels import read_rgb
 from pipelines.errors import CodecmillError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # torch is imported where it is needed only: the processes that cut patches open pictures without it.
@@ -77,17 +78,27 @@ def decode_png(content: bytes) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> "Tensor":
-    """(3, H, W) float32 on the scale 0 to 1."""
+    """(3, H, W) uint8, a picture's 256 levels."""
     from torchvision.transforms.functional import pil_to_tensor
 
-    return pil_to_tensor(image).float() / 255
+    return pil_to_tensor(image)
 
 
-def to_image(x: "Tensor") -> Image.Image:
-    """The inverse of `to_tensor`: (3, H, W) clamped to 0 ... 1 and rounded to 8 bits, half to even."""
+def to_image(levels: "Tensor") -> Image.Image:
+    """The inverse of `to_tensor`, from any device."""
     from torchvision.transforms.functional import to_pil_image
 
-    return to_pil_image((x.detach().cpu().double().clamp(0, 1) * 255).round().byte())
+    return to_pil_image(levels.cpu())
+
+
+def to_unit(levels: "Tensor", dtype: "torch.dtype") -> "Tensor":
+    """Levels of any shape, uint8, on the scale 0 to 1."""
+    return levels.to(dtype) / 255
+
+
+def to_levels(x: "Tensor") -> "Tensor":
+    """The inverse of `to_unit`: clamped to 0 ... 1 and rounded to uint8, half to even."""
+    return (x.detach().double().clamp(0, 1) * 255).round().byte()
 
 
 @dataclass(frozen=True)
@@ -115,11 +126,6 @@ class Normalization:
 
     def as_json(self) -> dict[str, Any]:
         return {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Normalization":
-        (r, g, b), (s, t, u) = value["mean"], value["std"]
-        return cls((float(r), float(g), float(b)), (float(s), float(t), float(u)))
 
     @classmethod
     def resolve(cls, choice: str | NormalizationChoice, measured: "Normalization") -> "Normalization":

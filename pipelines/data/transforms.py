@@ -1,6 +1,6 @@
 """The way of a training sample: one random crop, magnification and flips, alike for an image and its mask.
 
-What follows is `images.to_tensor` and `Normalization.normalize`; the way back is `denormalize` and `to_image` there.
+What follows is `images.to_unit` and `Normalization.normalize`; the way back is `denormalize` and `to_levels` there.
 """
 
 from dataclasses import dataclass

@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pipelines.config import EvaluationConfig
-from pipelines.data.images import ImageError, Normalization
+from pipelines.data.images import ImageError, Normalization, to_image, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
@@ -106,23 +105,22 @@ def reconstruct(model: Autoencoder, normalization: Normalization, image: Image.I
     """
     weight = next(model.parameters())
 
-    def through_model(pixels: Tensor) -> Tensor:
-        x = normalization.normalize(pixels.to(weight.device).to(weight.dtype) / 255)
+    def through_model(levels: Tensor) -> Tensor:
+        x = normalization.normalize(to_unit(levels.to(weight.device), weight.dtype))
         y = normalization.denormalize(model(x).image)
         if not y.isfinite().all():
             raise CodecmillError(
                 "The model's output is not finite: its training has diverged. "
                 "Train again with a smaller training.learning_rate, or evaluate an earlier checkpoint."
             )
-        return (y.double().clamp(0, 1) * 255).round().byte().cpu()
+        return to_levels(y).cpu()
 
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     overlap = 0
     if max(image.size) > tile_size:
         probe = weight.new_zeros(1, 3, model.stride, model.stride)
         overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
-    output = reconstruct_tiled(through_model, pixels, tile_size, overlap, model.stride)
-    return Image.fromarray(output[0].permute(1, 2, 0).contiguous().numpy())
+    output = reconstruct_tiled(through_model, to_tensor(image)[None], tile_size, overlap, model.stride)
+    return to_image(output[0])
 
 
 def _reconstructions(

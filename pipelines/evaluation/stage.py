@@ -20,7 +20,7 @@ from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory, read_json
 from pipelines.training import journal
 from pipelines.versions import git_commit
-from pipelines.weights import apply_weights, read_weights
+from pipelines.weights import restore_weights
 
 
 def evaluate_run(
@@ -35,7 +35,7 @@ def evaluate_run(
         "shard_set": shard_set.fingerprint,
         "images": choice.images or "test split",
         "test_set_sha256": None if choice.images else shard_set.test_set_sha256,
-        "normalization": checkpoint.manifest.normalization.model_dump(mode="json"),
+        "normalization": checkpoint.manifest.normalization.as_json(),
         "tile_size": choice.tile_size,
         "pictures": choice.pictures,
     }
@@ -79,9 +79,9 @@ def load(checkpoint: checkpoints.Checkpoint) -> tuple[Autoencoder, Normalization
     """The model of a checkpoint, ready to evaluate, and the constants that it was trained with."""
     manifest = checkpoint.manifest
     model = Autoencoder(manifest.model)
-    apply_weights(model, read_weights(checkpoint.path), strict=True, source=str(checkpoint.path))
+    restore_weights(model, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device), Normalization(manifest.normalization.mean, manifest.normalization.std)
+    return model.eval().to(device), manifest.normalization
 
 
 def images_of(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> "NamedImages":

@@ -1,16 +1,10 @@
 """The encoder-decoder: normalised images to quantised latents and back.
 
 A stage halves the resolution (on the way back: doubles it), with residual blocks at the smaller one. Beside the stages
-runs a linear shortcut between blocks of pixels and latents. It starts as a cosine transform (Ahmed 1974) and the stages
-start by adding nothing, so that training begins at a usable codec and only ever has to improve on it.
-
-Stages are numbered from the pixels on both sides and every tensor is initialised from its own name, so that a model
-with more residual blocks has all names of a smaller one, with the same initial weights. A residual block starts as the
-identity: one that is added to a trained model leaves what the model computes as it was.
+runs a linear shortcut between blocks of pixels and latents. Stages are numbered from the pixels on both sides, so that
+a model with more residual blocks has all names of a smaller one.
 """
 
-import hashlib
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,6 +14,7 @@ from torch.nn.utils import skip_init
 
 from pipelines.config import ModelConfig
 from pipelines.errors import InputError
+from pipelines.model.initial_weights import initialise
 from pipelines.model.straight_through import ClampedRound, Round, Sign, SoftToHardQuantizer, UniformNoise, round_ste
 
 if TYPE_CHECKING:
@@ -27,9 +22,6 @@ if TYPE_CHECKING:
 
 SLOPE = 0.1
 """Of LeakyReLU below zero."""
-
-GAIN = math.sqrt(2 / (1 + SLOPE**2))
-"""Of a convolution after LeakyReLU, so that it keeps the variance."""
 
 
 class Reconstruction(NamedTuple):
@@ -166,7 +158,7 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.quantizer = _quantizer(config)
         self.decoder = Decoder(config)
-        _initialise(self, seed)
+        initialise(self, SLOPE, seed)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """Encode, quantise and decode.
@@ -251,69 +243,3 @@ class Autoencoder(nn.Module):
 
 def _describe(x: Tensor) -> str:
     return f"{x.dtype} of shape {tuple(x.shape)}"
-
-
-def _initialise(model: Autoencoder, seed: int) -> None:
-    """Start as the block cosine transform of the shortcuts: what the stages add starts at zero, and is learned."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has one
-            if name.endswith(".last") or name in ("encoder.head", "decoder.stages.0.up"):
-                nn.init.zeros_(module.weight)
-            else:
-                _draw(module.weight, GAIN, seed, name)
-    basis, spread = _cosine_basis(model.stride, model.config.latent_channels)
-    encoder_gain, decoder_gain = _latent_gains(model.config, spread)
-    used = len(spread)
-    with torch.no_grad():
-        # Latents beyond the transform's size keep their random inputs, and are silent until the decoder finds a use.
-        model.encoder.shortcut.weight[:used] = (basis * encoder_gain[:, None])[:, :, None, None]
-        model.decoder.shortcut.weight.zero_()
-        model.decoder.shortcut.weight[:, :used] = (basis * decoder_gain[:, None]).T[:, :, None, None]
-        model.decoder.head.weight[:, :used] /= (encoder_gain * spread)[:, None, None]
-
-
-def _draw(weight: Tensor, gain: float, seed: int, name: str) -> None:
-    """Normal weights that multiply the variance of their input by gain^2, from a generator of the tensor's own."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    fan_in = weight[0].numel()
-    # On the CPU and in float32, whatever the defaults are, so that the same seed gives the same weights everywhere.
-    normal = torch.randn(weight.shape, generator=generator, device="cpu", dtype=torch.float32)
-    with torch.no_grad():
-        weight.copy_(normal * (gain / math.sqrt(fan_in)))
-
-
-def _cosine_basis(size: int, count: int) -> tuple[Tensor, Tensor]:
-    """The rows of the orthonormal cosine transform of RGB blocks that hold most of a photograph.
-
-    Returns:
-        The rows (at most `count`, 3 * size^2), their columns in the order of pixel_unshuffle; and the standard
-        deviation, falling, that each coefficient is expected to have on normalised photographs.
-    """
-    k = torch.arange(size, dtype=torch.float64)
-    # Measured on scikit-image's photographs, 8x8 blocks: grey falls like 1 / (u + v), colours are 4 and 12 times less.
-    falling = 1 / (7 * (k[:, None] + k)).clamp(min=1)
-    spread = size * math.sqrt(3) * torch.tensor([1, 1 / 4, 1 / 12], dtype=torch.float64)[:, None, None] * falling
-    order = spread.flatten().argsort(descending=True, stable=True)[:count]
-    hue, vertical, horizontal = torch.unravel_index(order, spread.shape)
-    colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    colour /= colour.norm(dim=1, keepdim=True)
-    cosine = torch.cos(math.pi * (2 * k + 1) * k[:, None] / (2 * size)) * math.sqrt(2 / size)
-    cosine[0] /= math.sqrt(2)
-    rows = torch.einsum("kc,ky,kx->kcyx", colour[hue], cosine[vertical], cosine[horizontal])
-    return rows.flatten(1).float(), spread.flatten()[order].float()
-
-
-def _latent_gains(config: ModelConfig, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """What multiplies each coefficient before the quantiser, and after it, (L,) each."""
-    if config.quantizer in ("round", "noise"):
-        # Steps of a quarter, alike for all coefficients: a rounding noise of 43 dB at 24 latents for 8x8 pixels.
-        gain = torch.full_like(spread, 4.0)
-        return gain, 1 / gain
-    if config.quantizer == "sign":
-        # +1 and -1 stand for the mean of a normal variable's halves.
-        return 1 / spread, math.sqrt(2 / math.pi) * spread
-    # Two standard deviations on either side fill the range of the levels.
-    gain = config.levels / 4 / spread
-    return gain, 1 / gain

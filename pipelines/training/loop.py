@@ -25,7 +25,7 @@ from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.journal import Journal
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
-from pipelines.weights import LoadReport, apply_weights, read_weights
+from pipelines.weights import LoadReport, apply_weights, read_weights, restore_weights
 
 SYSTEM_SECONDS = 5.0
 
@@ -172,7 +172,7 @@ class Training:
             "step": self.step,
             "position": self.step * self.config.training.batch_size,
             "model": self.config.model,
-            "normalization": self.normalization.as_json(),
+            "normalization": self.normalization,
             "shard_set": self.shard_set.fingerprint,
             "parent": self.parent,
             "validation": validation.figures() if validation else {},
@@ -189,7 +189,7 @@ def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ran
     training = config.training
     checkpoint = checkpoints.latest(directory)
     normalization = (
-        Normalization(checkpoint.manifest.normalization.mean, checkpoint.manifest.normalization.std)
+        checkpoint.manifest.normalization
         if checkpoint
         else Normalization.resolve(config.data.normalization, shard_set.measured)
     )
@@ -247,7 +247,7 @@ def _restore(state: Training, checkpoint: checkpoints.Checkpoint) -> None:
             f"{checkpoint.path} was trained on shard set {checkpoint.manifest.shard_set[:16]}, but the run is to go on "
             f"with {state.shard_set.fingerprint[:16]}. Start a new run, with --training.start_from {checkpoint.path}"
         )
-    apply_weights(state.model, read_weights(checkpoint.path), strict=True, source=str(checkpoint.path))
+    restore_weights(state.model, checkpoint)
     optimization.restore(checkpoint.path, state.model, state.optimizer, state.scaler)
     state.step = checkpoint.step
     state.best = checkpoint.manifest.best

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.config import LossConfig, TrainingConfig
-from pipelines.data.images import Normalization
+from pipelines.data.images import Normalization, to_unit
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
 
@@ -42,18 +42,21 @@ class TrainingStep(nn.Module):
         self.device_type = device
 
     def forward(self, images: Tensor, masks: Tensor | None, noise: Tensor | None) -> StepOutput:
-        target = images.to(torch.float64 if self.precision == "float64" else torch.float32) / 255
+        return self.compare(images, masks, noise)[0]
+
+    def compare(self, images: Tensor, masks: Tensor | None, noise: Tensor | None) -> tuple[StepOutput, Tensor]:
+        """As forward, never compiled, and with the pictures: (N, 3, H, W) on the scale 0 to 1, not clamped."""
+        target = to_unit(images, torch.float64 if self.precision == "float64" else torch.float32)
         if self.channels_last:
             target = target.contiguous(memory_format=torch.channels_last)
-        with autocast(self.precision, self.device_type):
+        with self._autocast():
             output = self.model(self.normalization.normalize(target), noise)
         picture = self.normalization.denormalize(output.image.to(target.dtype))
         loss = distortion(self.loss, picture, target, masks)
         mse = (picture.detach().clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
-        return StepOutput(loss, mse.clamp_min(SMALLEST_MSE))
+        return StepOutput(loss, mse.clamp_min(SMALLEST_MSE)), picture
 
-
-def autocast(precision: str, device_type: str) -> torch.autocast:
-    """Mixed precision for bf16 and fp16; float32 and float64 compute as they are."""
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device_type, dtype=low or torch.bfloat16, enabled=low is not None)
+    def _autocast(self) -> torch.autocast:
+        """Mixed precision for bf16 and fp16; float32 and float64 compute as they are."""
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device_type, dtype=low or torch.bfloat16, enabled=low is not None)

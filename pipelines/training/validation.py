@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.config import RunConfig
-from pipelines.data.images import encode_png
+from pipelines.data.images import encode_png, to_levels
 from pipelines.data.loading import validation_batches
 from pipelines.data.shard_set import ShardSet
 from pipelines.evaluation.pictures import grid
-from pipelines.model.losses import distortion, psnr
+from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory, write_bytes
 from pipelines.training.distributed import Ranks
-from pipelines.training.step import SMALLEST_MSE, TrainingStep, autocast
+from pipelines.training.step import TrainingStep
 
 PICTURES = 6
 
@@ -40,19 +40,14 @@ def validate(
     module.eval()
     with torch.inference_mode():
         for batch in validation_batches(shard_set, config, ranks.rank, ranks.world_size):
-            images = batch.images.to(ranks.device)
-            target = images.to(torch.float64 if module.precision == "float64" else torch.float32) / 255
-            with autocast(module.precision, module.device_type):
-                output = module.model(module.normalization.normalize(target))
-            picture = module.normalization.denormalize(output.image.to(target.dtype))
             masks = None if batch.masks is None else batch.masks.to(ranks.device)
-            loss += distortion(config.loss, picture, target, masks).double().sum().item()
-            squared_error = (picture.clamp(0, 1) - target).square().mean(dim=(1, 2, 3)).clamp_min(SMALLEST_MSE)
-            decibels += psnr(squared_error.double()).sum().item()
+            output, pictures = module.compare(batch.images.to(ranks.device), masks, noise=None)
+            loss += output.loss.double().sum().item()
+            decibels += psnr(output.mse.double()).sum().item()
             if ranks.is_first and not count:
-                sheet = grid(images[:PICTURES].cpu(), (picture[:PICTURES].clamp(0, 1) * 255).round().byte().cpu())
+                sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
                 write_bytes(directory.pictures / f"step_{step:08d}_validation.png", encode_png(sheet))
-            count += len(images)
+            count += len(batch.images)
     module.train()
     loss, decibels, count = ranks.sum([loss, decibels, count])
     return Validation(loss / count, decibels / count) if count else None
