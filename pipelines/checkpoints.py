@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,13 +206,15 @@ def best(run: RunDirectory) -> Checkpoint | None:
         return newest
 
 
-def retain(run: RunDirectory, keep_latest: int) -> None:
-    """Delete all but the newest `keep_latest` checkpoints and the best one."""
+def retain(run: RunDirectory, newest: Checkpoint, keep_latest: int, spared: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep_latest` checkpoints, the best one, and those that somebody still waits for.
+
+    Args:
+        newest: the newest sound one, which says which is the best.
+        spared: steps that stay in any case.
+    """
     steps = steps_on_disk(run)
-    newest = latest(run)
-    if newest is None:
-        return
-    kept = {*steps[-keep_latest:], newest.step}
+    kept = {*steps[-keep_latest:], newest.step, *spared}
     if newest.manifest.best is not None:
         kept.add(int(newest.manifest.best["step"]))
     for step in steps:

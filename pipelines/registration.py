@@ -3,9 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from pipelines import checkpoints, tracking
+from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
+from pipelines.progress import Progress
 from pipelines.promotion import Scores, decide
 from pipelines.run_directory import RunDirectory, lock, write_json
 
@@ -37,12 +38,15 @@ def register(
     Raises:
         TrackingUnavailable: MLflow cannot be reached; the same again later does the rest.
     """
+    _tell(0, "sending the report to MLflow")
     tracking.log_folder(run, report, f"evaluation/{report.name}")
     made = (report / "evaluation.json").stat().st_mtime
     tracking.log_metrics(run, checkpoint.step, {f"test/{name}": value for name, value in metrics.items()}, made)
+    _tell(1, "making a version of the model")
     version = tracking.register_model(
         run, checkpoint.path, checkpoint.sha256, shard_set.fingerprint, metrics, shard_set.test_set_sha256
     )
+    _tell(2, "comparing it with the champion")
     # Two runs that end at once must not both find themselves better than the same former champion.
     with lock(run.root.path / ".promotion.lock", "The choice of the champion", wait=600):
         candidate = Scores(version, metrics, shard_set.test_set_sha256)
@@ -53,7 +57,12 @@ def register(
         version=version, alias=decision.alias, reason=decision.reason, checkpoint_sha256=checkpoint.sha256
     )
     write_json(run.promotion_file, result.model_dump(mode="json"))
+    _tell(3, f"version {version} is the {decision.alias}")
     return result
+
+
+def _tell(done: int, message: str) -> None:
+    progress.report(Progress("registration", done, 3, "parts", message))
 
 
 def _champion_scores(run: RunDirectory, shard_set: ShardSet) -> Scores | None:

@@ -101,6 +101,11 @@ class RunDirectory:
         return self.path / "start_from"
 
     @property
+    def load_report(self) -> Path:
+        """What the model took of these weights, and what it left."""
+        return self.start_weights / "load_report.json"
+
+    @property
     def mlflow_file(self) -> Path:
         return self.path / "mlflow_run.json"
 

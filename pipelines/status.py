@@ -36,6 +36,7 @@ class RunStatus(Value):
     Attributes:
         state: damaged when its config is; running when a process holds its lock; else done or interrupted.
         owner: process id of the lock's holder, if it runs.
+        best_step: of the checkpoint that stands for the run, that of the best validation; 0 before the first.
         psnr: in dB, the mean over what `psnr_of` says.
         size: bytes in the run's folder.
         problems: what is damaged, a sentence each.
@@ -49,6 +50,7 @@ class RunStatus(Value):
     stages: tuple[StageStatus, ...]
     step: int
     steps: int | None
+    best_step: int
     psnr: float | None
     psnr_of: Literal["test", "validation", "training"] | None
     shard_set: Path | None
@@ -121,6 +123,7 @@ class _Reader:
             stages=stages,
             step=max(self.step, int(self.journal.get("step", 0))) if self.owner is not None else self.step,
             steps=self.config.training.steps if self.config else None,
+            best_step=self.evaluated_step,
             psnr=psnr,
             psnr_of=psnr_of,
             shard_set=Path(path) if (path := text(self.shard_set, "path")) else None,

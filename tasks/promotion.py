@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
+from tasks.progress import logged
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Registration, ShardSetReference
 
@@ -32,12 +33,13 @@ def register(
     from pipelines import registration
     from pipelines.data.shard_set import ShardSet
 
-    result = registration.register(
-        run.directory,
-        checkpoints.open_checkpoint(checkpoint.path),
-        ShardSet.open(shard_set.path),
-        evaluation.metrics,
-        evaluation.path,
-        choice,
-    )
+    with logged():
+        result = registration.register(
+            run.directory,
+            checkpoints.open_checkpoint(checkpoint.path),
+            ShardSet.open(shard_set.path),
+            evaluation.metrics,
+            evaluation.path,
+            choice,
+        )
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

@@ -132,7 +132,11 @@ def test_the_newest_and_the_best_are_kept(run: RunDirectory):
     best = {"step": 20.0, "psnr": 30.0}
     for step in (10, 20, 30, 40, 50):
         save(run, step, best=best if step >= 20 else None)
-    checkpoints.retain(run, keep_latest=2)
+    newest = checkpoints.latest(run)
+    assert newest is not None
+    checkpoints.retain(run, newest, keep_latest=2, spared={30})
+    assert checkpoints.steps_on_disk(run) == [20, 30, 40, 50]
+    checkpoints.retain(run, newest, keep_latest=2)
     assert checkpoints.steps_on_disk(run) == [20, 40, 50]
     found = checkpoints.best(run)
     assert found is not None
@@ -144,7 +148,9 @@ def test_retention_never_deletes_the_last_sound_checkpoint(run: RunDirectory):
         save(run, step)
     for step in (20, 30):
         (run.checkpoints / f"step_000000{step}" / "checkpoint.json").unlink()
-    checkpoints.retain(run, keep_latest=1)
+    newest = checkpoints.latest(run)
+    assert newest is not None
+    checkpoints.retain(run, newest, keep_latest=1)
     found = checkpoints.latest(run)
     assert found is not None
     assert found.step == 10

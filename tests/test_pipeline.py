@@ -134,6 +134,9 @@ def _check_from_python(first: RunConfig, tmp_path: Path) -> None:
     assert "Starting from models:/codecmill@champion" in output
     assert "missing: decoder.stages.0.blocks.1.first.bias" in output
     parent = read_json(directory_of(first).promotion_file)["checkpoint_sha256"]
+    with connected(run.root) as client:
+        started_from = client.list_artifacts(read_json(run.mlflow_file)["run_id"], "start_from")
+    assert [file.path for file in started_from] == ["start_from/load_report.json"]
     last = checkpoints.latest(run)
     assert last is not None
     assert last.manifest.parent == parent
@@ -192,6 +195,19 @@ def test_settings_that_shaped_the_weights_cannot_change_under_a_name(tiny: dict[
     assert refused.returncode == 2
     assert "training.learning_rate was 0.001 and cannot become 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.full
+def test_threads_and_processes_make_the_same_shards(tiny: dict[str, Any], tmp_path: Path):
+    written = []
+    for runner in ("threads", "processes"):
+        root = tmp_path / runner
+        config = make(tiny, name="cut", root=str(root), data={"task_runner": runner, "workers": 2})
+        done = command(config, tmp_path, "shards")
+        assert done.returncode == 0, done.stderr
+        written.append({tar.name: tar.read_bytes() for tar in root.glob("shards/*/*.tar")})
+    assert len(written[0]) >= 3
+    assert written[0] == written[1]
 
 
 @pytest.mark.full

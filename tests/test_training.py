@@ -30,6 +30,8 @@ from pipelines.runs import start_or_continue
 from pipelines.training import launch
 from pipelines.training.journal import read
 
+PROJECT = Path(__file__).parent.parent
+
 
 def begin(config: RunConfig) -> RunDirectory:
     """A run with its shard set, ready to train."""
@@ -57,9 +59,7 @@ with directory.locked(wait=30) as lock:
 
 def start(directory: RunDirectory) -> subprocess.Popen[bytes]:
     """`train` in a process of its own, which can be killed."""
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(directory.path)], cwd=Path(__file__).parent.parent, start_new_session=True
-    )
+    return subprocess.Popen([sys.executable, "-c", TRAIN, str(directory.path)], cwd=PROJECT, start_new_session=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -28,6 +28,7 @@ def perform(arguments: Arguments) -> None:
         "config": _config,
         "ui": _ui,
         "demo": _demo,
+        "sync": _sync,
         "export": _export,
     }[arguments.command](arguments)
 
@@ -56,6 +57,16 @@ def _ui(arguments: Arguments) -> None:
     from flows.cli.ui import serve_pages
 
     serve_pages(Root(arguments.root.absolute()))
+
+
+def _sync(arguments: Arguments) -> None:
+    run = Root(arguments.root).existing_run(arguments.run)
+    from flows.cli.display import shown_progress
+    from pipelines import tracking
+
+    with run.locked(), shown_progress():
+        tracking.bring_level(run)
+    print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
 
 
 def _export(arguments: Arguments) -> None:

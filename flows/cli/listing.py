@@ -99,7 +99,8 @@ def print_summary(run: RunStatus) -> None:
         "Report": run.report,
     }
     if run.psnr is not None:
-        console.print(Text(f"PSNR {run.psnr:.2f} dB ({run.psnr_of}) after {run.step} steps", "bold"))
+        of_best = f", the best in validation is step {run.best_step}" if run.best_step != run.step else ""
+        console.print(Text(f"PSNR {run.psnr:.2f} dB ({run.psnr_of}) after {run.step} steps{of_best}", "bold"))
     for what, where in places.items():
         if where is not None:
             console.print(f"  {what:12}{where}", soft_wrap=True, markup=False)

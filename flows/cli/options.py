@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "up to the trained model, without evaluation",
     "evaluate": "evaluate and register the model of a run, or try it on other images",
     "resume": "go on with a run where it stopped",
+    "sync": "send MLflow what it did not get of a run while it was away",
     "status": "what of a run is done, what is missing, and what to type next",
     "list": "all runs under a root",
     "config": "print the complete effective config as YAML, ready to edit",
@@ -33,7 +34,7 @@ COMMANDS = {
     "export": "write a run's weights as one file",
 }
 _HAVE_CONFIG = {"run", "shards", "train", "evaluate", "resume", "config", "demo"}
-_TAKE_RUN = {"evaluate", "resume", "status", "export"}
+_TAKE_RUN = {"evaluate", "resume", "status", "sync", "export"}
 _SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "demo"}
 _TAKE_FILE = {"run", "shards", "train", "config"}
 

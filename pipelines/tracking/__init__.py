@@ -6,11 +6,17 @@ write its `mlflow_run.json`: call them from one process at a time, the holder of
 """
 
 from pipelines.tracking.artifacts import log_checkpoint, log_folder, log_pictures
-from pipelines.tracking.connection import EXPERIMENT, TrackingUnavailable, ensure_database, tracking_uri
+from pipelines.tracking.connection import (
+    EXPERIMENT,
+    TrackingUnavailable,
+    ensure_database,
+    tracking_uri,
+    without_password,
+)
 from pipelines.tracking.fetching import fetch_checkpoint
 from pipelines.tracking.registry import MODEL, Version, champion, promote, record_evaluation, register_model
 from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal
-from pipelines.tracking.syncing import begin, sync
+from pipelines.tracking.syncing import begin, bring_level, release, sync
 
 __all__ = [
     "EXPERIMENT",
@@ -19,6 +25,7 @@ __all__ = [
     "TrackingUnavailable",
     "Version",
     "begin",
+    "bring_level",
     "champion",
     "ensure_database",
     "fetch_checkpoint",
@@ -31,8 +38,10 @@ __all__ = [
     "promote",
     "record_evaluation",
     "register_model",
+    "release",
     "set_status",
     "ship_journal",
     "sync",
     "tracking_uri",
+    "without_password",
 ]

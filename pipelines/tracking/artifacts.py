@@ -80,6 +80,17 @@ def log_checkpoint(run: RunDirectory, folder: Path) -> str:
         return f"runs:/{marks.run_id}/{where}"
 
 
+def log_load_report(run: RunDirectory) -> None:
+    """Send what a run took from `training.start_from` and what it left, unless MLflow has it or there is none."""
+    if not run.load_report.is_file():
+        return
+    with connected(run.root) as client:
+        marks = opened(run)
+        if not marks.load_report:
+            client.log_artifact(marks.run_id, str(run.load_report), run.start_weights.name)
+            write_marks(run, marks.model_copy(update={"load_report": True}))
+
+
 def log_folder(run: RunDirectory, folder: Path, artifact_path: str) -> None:
     """Send all files of a folder, such as an evaluation report; a repeat replaces them."""
     with connected(run.root) as client:

@@ -4,11 +4,15 @@ import logging
 
 from pydantic import Field, ValidationError
 
+from pipelines.checkpoints import folder_of, steps_on_disk
 from pipelines.config import Section
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory, read_json, write_json
 
 log = logging.getLogger("codecmill.tracking")
+
+MOST_UNSENT = 10
+"""Checkpoints that are kept for an MLflow that is away, beyond what the run keeps: a disk has an end."""
 
 
 class Marks(Section):
@@ -26,6 +30,8 @@ class Marks(Section):
     """File names that were sent."""
     checkpoints: dict[str, str] = Field(default_factory=dict)
     """Folder names that were sent, with the sha256 of their weights."""
+    load_report: bool = False
+    """Whether what `training.start_from` took was sent."""
 
 
 def read_marks(run: RunDirectory) -> Marks | None:
@@ -37,6 +43,15 @@ def read_marks(run: RunDirectory) -> Marks | None:
     except (CodecmillError, ValidationError) as error:
         log.warning("%s is damaged and is made anew: %s", run.mlflow_file, str(error).partition("\n")[0])
         return None
+
+
+def unsent_checkpoints(run: RunDirectory) -> set[int]:
+    """Steps of checkpoints that MLflow is still to get: of a run that it knows, the newest `MOST_UNSENT` at most."""
+    marks = read_marks(run) if run.mlflow_file.is_file() else None
+    if marks is None:
+        return set()
+    unsent = [step for step in steps_on_disk(run) if folder_of(run, step).name not in marks.checkpoints]
+    return set(unsent[-MOST_UNSENT:])
 
 
 def write_marks(run: RunDirectory, marks: Marks) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.errors import CodecmillError
+from pipelines.progress import Progress, report
 from pipelines.run_directory import RunDirectory, read_json
-from pipelines.tracking.artifacts import log_checkpoint, log_pictures
-from pipelines.tracking.runs import log_shard_set, open_run, ship_journal
+from pipelines.tracking.artifacts import log_checkpoint, log_load_report, log_pictures
+from pipelines.tracking.marks import unsent_checkpoints
+from pipelines.tracking.runs import log_shard_set, open_run, set_status, ship_journal
 
 log = logging.getLogger("codecmill.tracking")
 
@@ -21,28 +23,61 @@ def begin(run: RunDirectory) -> None:
     from pipelines.data.shard_set import ShardSet
 
     open_run(run, run.read_config())
+    if not run.shard_set_file.is_file():
+        return
     shard_set = ShardSet.open(Path(read_json(run.shard_set_file)["path"]))
     profile = {"samples": {split: sum(shard_set.counts(split)) for split in ("train", "validation", "test")}}
     log_shard_set(run, shard_set.fingerprint, shard_set.path, profile | shard_set.measured.as_json())
 
 
-def sync(run: RunDirectory) -> None:
-    """Send the journal's new steps, new pictures, and every checkpoint that is on disk and sound.
+def sync(run: RunDirectory, told: bool = False) -> None:
+    """Send the journal's new steps, new pictures, what weights it started from, and every checkpoint that is on disk.
+
+    Args:
+        told: report how far it is.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached; what was sent is marked, the rest comes next time.
     """
     ship_journal(run)
     log_pictures(run)
-    for step in checkpoints.steps_on_disk(run):
-        _send_checkpoint(run, checkpoints.folder_of(run, step))
+    log_load_report(run)
+    unsent = sorted(unsent_checkpoints(run))
+    for done, step in enumerate(unsent):
+        folder = checkpoints.folder_of(run, step)
+        if told:
+            report(Progress("upload", done, len(unsent), "checkpoints", f"sending {folder.name} to MLflow"))
+        _send_checkpoint(run, folder)
+    if told and unsent:
+        report(Progress("upload", len(unsent), len(unsent), "checkpoints"))
+
+
+def bring_level(run: RunDirectory) -> None:
+    """All that `begin` and `sync` send, of a run that nobody works on, and how it stands.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached.
+    """
+    begin(run)
+    sync(run, told=True)
+    newest = checkpoints.latest(run)
+    done = newest is not None and newest.step >= run.read_config().training.steps
+    set_status(run, "FINISHED" if done else "KILLED")
+    release(run)
+
+
+def release(run: RunDirectory) -> None:
+    """Delete the checkpoints that were only kept until MLflow had them."""
+    newest = checkpoints.latest(run)
+    if newest is not None:
+        keep_latest = run.read_config().training.keep_latest
+        checkpoints.retain(run, newest, keep_latest, spared=unsent_checkpoints(run))
 
 
 def _send_checkpoint(run: RunDirectory, folder: Path) -> None:
     try:
-        if (folder / checkpoints.MANIFEST).is_file():
-            log_checkpoint(run, folder)
-    except CodecmillError:
-        if folder.exists():
-            raise
-        log.debug("%s was deleted, as one too many, while it was being sent.", folder)
+        checkpoints.open_checkpoint(folder)
+    except CodecmillError as error:
+        log.warning("A damaged checkpoint is not sent to MLflow: %s", error)
+    else:
+        log_checkpoint(run, folder)

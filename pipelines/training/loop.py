@@ -20,6 +20,7 @@ from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory, write_json
 from pipelines.system_metrics import SystemMetrics
+from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.journal import Journal
@@ -180,8 +181,10 @@ class Training:
             "versions": versions.package_versions(),
         }
         tensors, scalars = optimization.state(self.model, self.optimizer, self.scaler)
-        checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)
-        checkpoints.retain(self.directory, self.config.training.keep_latest)
+        saved = checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)
+        checkpoints.retain(
+            self.directory, saved, self.config.training.keep_latest, spared=unsent_checkpoints(self.directory)
+        )
 
 
 def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ranks: Ranks) -> Training:
@@ -262,5 +265,5 @@ def _start_from(state: Training) -> None:
     report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
     state.parent = checkpoints.sha256_of(folder / checkpoints.WEIGHTS)
     if state.ranks.is_first:
-        write_json(folder / "load_report.json", asdict(report))
+        write_json(state.directory.load_report, asdict(report))
         print(f"Starting from {source}: {report.summary(source)}", flush=True)

@@ -33,18 +33,19 @@ class Shipping:
         stopped = kind is not None and not issubclass(kind, Exception)
         status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
         self._attempt(lambda: tracking.set_status(self._directory, status))
+        self._attempt(lambda: tracking.release(self._directory))
 
     def _work(self) -> None:
         self._attempt(self._send)
         while not self._ending.wait(INTERVAL_SECONDS):
             self._attempt(self._send)
-        self._attempt(self._send)
+        self._attempt(lambda: self._send(told=True))
 
-    def _send(self) -> None:
+    def _send(self, told: bool = False) -> None:
         if not self._begun:
             tracking.begin(self._directory)
             self._begun = True
-        tracking.sync(self._directory)
+        tracking.sync(self._directory, told)
 
     def _attempt(self, send: Callable[[], object]) -> None:
         try:

@@ -1,0 +1,75 @@
+"""What a training sends to MLflow beside itself: everything, once, also after an absence and a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+from test_pipeline import clean_environment
+from test_training import PROJECT, begin, result, start, steps_done, wait_for
+
+from pipelines import checkpoints
+from pipelines.run_directory import RunDirectory, read_json
+from pipelines.tracking.connection import connected
+from pipelines.training import launch
+from pipelines.training.journal import read
+from pipelines.training.shipping import Shipping
+
+
+def steps_in_mlflow(run: RunDirectory) -> list[int]:
+    """The steps of the checkpoints that MLflow has, by their manifests."""
+    run_id = read_json(run.mlflow_file)["run_id"]
+    with connected(run.root) as client:
+        folders = [file.path for file in client.list_artifacts(run_id, "checkpoints")]
+        contents = {folder: [file.path for file in client.list_artifacts(run_id, folder)] for folder in folders}
+    return sorted(int(folder[-8:]) for folder, files in contents.items() if f"{folder}/checkpoint.json" in files)
+
+
+def points_in_mlflow(run: RunDirectory, metric: str) -> list[int]:
+    with connected(run.root) as client:
+        return [point.step for point in client.get_metric_history(read_json(run.mlflow_file)["run_id"], metric)]
+
+
+def test_every_checkpoint_reaches_mlflow_and_only_then_makes_room(tiny: dict[str, Any]):
+    run = begin(make(tiny, training={"checkpoint_interval": 2, "keep_latest": 1, "validation_interval": 12}))
+    warnings: list[str] = []
+    with run.locked(wait=5) as lock, Shipping(run, warnings.append):
+        launch.train(run, lock, on_line=print)
+    assert warnings == []
+    assert steps_in_mlflow(run) == [2, 4, 6, 8, 10, 12]
+    assert checkpoints.steps_on_disk(run) == [12]
+    assert points_in_mlflow(run, "train/loss") == list(range(1, 13))
+
+
+def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(tiny: dict[str, Any], tmp_path: Path):
+    undisturbed = begin(make(tiny, name="undisturbed"))
+    with undisturbed.locked(wait=5) as lock:
+        launch.train(undisturbed, lock, on_line=print)
+    run = begin(make(tiny, name="away"))
+    warnings: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
+        process = start(run)
+        wait_for(lambda: steps_done(run) >= 6)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        with run.locked(wait=30) as lock, Shipping(run, warnings.append):
+            launch.train(run, lock, on_line=print)
+    assert len(warnings) == 1, "an absence is said once"
+    assert "MLflow gets what it is missing later" in warnings[0]
+    assert result(run) == result(undisturbed)
+    assert not run.mlflow_file.exists()
+
+    sync = [sys.executable, "-m", "flows", "sync", "away", "--root", str(run.root.path)]
+    for _ in range(2):
+        done = subprocess.run(sync, cwd=PROJECT, env=clean_environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("MLflow has all of 'away', at sqlite:///")
+        assert steps_in_mlflow(run) == checkpoints.steps_on_disk(run)
+        assert points_in_mlflow(run, "train/loss") == [line["step"] for line in read(run.journal)] == list(range(1, 13))
+    with connected(run.root) as client:
+        assert client.get_run(read_json(run.mlflow_file)["run_id"]).info.status == "FINISHED"
