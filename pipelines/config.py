@@ -145,8 +145,15 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=16, ge=1, le=65_536, description="Global batch, in images, whatever the processes")
     crop_size: int = Field(default=128, ge=16, le=4096, description="Side of the random training crops, in pixels")
     processes: CountOrAuto = Field(default="auto", description="Ranks: a count, or auto (one a GPU; 1 without)")
+    virtual_ranks: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Parts of the batch whose gradients are added in a fixed order, a count: the weights are then the "
+        "same bits on any number of processes that divides it",
+    )
     threads: CountOrAuto = Field(
-        default="auto", description="CPU threads a rank: a count, or auto (1 with several ranks)"
+        default="auto", description="CPU threads a rank: a count, or auto (1 with several ranks, virtual ones too)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the ranks compute")
     precision: Literal["auto", "float32", "bf16", "fp16", "float64"] = Field(
@@ -167,7 +174,11 @@ class TrainingConfig(Section):
     )
     keep_latest: int = Field(default=3, ge=1, description="Checkpoints kept, the newest; the best stays too")
     max_restarts: int = Field(default=0, ge=0, le=1000, description="Times torchrun restarts failed ranks, a count")
-    on_nonfinite: Literal["stop"] = Field(default="stop", description="What follows a NaN or infinite loss")
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        default="stop",
+        description="What follows a NaN or infinite loss: the run stops; the step changes no weight; or the weights go "
+        "back to the newest checkpoint while the samples go on",
+    )
     start_from: str | None = Field(
         default=None, description="Weights to start a new run from: a path, runs:/... or models:/name@alias"
     )
@@ -227,6 +238,13 @@ class RunConfig(Section):
                 f"training.processes {processes} is more than training.batch_size {self.training.batch_size}: "
                 "each rank needs at least one image of the global batch"
             )
+        virtual = self.training.virtual_ranks
+        if virtual is not None and self.training.batch_size % virtual:
+            raise ValueError(
+                f"training.virtual_ranks {virtual} does not divide training.batch_size {self.training.batch_size}"
+            )
+        if virtual is not None and processes != "auto" and virtual % processes:
+            raise ValueError(f"training.processes {processes} does not divide training.virtual_ranks {virtual}")
         return self
 
     def named(self, start: datetime | None = None, identity: str | None = None) -> "RunConfig":

@@ -44,9 +44,14 @@ def run_ranks(tmp_path: Path, world_size: int, body: str) -> list[str]:
     return [line for file in sorted(tmp_path.glob("said_by_*")) for line in file.read_text().splitlines()]
 
 
-def test_a_sum_is_the_same_on_every_rank(tmp_path: Path):
-    said = run_ranks(tmp_path, 3, "say(ranks.sum([1.0, ranks.rank / 3]))")
-    expected = [1.0 + 1.0 + 1.0, 0 / 3 + 1 / 3 + 2 / 3]
+def test_what_is_gathered_is_exact_and_the_same_on_every_rank(tmp_path: Path):
+    body = """
+places = list(range(ranks.rank, 7, 3))
+columns = [[(place + 1) / 3 for place in places], [2.0**47 + 1] * len(places)]
+say(ranks.gather(places, torch.tensor(columns, dtype=torch.float64), 7))
+"""
+    said = run_ranks(tmp_path, 3, body)
+    expected = [[(place + 1) / 3 for place in range(7)], [2.0**47 + 1] * 7]
     assert said == [f"{rank} {expected}" for rank in range(3)]
 
 
@@ -78,11 +83,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from pipelines.data.shard_set import ShardSet
 from pipelines.run_directory import RunDirectory, read_json
-from pipelines.training import loop
+from pipelines.training.preparation import prepare
 from pipelines.training.journal import Journal
 directory = RunDirectory(Path({str(directory.path)!r}))
 shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
-state = loop.prepare(directory, directory.read_config(), shard_set, ranks)
+state = prepare(directory, directory.read_config(), shard_set, ranks)
 if ranks.rank == 1:  # so much that the steps do not round it away
     state.model.decoder.head.weight.detach()[0, 0, 0, 0] += 0.25
 try:

@@ -100,10 +100,12 @@ def training_batches(
 
 
 def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_size: int) -> Iterator[Batch]:
-    """The middle of every patch of the validation split, in stored order; a rank takes every `world_size`-th."""
+    """The middle of every patch of the validation split, in stored order; a rank takes every `world_size`-th batch.
+
+    With virtual ranks the batches are the same whatever the number of ranks, and so are the model's bits on them.
+    """
     places = [(shard, i) for shard, count in enumerate(shard_set.counts("validation")) for i in range(count)]
-    mine = range(rank, len(places), world_size)
-    size = max(1, config.training.batch_size // world_size)
+    size = max(1, config.training.batch_size // (config.training.virtual_ranks or world_size))
 
     def make(position: int) -> _Item:
         sample = shard_set.read("validation", *places[position])
@@ -113,7 +115,7 @@ def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_
             with_mask=config.data.masks is not None,
         )
 
-    shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+    shares = [list(range(len(places))[i : i + size]) for i in range(rank * size, len(places), world_size * size)]
     requests = (_Request(0, share, [partial(make, position) for position in share]) for share in shares)
     with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
         try:

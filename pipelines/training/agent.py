@@ -1,5 +1,6 @@
 """torchrun, tied to the life of whoever started it: `python -m pipelines.training.agent TORCHRUN_ARGUMENTS`."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    # Ranks that failed are told by `following.failure`, once.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun()
     except ChildFailedError as error:

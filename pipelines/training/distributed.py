@@ -28,11 +28,19 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def sum(self, values: list[float]) -> list[float]:
-        """The sum over all ranks of each value, in float64, the same on every rank."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
+    def gather(self, places: list[int], columns: Tensor, count: int) -> list[list[float]]:
+        """Every rank's columns, each at its place among `count`, exactly and the same on every rank.
+
+        Args:
+            places: of this rank's columns; no other rank has them.
+            columns: (rows, n), taken as float64.
+        """
+        # All others add zero to a column, which is exact: no order of summing changes anything.
+        table = torch.zeros(len(columns), count, dtype=torch.float64)
+        table[:, places] = columns.double().cpu()
+        table = table.to(self.device)
+        dist.all_reduce(table)
+        return table.tolist()
 
 
 @contextmanager

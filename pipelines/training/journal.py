@@ -7,17 +7,40 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from pipelines.errors import CodecmillError
+
 
 class Journal:
-    """Appends one object a step; a step that is done again after an interruption keeps its first line."""
+    """Appends one object a step; a step that is done again after an interruption keeps its first line.
 
-    def __init__(self, path: Path):
-        self._last_step = _cut_torn_line(path)
+    Args:
+        done: steps that the training has done; those in the journal beyond it are about to be done again.
+    """
+
+    def __init__(self, path: Path, done: int = 0):
+        _cut_torn_line(path)
+        self._path = path
+        self._last_step = done
+        self._to_be_redone: dict[int, object] = {}
+        for line in read(path):
+            self._last_step = max(self._last_step, line["step"])
+            if line["step"] > done:
+                self._to_be_redone[line["step"]] = line.get("samples")
         self._file = path.open("ab")
 
-    def append(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write the figures of a step, unless the journal has that step already."""
+    def append(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Write the figures of a step, unless the journal has that step already.
+
+        Raises:
+            CodecmillError: it has that step with other samples.
+        """
         if step <= self._last_step:
+            before = self._to_be_redone.pop(step, None)
+            if before is not None and before != figures.get("samples"):
+                raise CodecmillError(
+                    f"Step {step} was done again with other samples than {self._path} says it had. The shard set or "
+                    "the journal is not what it was: see codecmill verify."
+                )
             return
         line = json.dumps({"step": step, "time": round(time.time(), 3), **figures}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
@@ -40,18 +63,14 @@ class Journal:
         self.close()
 
 
-def _cut_torn_line(path: Path) -> int:
-    """Drop a last line that a kill left unfinished; returns the last step that is written."""
+def _cut_torn_line(path: Path) -> None:
+    """Drop a last line that a kill left unfinished."""
     path.touch()
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-    last = 0
-    for line in read(path):
-        last = max(last, line["step"])
-    return last
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -95,10 +95,8 @@ def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in ranks}
     sources = str(Path(__file__).parents[2])
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, kept.get("PYTHONPATH"))))
-    quiet = {
-        "OMP_NUM_THREADS": "1",  # torchrun would set it and print a paragraph about it; the ranks set their threads
-        "LOGLEVEL": "CRITICAL",  # of torchrun alone: the ranks' failures are told by `following.failure`
-    }
+    # torchrun would set it and print a paragraph about it; the ranks set their threads themselves.
+    quiet = {"OMP_NUM_THREADS": "1"}
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     return quiet | kept | deterministic | parent_environment()
 

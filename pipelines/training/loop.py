@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,25 @@ from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 from pipelines.model.autoencoder import Autoencoder
-from pipelines.model.losses import psnr
-from pipelines.run_directory import RunDirectory, write_json
+from pipelines.run_directory import RunDirectory
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization
+from pipelines.training.agreement import Agreement, agree
 from pipelines.training.distributed import Ranks, check_replicas
+from pipelines.training.gradients import Gradients
 from pipelines.training.journal import Journal
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
-from pipelines.weights import LoadReport, apply_weights, read_weights, restore_weights
+from pipelines.weights import restore_weights
 
 SYSTEM_SECONDS = 5.0
+
+MOST_BAD_IN_A_ROW = 10
+"""Steps without a finite loss after which skipping them leads nowhere."""
+
+MOST_NAMED = 8
+"""Samples that a message names."""
 
 
 @dataclass
@@ -41,21 +49,40 @@ class Training:
     ranks: Ranks
     normalization: Normalization
     module: TrainingStep
-    replicas: nn.Module
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
     best: dict[str, float] | None = None
     parent: str | None = None
-    durations: dict[str, float] = field(default_factory=dict)
+    warm_up_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._system = SystemMetrics(self.directory.path)
         self._next_sample = 0.0
+        self._bad_in_a_row = 0
 
     @property
     def model(self) -> Autoencoder:
         return self.module.model
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Take over everything that a checkpoint of this run holds.
+
+        Raises:
+            CodecmillError: it was trained on another shard set, or is of another model.
+        """
+        if checkpoint.manifest.shard_set != self.shard_set.fingerprint:
+            raise CodecmillError(
+                f"{checkpoint.path} was trained on shard set {checkpoint.manifest.shard_set[:16]}, but the run is to "
+                f"go on with {self.shard_set.fingerprint[:16]}. Start a new run, with --training.start_from "
+                f"{checkpoint.path}"
+            )
+        restore_weights(self.model, checkpoint)
+        optimization.restore(checkpoint, self.model, self.optimizer, self.scaler)
+        self.step = checkpoint.step
+        self.best = checkpoint.manifest.best
+        self.parent = checkpoint.manifest.parent
 
     def run(self, stop_requested: Callable[[], bool], journal: Journal | None) -> None:
         """Train to the last step, or until any rank is asked to stop; either way the state is saved.
@@ -63,6 +90,8 @@ class Training:
         The first rank, and no other, has the journal.
         """
         training = self.config.training
+        if training.on_nonfinite == "rollback" and self.step == 0:
+            self._save(None, journal)  # something to go back to
         with training_batches(
             self.shard_set, self.config, self.step + 1, self.ranks.rank, self.ranks.world_size
         ) as batches:
@@ -94,39 +123,38 @@ class Training:
         self._next_sample = time.monotonic() + SYSTEM_SECONDS
         return self._system.sample()
 
-    def _train_step(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
-        """One optimiser step; returns its figures, the same on every rank, and whether any rank wants to stop."""
-        training, world_size = self.config.training, self.ranks.world_size
+    def _train_step(self, batch: Batch, stop: bool) -> tuple[dict[str, Any], bool]:
+        """One optimiser step; returns its line in the journal, alike on every rank, and whether any wants to stop."""
+        training = self.config.training
         rate = optimization.learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        output = self._forward(batch)
-        # DDP averages over the ranks, so a rank's sum times the world size over the batch gives the batch's mean.
-        self.scaler.scale(output.loss.sum() * (world_size / training.batch_size)).backward()
-        loss, decibels, stops = self.ranks.sum(
-            [output.loss.detach().double().sum().item(), psnr(output.mse.double()).sum().item(), float(stop)]
-        )
-        if not math.isfinite(loss):
-            self._stop_at_nonfinite(batch, output)
+        output = self.compute(batch)
+        agreed = agree(self.ranks, batch, output, training.batch_size, stop)
         self.scaler.unscale_(self.optimizer)
-        limit = training.gradient_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip or math.inf).item()
+        # fp16's scaler meets infinite gradients by design, and leaves out their step by itself.
+        scaled = self.scaler.is_enabled()
+        is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
+        if is_bad and training.on_nonfinite == "stop":
+            raise CodecmillError(self._about_nonfinite(agreed, "The run was stopped before it"))
+        if scaled or not is_bad:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        figures = {
-            "train/loss": loss / training.batch_size,
-            "train/psnr": decibels / training.batch_size,
-            "train/learning_rate": rate,
-        }
-        # fp16's scaler meets infinite gradients by design and skips their step; they are no figure to log.
-        return figures | ({"train/gradient_norm": norm} if math.isfinite(norm) else {}), stops > 0
+        line: dict[str, Any] = {"samples": agreed.samples, "train/learning_rate": rate}
+        if is_bad:
+            return line | self._pass_over(agreed), agreed.stop
+        self._bad_in_a_row = 0
+        line |= agreed.figures()
+        return line | ({"train/gradient_norm": norm} if math.isfinite(norm) else {}), agreed.stop
 
-    def _forward(self, batch: Batch) -> StepOutput:
+    def compute(self, batch: Batch) -> StepOutput:
+        """The gradient of the whole batch, left in the parameters; returns the figures of this rank's samples."""
         device = self.ranks.device
         masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
-        noise = self._noise(batch)
-        return self.replicas(batch.images.to(device, non_blocking=True), masks, noise)
+        images = batch.images.to(device, non_blocking=True)
+        return self.gradients.compute(images, masks, self._noise(batch), self.scaler.scale)
 
     def _noise(self, batch: Batch) -> Tensor | None:
         """The quantiser's uniform noise on [-0.5, 0.5), keyed by seed, step and sample: the same on any rank."""
@@ -142,20 +170,39 @@ class Training:
         ]
         return (torch.cat(drawn) - 0.5).to(self.ranks.device)
 
-    def _stop_at_nonfinite(self, batch: Batch, output: StepOutput) -> None:
-        """End the training at a loss that is no number, before it reaches the weights; names the samples."""
-        size = self.config.training.batch_size
-        first = self.step * size
-        flags = [0.0] * size
-        for position, loss in zip(batch.positions, output.loss.tolist(), strict=True):
-            flags[position - first] = float(not math.isfinite(loss))
-        order = SampleOrder(self.shard_set.counts("train"), self.config.seed, self.config.data.shuffle_window)
-        guilty = [order.locate(first + index) for index, flag in enumerate(self.ranks.sum(flags)) if flag]
-        keys = [self.shard_set.read("train", place.shard, place.index).key for place in guilty]
-        raise CodecmillError(
-            f"The loss of step {self.step + 1} is not finite, for the samples {', '.join(keys)}. The weights were left "
-            "as they were before it. Lower training.learning_rate, or use a wider training.precision, in a new run."
+    def _pass_over(self, agreed: Agreement) -> dict[str, Any]:
+        """Go on after a step whose loss or gradient is no number; returns what the journal is to say of it."""
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row == MOST_BAD_IN_A_ROW:
+            text = f"It is the {MOST_BAD_IN_A_ROW}th such step in a row, so the run was stopped before it"
+            raise CodecmillError(self._about_nonfinite(agreed, text))
+        then, done = self.config.training.on_nonfinite, self.step
+        if then == "rollback":
+            checkpoint = checkpoints.latest(self.directory)
+            if checkpoint is None:
+                raise CodecmillError(f"There is no checkpoint in {self.directory.checkpoints} to go back to.")
+            self.restore(checkpoint)
+            self.step = done  # the samples go on: those of the steps that are lost would lead here again
+            then = f"rollback to step {checkpoint.step}"
+        if self.ranks.is_first:
+            print(self._about_nonfinite(agreed, f"It changes no weight ({then})"), flush=True)
+        return {"nonfinite": {"samples": self._keys(agreed), "then": then}}
+
+    def _about_nonfinite(self, agreed: Agreement, outcome: str) -> str:
+        keys = self._keys(agreed)
+        shown = ", ".join(keys[:MOST_NAMED]) + (f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else "")
+        what = "loss" if agreed.nonfinite else "gradient"
+        return (
+            f"The {what} of step {self.step + 1} is not finite, for the samples {shown}. {outcome}. "
+            "Lower training.learning_rate, or use a wider training.precision, in a new run."
         )
+
+    def _keys(self, agreed: Agreement) -> list[str]:
+        """The samples whose losses are no numbers; of a gradient that is none, all samples of the batch."""
+        size = self.config.training.batch_size
+        order = SampleOrder(self.shard_set.counts("train"), self.config.seed, self.config.data.shuffle_window)
+        places = [order.locate(self.step * size + place) for place in agreed.nonfinite or range(size)]
+        return [self.shard_set.read("train", place.shard, place.index).key for place in places]
 
     def _validate_if_due(self) -> Validation | None:
         training = self.config.training
@@ -185,85 +232,3 @@ class Training:
         checkpoints.retain(
             self.directory, saved, self.config.training.keep_latest, spared=unsent_checkpoints(self.directory)
         )
-
-
-def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ranks: Ranks) -> Training:
-    """Build the model and its replicas on this rank and bring them to the latest checkpoint, or to the start."""
-    training = config.training
-    checkpoint = checkpoints.latest(directory)
-    normalization = (
-        checkpoint.manifest.normalization
-        if checkpoint
-        else Normalization.resolve(config.data.normalization, shard_set.measured)
-    )
-    dtype = torch.float64 if training.precision == "float64" else torch.float32
-    layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    model = Autoencoder(config.model, seed=config.seed).to(ranks.device, dtype).to(memory_format=layout)
-    module = TrainingStep(model, normalization, config.loss, training, ranks.device.type)
-    if training.compile:
-        torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion
-        module.compile(dynamic=False)
-    replicas = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, forward_sync_buffers=False)
-    state = Training(
-        directory=directory,
-        config=config,
-        shard_set=shard_set,
-        ranks=ranks,
-        normalization=normalization,
-        module=module,
-        replicas=replicas,
-        optimizer=optimization.build(model, training),
-        scaler=torch.amp.GradScaler(ranks.device.type, enabled=training.precision == "fp16"),
-    )
-    _warm_up(state)
-    if checkpoint:
-        _restore(state, checkpoint)
-    elif training.start_from:
-        _start_from(state)
-    return state
-
-
-def _warm_up(state: Training) -> None:
-    """One forward and backward pass on blank images, of which nothing is kept.
-
-    DDP lays out its gradient buckets anew after the first backward pass it sees, and with three and more ranks another
-    layout sums in another order. Passing that point here, a fresh and a resumed process take every real step alike.
-    It is also where a compiled step is compiled.
-    """
-    started = time.perf_counter()
-    training, device = state.config.training, state.ranks.device
-    positions = [i for i in range(training.batch_size) if i % state.ranks.world_size == state.ranks.rank]
-    side = training.crop_size
-    blank = torch.zeros(len(positions), 3, side, side, dtype=torch.uint8)
-    masks = blank[:, :1].contiguous() if state.config.data.masks is not None else None
-    batch = Batch(images=blank, masks=masks, keys=[""] * len(positions), positions=positions, step=0, wait=0.0)
-    state._forward(batch).loss.sum().backward()
-    state.optimizer.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    state.durations["warm_up"] = time.perf_counter() - started
-
-
-def _restore(state: Training, checkpoint: checkpoints.Checkpoint) -> None:
-    if checkpoint.manifest.shard_set != state.shard_set.fingerprint:
-        raise CodecmillError(
-            f"{checkpoint.path} was trained on shard set {checkpoint.manifest.shard_set[:16]}, but the run is to go on "
-            f"with {state.shard_set.fingerprint[:16]}. Start a new run, with --training.start_from {checkpoint.path}"
-        )
-    restore_weights(state.model, checkpoint)
-    optimization.restore(checkpoint.path, state.model, state.optimizer, state.scaler)
-    state.step = checkpoint.step
-    state.best = checkpoint.manifest.best
-    state.parent = checkpoint.manifest.parent
-
-
-def _start_from(state: Training) -> None:
-    """Begin with the weights that `launch` has fetched into the run directory; report what was taken."""
-    folder = state.directory.start_weights
-    weights = read_weights(folder / checkpoints.WEIGHTS)
-    source = str(state.config.training.start_from)
-    report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
-    state.parent = checkpoints.sha256_of(folder / checkpoints.WEIGHTS)
-    if state.ranks.is_first:
-        write_json(state.directory.load_report, asdict(report))
-        print(f"Starting from {source}: {report.summary(source)}", flush=True)

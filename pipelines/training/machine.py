@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TrainingConfig
 from pipelines.errors import InputError
 
 COMPILE_PAYS_FROM_STEPS = 1000
@@ -29,12 +29,12 @@ def resolve(config: RunConfig) -> RunConfig:
         raise InputError("training.device is cuda, but torch sees no GPU here. Use --training.device cpu.")
     processes = training.processes
     if processes == "auto":
-        processes = min(gpus, training.batch_size) if device == "cuda" else 1
+        processes = _most_ranks(gpus, training) if device == "cuda" else 1
     if device == "cuda" and processes > gpus:
         raise InputError(f"training.processes is {processes}, but there are {gpus} GPUs: one rank has one GPU.")
     threads = training.threads
     if threads == "auto":
-        threads = 1 if processes > 1 else len(os.sched_getaffinity(0))
+        threads = 1 if processes > 1 or training.virtual_ranks else len(os.sched_getaffinity(0))
     precision = training.precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16(device) else "float32"
@@ -53,6 +53,13 @@ def resolve(config: RunConfig) -> RunConfig:
         }
     )
     return config.model_copy(update={"training": resolved})
+
+
+def _most_ranks(gpus: int, training: TrainingConfig) -> int:
+    """One a GPU, as far as there are images for each, and virtual ranks are shared out evenly."""
+    if training.virtual_ranks is None:
+        return min(gpus, training.batch_size)
+    return max(count for count in range(1, gpus + 1) if training.virtual_ranks % count == 0)
 
 
 def multiplies_bf16(device: str) -> bool:

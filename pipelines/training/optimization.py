@@ -1,14 +1,13 @@
 """Adam, its learning rate as a pure function of the step, and its state as named tensors."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS
+from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS, Checkpoint
 from pipelines.config import TrainingConfig
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import read_json
@@ -44,21 +43,24 @@ def state(
     return tensors, {"optimizer": "adam", "scaler": scaler.state_dict()}
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> None:
     """Put back what `state` returned, bit for bit.
 
     Raises:
         CodecmillError: a moment of a parameter is missing or has another shape.
     """
-    tensors = load_file(checkpoint / STATE_TENSORS)
-    for name, parameter in model.named_parameters():
+    scaler.load_state_dict(read_json(checkpoint.path / STATE_SCALARS)["scaler"])
+    optimizer.state.clear()
+    tensors = load_file(checkpoint.path / STATE_TENSORS)
+    for name, parameter in model.named_parameters() if checkpoint.step else ():
         moments = {key.split("/")[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name}
         if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != parameter.shape:
-            raise CodecmillError(f"{checkpoint / STATE_TENSORS} does not hold Adam's moments of '{name}'.")
+            raise CodecmillError(f"{checkpoint.path / STATE_TENSORS} does not hold Adam's moments of '{name}'.")
         optimizer.state[parameter] = {
             "step": moments["step"].to(parameter.device),
             # Of the parameter's own memory layout: a fused kernel walks both by the same index.
             "exp_avg": torch.empty_like(parameter).copy_(moments["exp_avg"]),
             "exp_avg_sq": torch.empty_like(parameter).copy_(moments["exp_avg_sq"]),
         }
-    scaler.load_state_dict(read_json(checkpoint / STATE_SCALARS)["scaler"])

@@ -1,8 +1,10 @@
 """Validation in the middle of training: loss, PSNR and a grid of pictures of the validation split."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pipelines.config import RunConfig
 from pipelines.data.images import encode_png, to_levels
@@ -25,7 +27,9 @@ class Validation:
     psnr: float
 
     def figures(self) -> dict[str, float]:
-        return {"validation/loss": self.loss, "validation/psnr": self.psnr}
+        """Those that are numbers: a diverged model has none."""
+        figures = {"validation/loss": self.loss, "validation/psnr": self.psnr}
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def validate(
@@ -36,18 +40,22 @@ def validate(
     The model is called without compilation and in evaluation mode: a compiled step that has seen another shape would
     compute the next training step with other bits.
     """
-    loss = decibels = count = 0.0
+    total = sum(shard_set.counts("validation"))
+    if not total:
+        return None
+    places: list[int] = []
+    columns: list[Tensor] = []
     module.eval()
     with torch.inference_mode():
         for batch in validation_batches(shard_set, config, ranks.rank, ranks.world_size):
             masks = None if batch.masks is None else batch.masks.to(ranks.device)
             output, pictures = module.compare(batch.images.to(ranks.device), masks, noise=None)
-            loss += output.loss.double().sum().item()
-            decibels += psnr(output.mse.double()).sum().item()
-            if ranks.is_first and not count:
+            columns.append(torch.stack([output.loss.double(), psnr(output.mse.double())]).cpu())
+            if ranks.is_first and not places:
                 sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
                 write_bytes(directory.pictures / f"step_{step:08d}_validation.png", encode_png(sheet))
-            count += len(batch.images)
+            places += batch.positions
     module.train()
-    loss, decibels, count = ranks.sum([loss, decibels, count])
-    return Validation(loss / count, decibels / count) if count else None
+    mine = torch.cat(columns, dim=1) if columns else torch.zeros(2, 0)
+    losses, decibels = ranks.gather(places, mine, total)
+    return Validation(math.fsum(losses) / total, math.fsum(decibels) / total)

@@ -48,9 +48,9 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
 
     from pipelines.data.shard_set import ShardSet
     from pipelines.run_directory import read_json
-    from pipelines.training import loop
     from pipelines.training.distributed import process_group
     from pipelines.training.journal import Journal
+    from pipelines.training.preparation import prepare
 
     config = directory.read_config()
     training = config.training
@@ -68,11 +68,11 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
     with process_group(str(training.device)) as ranks:
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
-        state = loop.prepare(directory, config, shard_set, ranks)
+        state = prepare(directory, config, shard_set, ranks)
         if ranks.is_first:
             begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
-            print(f"{begun}, warmed up in {state.durations['warm_up']:.1f} s", flush=True)
-        with Journal(directory.journal) if ranks.is_first else nullcontext() as journal:
+            print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
+        with Journal(directory.journal, state.step) if ranks.is_first else nullcontext() as journal:
             state.run(stop_requested, journal)
 
 

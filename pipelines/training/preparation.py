@@ -1,0 +1,87 @@
+"""What one rank needs to train: built, warmed up, and brought to the latest checkpoint or to the start."""
+
+import time
+from dataclasses import asdict
+
+import torch
+
+from pipelines import checkpoints
+from pipelines.config import RunConfig
+from pipelines.data.images import Normalization
+from pipelines.data.loading import Batch
+from pipelines.data.shard_set import ShardSet
+from pipelines.model.autoencoder import Autoencoder
+from pipelines.run_directory import RunDirectory, write_json
+from pipelines.training import gradients, optimization
+from pipelines.training.distributed import Ranks
+from pipelines.training.loop import Training
+from pipelines.training.step import TrainingStep
+from pipelines.weights import LoadReport, apply_weights, read_weights
+
+
+def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ranks: Ranks) -> Training:
+    """Build the model and its replicas on this rank and bring them to the latest checkpoint, or to the start."""
+    training = config.training
+    checkpoint = checkpoints.latest(directory)
+    normalization = (
+        checkpoint.manifest.normalization
+        if checkpoint
+        else Normalization.resolve(config.data.normalization, shard_set.measured)
+    )
+    dtype = torch.float64 if training.precision == "float64" else torch.float32
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    model = Autoencoder(config.model, seed=config.seed).to(ranks.device, dtype).to(memory_format=layout)
+    module = TrainingStep(model, normalization, config.loss, training, ranks.device.type)
+    if training.compile:
+        torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion
+        module.compile(dynamic=False)
+    state = Training(
+        directory=directory,
+        config=config,
+        shard_set=shard_set,
+        ranks=ranks,
+        normalization=normalization,
+        module=module,
+        gradients=gradients.build(module, ranks, training.batch_size, training.virtual_ranks),
+        optimizer=optimization.build(model, training),
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=training.precision == "fp16"),
+    )
+    state.warm_up_seconds = _warm_up(state)
+    if checkpoint:
+        state.restore(checkpoint)
+    elif training.start_from:
+        _start_from(state)
+    return state
+
+
+def _warm_up(state: Training) -> float:
+    """One forward and backward pass on blank images, of which nothing is kept; returns the seconds that it took.
+
+    DDP lays out its gradient buckets anew after the first backward pass it sees, and with three and more ranks another
+    layout sums in another order. Passing that point here, a fresh and a resumed process take every real step alike.
+    It is also where a compiled step is compiled.
+    """
+    started = time.perf_counter()
+    training = state.config.training
+    positions = [i for i in range(training.batch_size) if i % state.ranks.world_size == state.ranks.rank]
+    side = training.crop_size
+    blank = torch.zeros(len(positions), 3, side, side, dtype=torch.uint8)
+    masks = blank[:, :1].contiguous() if state.config.data.masks is not None else None
+    batch = Batch(images=blank, masks=masks, keys=[""] * len(positions), positions=positions, step=0, wait=0.0)
+    state.compute(batch)
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ranks.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _start_from(state: Training) -> None:
+    """Begin with the weights that `launch` has fetched into the run directory; report what was taken."""
+    folder = state.directory.start_weights
+    weights = read_weights(folder / checkpoints.WEIGHTS)
+    source = str(state.config.training.start_from)
+    report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
+    state.parent = checkpoints.sha256_of(folder / checkpoints.WEIGHTS)
+    if state.ranks.is_first:
+        write_json(state.directory.load_report, asdict(report))
+        print(f"Starting from {source}: {report.summary(source)}", flush=True)
