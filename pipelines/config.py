@@ -174,6 +174,12 @@ class TrainingConfig(Section):
     )
     keep_latest: int = Field(default=3, ge=1, description="Checkpoints kept, the newest; the best stays too")
     max_restarts: int = Field(default=0, ge=0, le=1000, description="Times torchrun restarts failed ranks, a count")
+    hang_timeout: float = Field(
+        default=600.0,
+        ge=1,
+        le=86_400,
+        description="A rank that gives no sign of life for so long is killed and the training restarted, in seconds",
+    )
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         default="stop",
         description="What follows a NaN or infinite loss: the run stops; the step changes no weight; or the weights go "

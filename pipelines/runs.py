@@ -14,6 +14,7 @@ CHANGEABLE = {
     "training.replica_check_interval",
     "training.keep_latest",
     "training.max_restarts",
+    "training.hang_timeout",
     "data.workers",
     "data.task_runner",
     "evaluation.images",

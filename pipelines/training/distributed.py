@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,13 +48,17 @@ class Ranks:
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the ranks that torchrun started: gloo on the CPU, NCCL on GPUs (not run where there is none)."""
     local_rank = int(os.environ["LOCAL_RANK"])
+    agents_store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    # The agent keeps its store over a restart: without a name of its own, one would find the addresses of the dead.
+    store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agents_store)
+    others: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "timeout": COLLECTIVE_TIMEOUT}
     if device == "cuda":
         torch.cuda.set_device(local_rank)
         target = torch.device("cuda", local_rank)
-        dist.init_process_group("nccl", timeout=COLLECTIVE_TIMEOUT, device_id=target)
+        dist.init_process_group("nccl", device_id=target, **others)
     else:
         target = torch.device("cpu")
-        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group("gloo", **others)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), target)
     finally:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGTERM, Signals
 
@@ -88,12 +88,17 @@ class StepProgress:
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 
 
-def failure(attempt: Path, code: int) -> CodecmillError:
+def failure(attempt: Path, code: int, hung: Sequence[str]) -> CodecmillError:
     """Why the ranks ended, from what they and torchrun left in the attempt's folder: the first cause alone.
 
     A RankFailure where a rank was killed, which may go better another time; what a rank raised would be raised again.
+
+    Args:
+        hung: a sentence for each rank that was killed because it hung.
     """
     output = f"All output is in {attempt / 'output.log'}."
+    if hung:
+        return RankFailure(f"{hung[-1]} {output}")
     exit_codes = read_json(attempt / EXIT_CODES) if (attempt / EXIT_CODES).is_file() else {}
     # SIGTERM is how torchrun ends the others; and what they raise when a peer is gone is no cause.
     killed = [(rank, -exit_code) for rank, exit_code in exit_codes.items() if exit_code < 0 and -exit_code != SIGTERM]

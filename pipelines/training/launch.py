@@ -15,6 +15,7 @@ from pipelines.errors import Interrupted
 from pipelines.process_lifetime import parent_environment
 from pipelines.run_directory import RunDirectory
 from pipelines.training.following import Listen, RankOutput, StepProgress, failure
+from pipelines.training.heartbeat import Watch
 
 GRACE_SECONDS = 25.0
 """How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked."""
@@ -41,8 +42,9 @@ def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Ch
     _fetch_start_weights(directory, config, done)
     attempt = _new_attempt(directory)
     directory.stop_request.unlink(missing_ok=True)
+    watch = Watch(attempt, config.training.hang_timeout)
     try:
-        code = _follow(directory, config, attempt, lock, on_line)
+        code = _follow(directory, config, attempt, lock, watch, on_line)
     finally:
         directory.stop_request.unlink(missing_ok=True)
     reached = checkpoints.latest(directory)
@@ -54,7 +56,7 @@ def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Ch
             f"Go on with: codecmill resume {directory.path.name}",
             exit_code=128 + signal.SIGTERM,
         )
-    raise failure(attempt, code)
+    raise failure(attempt, code, watch.found)
 
 
 def _fetch_start_weights(directory: RunDirectory, config: RunConfig, done: checkpoints.Checkpoint | None) -> None:
@@ -101,7 +103,7 @@ def _environment() -> dict[str, str]:
     return quiet | kept | deterministic | parent_environment()
 
 
-def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, on_line: Listen) -> int:
+def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, watch: Watch, on_line: Listen) -> int:
     """Run the ranks to their end, telling how far they are; returns torchrun's exit code.
 
     Must be called from a thread that lives as long as the training, since the ranks die with the thread that
@@ -121,6 +123,10 @@ def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int
     try:
         while process.poll() is None:
             steps.report(output.pass_on())
+            known = len(watch.found)
+            watch.look()
+            for sentence in watch.found[known:]:
+                on_line(sentence)
             time.sleep(0.2)
     except BaseException:
         _end(process, directory)

@@ -25,6 +25,7 @@ from pipelines.training import optimization
 from pipelines.training.agreement import Agreement, agree
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
+from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.journal import Journal
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
@@ -55,6 +56,7 @@ class Training:
     step: int = 0
     best: dict[str, float] | None = None
     parent: str | None = None
+    beat: Beat = silent
     warm_up_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ class Training:
             self.shard_set, self.config, self.step + 1, self.ranks.rank, self.ranks.world_size
         ) as batches:
             while self.step < training.steps:
+                self.beat(self.step, "a step")
                 started = time.perf_counter()
                 batch = next(batches)
                 figures, stopping = self._train_step(batch, stop_requested())
@@ -208,13 +211,15 @@ class Training:
         training = self.config.training
         if self.step % training.validation_interval and self.step != training.steps:
             return None
-        return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step)
+        self.beat(self.step, "validating")
+        return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step, self.beat)
 
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
         if validation and (self.best is None or validation.psnr > self.best["psnr"]):
             self.best = {"step": self.step, "psnr": validation.psnr}
         if journal is None:
             return
+        self.beat(self.step, "saving")
         journal.sync()
         about = {
             "step": self.step,

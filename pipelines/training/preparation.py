@@ -14,12 +14,15 @@ from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory, write_json
 from pipelines.training import gradients, optimization
 from pipelines.training.distributed import Ranks
+from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.loop import Training
 from pipelines.training.step import TrainingStep
 from pipelines.weights import LoadReport, apply_weights, read_weights
 
 
-def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ranks: Ranks) -> Training:
+def prepare(
+    directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ranks: Ranks, beat: Beat = silent
+) -> Training:
     """Build the model and its replicas on this rank and bring them to the latest checkpoint, or to the start."""
     training = config.training
     checkpoint = checkpoints.latest(directory)
@@ -42,6 +45,7 @@ def prepare(directory: RunDirectory, config: RunConfig, shard_set: ShardSet, ran
         ranks=ranks,
         normalization=normalization,
         module=module,
+        beat=beat,
         gradients=gradients.build(module, ranks, training.batch_size, training.virtual_ranks),
         optimizer=optimization.build(model, training),
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=training.precision == "fp16"),

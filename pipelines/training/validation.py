@@ -14,6 +14,7 @@ from pipelines.evaluation.pictures import grid
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory, write_bytes
 from pipelines.training.distributed import Ranks
+from pipelines.training.heartbeat import Beat
 from pipelines.training.step import TrainingStep
 
 PICTURES = 6
@@ -33,7 +34,13 @@ class Validation:
 
 
 def validate(
-    module: TrainingStep, shard_set: ShardSet, config: RunConfig, ranks: Ranks, directory: RunDirectory, step: int
+    module: TrainingStep,
+    shard_set: ShardSet,
+    config: RunConfig,
+    ranks: Ranks,
+    directory: RunDirectory,
+    step: int,
+    beat: Beat,
 ) -> Validation | None:
     """Validate on all ranks together; rank 0 writes the pictures. None where there is no validation split.
 
@@ -48,6 +55,7 @@ def validate(
     module.eval()
     with torch.inference_mode():
         for batch in validation_batches(shard_set, config, ranks.rank, ranks.world_size):
+            beat(step, "validating")
             masks = None if batch.masks is None else batch.masks.to(ranks.device)
             output, pictures = module.compare(batch.images.to(ranks.device), masks, noise=None)
             columns.append(torch.stack([output.loss.double(), psnr(output.mse.double())]).cpu())

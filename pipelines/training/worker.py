@@ -36,19 +36,20 @@ def main(run: Path, attempt: Path) -> int:
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request)
     try:
-        _train(directory, stop_requested)
+        _train(directory, attempt, stop_requested)
     except Exception as error:
         _record_failure(attempt, error)
         return 1
     return 0
 
 
-def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
+def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) -> None:
     import torch
 
     from pipelines.data.shard_set import ShardSet
     from pipelines.run_directory import read_json
     from pipelines.training.distributed import process_group
+    from pipelines.training.heartbeat import open_heartbeat
     from pipelines.training.journal import Journal
     from pipelines.training.preparation import prepare
 
@@ -68,7 +69,7 @@ def _train(directory: RunDirectory, stop_requested: StopSignals) -> None:
     with process_group(str(training.device)) as ranks:
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
-        state = prepare(directory, config, shard_set, ranks)
+        state = prepare(directory, config, shard_set, ranks, open_heartbeat(attempt, ranks.rank))
         if ranks.is_first:
             begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
             print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)

@@ -1,0 +1,121 @@
+"""Signs of life of each rank, in a file that is looked at from outside: a rank that hangs cannot say so itself."""
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Doing = Literal["warming up", "a step", "validating", "saving"]
+Beat = Callable[[int, Doing], None]
+"""Say that this rank is alive, at which step, and what it is about to do."""
+
+_LAYOUT = struct.Struct("=qqqd")  # process, step, what it does, seconds of the clock that all processes share
+WARM_UP_SECONDS = 1800.0
+"""How long a rank may take to its first step: it may have to compile."""
+DUMP_SECONDS = 1.0
+"""How long ranks may take to write down where each of their threads is."""
+
+
+def silent(step: int, doing: Doing) -> None:
+    """For ranks that nobody watches."""
+
+
+def open_heartbeat(attempt: Path, rank: int) -> Beat:
+    """In a rank: the file of its signs of life, and a SIGUSR1 that has it print the stacks of its threads."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    with (attempt / f"heartbeat_{rank}").open("w+b") as file:
+        file.truncate(_LAYOUT.size)
+        memory = mmap.mmap(file.fileno(), _LAYOUT.size)
+
+    def beat(step: int, doing: Doing) -> None:
+        _LAYOUT.pack_into(memory, 0, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
+
+    beat(0, "warming up")
+    return beat
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The newest sign of life of a rank."""
+
+    rank: int
+    process: int
+    step: int
+    doing: Doing
+    seconds: float
+    """Since when there was no newer one."""
+
+    @property
+    def state(self) -> str:
+        """What the kernel says of the process, in a word: 'stopped', 'sleeping', 'running', ..."""
+        try:
+            status = Path(f"/proc/{self.process}/stat").read_text()
+        except OSError:
+            return "gone"
+        letter = status.rpartition(")")[2].split()[0]
+        return {"T": "stopped", "t": "traced", "D": "waiting for a device", "R": "running", "S": "sleeping"}.get(
+            letter, letter
+        )
+
+
+class Watch:
+    """Looks at the ranks of an attempt from outside, and kills one that hangs, which ends or restarts them all."""
+
+    def __init__(self, attempt: Path, timeout: float):
+        self._attempt = attempt
+        self._timeout = timeout
+        self._judged: set[int] = set()
+        self.found: list[str] = []
+        """A sentence for each rank that was found hanging."""
+
+    def look(self) -> None:
+        """Kill the rank that hangs, if the ranks do: those that only wait for it would end with it."""
+        signs = [sign for sign in self._signs() if sign.process not in self._judged]
+        if not signs or not all(self._is_silent(sign) for sign in signs):
+            return
+        self._judged |= {sign.process for sign in signs}  # torchrun ends the others
+        for sign in signs:
+            _signal(sign.process, signal.SIGUSR1)
+        time.sleep(DUMP_SECONDS)
+        stopped = [sign for sign in signs if sign.state in ("stopped", "traced")]
+        for sign in stopped or [max(signs, key=lambda sign: sign.seconds)]:
+            self.found.append(
+                f"Rank {sign.rank} (process {sign.process}, {sign.state}) gave no sign of life for "
+                f"{sign.seconds:.0f} s, longer than training.hang_timeout, after it began {_what(sign)}. It was killed."
+            )
+            _signal(sign.process, signal.SIGKILL)
+
+    def _is_silent(self, sign: Sign) -> bool:
+        limit = max(self._timeout, WARM_UP_SECONDS) if sign.doing == "warming up" else self._timeout
+        return sign.seconds > limit
+
+    def _signs(self) -> list[Sign]:
+        signs = []
+        for file in sorted(self._attempt.glob("heartbeat_*")):
+            content = file.read_bytes()
+            if len(content) == _LAYOUT.size:
+                process, step, doing, seen = _LAYOUT.unpack(content)
+                rank = int(file.name.removeprefix("heartbeat_"))
+                signs.append(Sign(rank, process, step, get_args(Doing)[doing], time.monotonic() - seen))
+        return signs
+
+
+def _what(sign: Sign) -> str:
+    return {
+        "warming up": "to warm up",
+        "a step": f"step {sign.step + 1}",
+        "validating": f"to validate after step {sign.step}",
+        "saving": f"to save step {sign.step}",
+    }[sign.doing]
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)

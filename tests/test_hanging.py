@@ -1,0 +1,59 @@
+"""A rank that hangs: noticed from outside, named with where it was, killed, and the training goes on."""
+
+import os
+import re
+import signal
+import time
+from typing import Any
+
+import pytest
+from conftest import make
+from test_training import begin, ranks_alive, result, steps_done, train, wait_for
+
+from pipelines.errors import RankFailure
+from pipelines.run_directory import RunDirectory
+from pipelines.training import launch
+
+HUNG = r"Rank \d \(process (\d+), stopped\) gave no sign of life for [4-7] s, .* after it began step \d+. It was killed"
+
+
+class StopsOne:
+    """Stops (SIGSTOP) one of the ranks once, when some steps are done."""
+
+    def __init__(self, directory: RunDirectory):
+        self._directory = directory
+        self.lines: list[str] = []
+        self.process: int | None = None
+        self.at = 0.0
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        if "Starting at step" in line and self.process is None:
+            wait_for(lambda: steps_done(self._directory) >= 3)
+            self.process = ranks_alive(self._directory)[-1]
+            os.kill(self.process, signal.SIGSTOP)
+            self.at = time.monotonic()
+
+
+def test_a_stopped_rank_is_named_and_the_ranks_are_started_again(tiny: dict[str, Any]):
+    training = {"processes": 2, "steps": 300, "checkpoint_interval": 2}
+    undisturbed = begin(make(tiny, name="undisturbed", training=training))
+    train(undisturbed)
+    directory = begin(make(tiny, name="hung", training=training | {"hang_timeout": 4, "max_restarts": 1}))
+    stops = StopsOne(directory)
+    with directory.locked(wait=5) as lock:
+        launch.train(directory, lock, on_line=stops)
+    found = [match for line in stops.lines if (match := re.search(HUNG, line))]
+    assert [int(match[1]) for match in found] == [stops.process]
+    assert any("Resuming at step" in line for line in stops.lines)
+    assert any('"<no Python frame>"' in line or "most recent call first" in line for line in stops.lines), "no stacks"
+    assert result(directory) == result(undisturbed)
+
+
+def test_without_a_restart_the_failure_says_which_rank_hung(tiny: dict[str, Any]):
+    directory = begin(make(tiny, training={"processes": 2, "steps": 100_000, "hang_timeout": 4}))
+    stops = StopsOne(directory)
+    with directory.locked(wait=5) as lock, pytest.raises(RankFailure, match=HUNG):
+        launch.train(directory, lock, on_line=stops)
+    assert time.monotonic() - stops.at < 4 + 30
+    assert not ranks_alive(directory)
