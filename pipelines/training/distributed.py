@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from pipelines.errors import CodecmillError
 
@@ -48,9 +50,9 @@ class Ranks:
 def process_group(device: str) -> Iterator[Ranks]:
     """Join the ranks that torchrun started: gloo on the CPU, NCCL on GPUs (not run where there is none)."""
     local_rank = int(os.environ["LOCAL_RANK"])
-    agents_store, rank, world_size = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    agents_store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     # The agent keeps its store over a restart: without a name of its own, one would find the addresses of the dead.
-    store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agents_store)
+    store = PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agents_store)
     others: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "timeout": COLLECTIVE_TIMEOUT}
     if device == "cuda":
         torch.cuda.set_device(local_rank)
