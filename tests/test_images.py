@@ -43,8 +43,8 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def opened(content: bytes | Path, **options: tuple[int, int, int]) -> np.ndarray:
-    image = open_image(content, **options)
+def opened(content: bytes | Path, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    image = open_image(content, background)
     assert image.mode == "RGB"
     assert not image.info, "nothing beside the pixels is left to be written into a patch"
     return np.asarray(image)
@@ -276,8 +276,12 @@ def test_pixels_with_an_srgb_profile_stay_as_they_are():
 
 
 @pytest.mark.parametrize("profile", [b"no profile at all", linear_profile()[:200]])
-def test_a_broken_profile_is_ignored(profile: bytes):
-    assert np.array_equal(opened(saved(Image.fromarray(COLOURS), icc_profile=profile)), COLOURS)
+def test_a_broken_profile_is_ignored_and_noted(profile: bytes):
+    notes: list[str] = []
+    found = open_image(saved(Image.fromarray(COLOURS), icc_profile=profile), notes=notes)
+    assert np.array_equal(np.asarray(found), COLOURS)
+    (note,) = notes
+    assert note.startswith("its colour profile was ignored: ")
 
 
 def test_a_profile_of_another_colour_space_is_ignored():

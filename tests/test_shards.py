@@ -409,6 +409,15 @@ def test_duplicates_count_once(config: RunConfig, folder: Path):
     assert rows["again.png"].reason == f"the same content as {folder / '03.png'}"
 
 
+def test_a_broken_colour_profile_is_ignored_and_noted(config: RunConfig, folder: Path):
+    with Image.open(folder / "00.png") as image:
+        image.save(folder / "00.png", icc_profile=b"no profile at all")
+    shard_set = create_shards(config)
+    notes = {Path(row.path).name: row.note for split in SPLITS for row in shard_set.sources(split)}
+    assert notes.pop("00.png").startswith("its colour profile was ignored: ")
+    assert set(notes.values()) == {""}
+
+
 def test_broken_images_are_set_aside_with_their_reason(config: RunConfig, folder: Path):
     whole = create_shards(config)
     good = (folder / "00.png").read_bytes()
@@ -427,6 +436,8 @@ def test_broken_images_are_set_aside_with_their_reason(config: RunConfig, folder
         assert {status for status, _ in reasons.values()} == {"broken"}
         assert "truncated" in reasons["cut.png"][1] or "broken" in reasons["cut.png"][1]
         assert "it is empty" in reasons["empty.png"][1]
+        sizes = {Path(row.path).name: row.bytes for row in shard_set.manifest.set_aside}
+        assert (sizes["cut.png"], sizes["empty.png"], sizes["pipe.png"]) == (len(good) - 300, 0, None)
         assert reasons["pipe.png"][1] == reasons["socket.png"][1] == "it is no regular file"
         assert "symbolic links" in reasons["loop.png"][1]
         assert bytes_of(shard_set, ".tar") == bytes_of(whole, ".tar"), "the rest goes on as if they were not there"

@@ -29,6 +29,7 @@ def perform(arguments: Arguments) -> None:
         "ui": _ui,
         "demo": _demo,
         "sync": _sync,
+        "audit": _audit,
         "export": _export,
     }[arguments.command](arguments)
 
@@ -67,6 +68,21 @@ def _sync(arguments: Arguments) -> None:
     with run.locked(), shown_progress():
         tracking.bring_level(run)
     print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
+
+
+def _audit(arguments: Arguments) -> None:
+    run = Root(arguments.root).existing_run(arguments.run)
+    from flows.cli.display import shown_progress
+    from pipelines.audit import audit
+
+    with shown_progress():
+        found = audit(run)
+    if arguments.json:
+        listing.print_json(found)
+    else:
+        listing.print_audit(found)
+    if found.faults:
+        raise CodecmillError(f"The audit of '{arguments.run}' found {len(found.faults)} faults.")
 
 
 def _export(arguments: Arguments) -> None:

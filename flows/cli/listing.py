@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.text import Text
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.status import RunStatus, State
+
+if TYPE_CHECKING:
+    from pipelines.audit import Audit
 
 _STYLES: dict[State, str] = {
     "done": "green",
@@ -112,6 +116,22 @@ def print_summary(run: RunStatus) -> None:
     }
     for command, what in commands.items():
         console.print(f"  {command}   # {what}", soft_wrap=True, markup=False)
+
+
+def print_audit(found: "Audit") -> None:
+    """What an audit found, in a sentence, or a line for each fault."""
+    console = output()
+    if not found.faults:
+        starts = "start" if found.attempts == 1 else "starts"
+        console.print(
+            f"Run '{found.run}': each of its {found.steps:,} steps, in {found.attempts} {starts}, read the samples "
+            f"that the order gives it. Each of the {found.samples:,} samples was read once in each of "
+            f"{found.epochs:,} epochs, and {found.rest:,} of them in the next.",
+            soft_wrap=True,
+            markup=False,
+        )
+    for fault in found.faults:
+        console.print(Text(fault, "red"), soft_wrap=True)
 
 
 def root_flag(root: Path) -> str:

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate and register the model of a run, or try it on other images",
     "resume": "go on with a run where it stopped",
     "sync": "send MLflow what it did not get of a run while it was away",
+    "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "status": "what of a run is done, what is missing, and what to type next",
     "list": "all runs under a root",
     "config": "print the complete effective config as YAML, ready to edit",
@@ -34,8 +35,8 @@ COMMANDS = {
     "export": "write a run's weights as one file",
 }
 _HAVE_CONFIG = {"run", "shards", "train", "evaluate", "resume", "config", "demo"}
-_TAKE_RUN = {"evaluate", "resume", "status", "sync", "export"}
-_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "demo"}
+_TAKE_RUN = {"evaluate", "resume", "status", "sync", "audit", "export"}
+_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "audit", "demo"}
 _TAKE_FILE = {"run", "shards", "train", "config"}
 
 _EPILOG = """\

@@ -53,6 +53,7 @@ class Part:
     squares: list[int] = field(default_factory=lambda: [0, 0, 0])
     pixels_sha256: str | None = None
     samples: int = 0
+    note: str = ""
     spans: list[list[int]] = field(default_factory=list)
 
 
@@ -101,14 +102,15 @@ def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
     content = _unchanged(job.path, job.image_sha256)
     mask_content = _unchanged(job.mask, job.mask_sha256) if job.mask and job.mask_sha256 else None
     try:
-        image = open_image(content, settings.background)
+        notes: list[str] = []
+        image = open_image(content, settings.background, notes)
         mask = open_mask(mask_content) if mask_content is not None else None
     except ImageError as error:
         return Part(**about, status="broken", reason=str(error))
     if mask is not None and mask.size != image.size:
         sizes = f"{mask.width} x {mask.height} pixels, the image {image.width} x {image.height}"
         return Part(**about, status="broken", reason=f"its mask {job.mask} has {sizes}")
-    about |= {"width": image.width, "height": image.height}
+    about |= {"width": image.width, "height": image.height, "note": "; ".join(notes)}
     if job.split == "test":
         boxes: list[Box] = [(0, 0, *image.size)]
         about["pixels_sha256"] = _pixels_sha256(image, mask)

@@ -121,5 +121,5 @@ def _distinct(found: Iterable[Source]) -> tuple[list[Source], list[SetAside]]:
         first = kept.setdefault(source.image_sha256, source)
         if first is not source:
             reason = f"the same content as {first.path}"
-            duplicates.append(SetAside(source.path, "duplicate", reason, source.sha256))
+            duplicates.append(SetAside(source.path, "duplicate", reason, source.sha256, source.bytes))
     return sorted(kept.values(), key=lambda source: source.sha256), duplicates

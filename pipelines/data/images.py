@@ -29,13 +29,19 @@ class ImageError(CodecmillError):
     """A file is no picture that can be read; the message names the file and the reason."""
 
 
-def open_image(source: Path | bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def open_image(
+    source: Path | bytes, background: tuple[int, int, int] = WHITE, notes: list[str] | None = None
+) -> Image.Image:
     """A picture of any kind as upright RGB; `pixels.read_rgb` says how each kind gets there.
+
+    Args:
+        background: what shows through transparent pixels.
+        notes: takes what was amiss with it, though it could be read.
 
     Raises:
         ImageError: it is missing, damaged, cut short, too large or no picture.
     """
-    return _open(source, background, manage_colour=True)
+    return _open(source, background, manage_colour=True, notes=notes)
 
 
 def open_mask(source: Path | bytes) -> Image.Image:
@@ -47,13 +53,15 @@ def open_mask(source: Path | bytes) -> Image.Image:
     return _open(source, BLACK, manage_colour=False).convert("L")
 
 
-def _open(source: Path | bytes, background: tuple[int, int, int], manage_colour: bool) -> Image.Image:
+def _open(
+    source: Path | bytes, background: tuple[int, int, int], manage_colour: bool, notes: list[str] | None = None
+) -> Image.Image:
     name = f"A picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
         if not content:
             raise ValueError("it is empty")
-        return read_rgb(content, background, manage_colour)
+        return read_rgb(content, background, manage_colour, notes)
     except MemoryError:
         raise
     except Exception as error:  # decoders that meet damaged or hostile bytes raise anything

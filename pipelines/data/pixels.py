@@ -41,11 +41,14 @@ _OTHER_BYTE = {
 """Pillow's names of 16-bit layouts, and the one under which it takes the byte of each sample that it would drop."""
 
 
-def read_rgb(content: bytes, background: tuple[int, int, int], manage_colour: bool) -> Image.Image:
+def read_rgb(
+    content: bytes, background: tuple[int, int, int], manage_colour: bool, notes: list[str] | None = None
+) -> Image.Image:
     """Decode the first frame of `content` to upright RGB (or raise whatever Pillow raises on it).
 
     Alpha is laid over `background`. 16-bit samples v become round(v / 257). With `manage_colour` an embedded profile
-    is followed to sRGB; one that cannot be read is ignored. CMYK without a profile is (255 - C)(255 - K) / 255.
+    is followed to sRGB; one that cannot be read is ignored, and `notes` says so. CMYK without a profile is
+    (255 - C)(255 - K) / 255.
 
     Raises:
         ValueError: over `MAX_PIXELS`, or samples without a defined scale.
@@ -62,7 +65,7 @@ def read_rgb(content: bytes, background: tuple[int, int, int], manage_colour: bo
             colours, alpha = _reduced_grey(image)
         else:
             colours, alpha = _eight_bit(image)
-        rgb = _to_srgb(colours, profile)
+        rgb = _to_srgb(colours, profile, notes)
         if alpha is not None:
             rgb = Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha)
         if orientation in _UPRIGHT:
@@ -166,7 +169,7 @@ def _reread(content: bytes, rawmode: str) -> Image.Image:
     return image
 
 
-def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_srgb(colours: Image.Image, profile: bytes | None, notes: list[str] | None) -> Image.Image:
     if colours.mode == "LAB":
         lab_to_srgb = ImageCms.profileToProfile(
             colours, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -177,8 +180,9 @@ def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
             converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             return cast("Image.Image", converted)
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            return colours.convert("RGB")  # a broken profile, or one of another colour space, says nothing
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:  # broken, or of another colour space
+            if notes is not None:
+                notes.append(f"its colour profile was ignored: {str(error).rstrip('.') or type(error).__name__}")
     return colours.convert("RGB")
 
 

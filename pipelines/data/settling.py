@@ -75,7 +75,8 @@ class Settling:
                 known = {sha256: self.known[sha256, split] for sha256, split in splits.items()}
                 return Settled(splits, known, self.set_aside)
             for sha256, (status, reason) in useless.items():
-                self.set_aside.append(SetAside(self.pool.pop(sha256).path, status, reason, sha256))
+                source = self.pool.pop(sha256)
+                self.set_aside.append(SetAside(source.path, status, reason, sha256, source.bytes))
 
     def _encode(self, wanted: list[tuple[Source, Split]]) -> None:
         """Make every wanted part known: from an earlier set, from an interrupted call, or by encoding it now."""

@@ -54,6 +54,7 @@ class SourceRow:
         tar_bytes: length of its samples in the tar.
         pixels, sums, squares: number of stored pixels, and a channel's sum of levels and of squared levels (0 to 255).
         pixels_sha256: of size and pixels of a whole test image, of nothing else.
+        note: what was amiss with it, such as a broken colour profile that was ignored.
     """
 
     path: str
@@ -71,6 +72,7 @@ class SourceRow:
     sums: list[int]
     squares: list[int]
     pixels_sha256: str | None
+    note: str = ""
 
 
 class ShardRow(Section):
@@ -109,12 +111,13 @@ class ShardRow(Section):
 
 
 class SetAsideRow(Section):
-    """A file that gave no sample, and why."""
+    """A file that gave no sample, and why; its size in bytes where it could be read."""
 
     path: str
     status: Literal["skipped", "duplicate", "broken"]
     reason: str
     sha256: str | None
+    bytes: int | None = None
 
 
 class Manifest(Section):

@@ -200,7 +200,7 @@ def _piece(plan: Plan, settled: Settled, earlier: EarlierSets, outline: Outline,
 
 
 def _source_row(source: Source, known: Part | SourceRow) -> SourceRow:
-    figures = ("width", "height", "samples", "tar_bytes", "pixels", "sums", "squares", "pixels_sha256")
+    figures = ("width", "height", "samples", "tar_bytes", "pixels", "sums", "squares", "pixels_sha256", "note")
     return SourceRow(**asdict(source), status="used", **{name: getattr(known, name) for name in figures})
 
 

@@ -22,6 +22,7 @@ class SetAside:
     status: Literal["skipped", "duplicate", "broken"]
     reason: str
     sha256: str | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
