@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
-.PHONY: demo test test-full check bench lock clean
+.PHONY: demo test test-full check bench chaos lock clean
 
 demo: .venv/ready
 	$(BIN)/codecmill demo
@@ -26,6 +26,11 @@ check: .venv/ready
 # Beside webdataset and a plain step, interleaved, about five minutes; medians and ratios in codecmill-data/bench/.
 bench: .venv/ready
 	$(BIN)/python -m infra.bench.run
+
+# Kills small runs at random moments and compares what they end with; KILLS=100 for more. About half a minute a kill.
+KILLS ?= 40
+chaos: .venv/ready
+	$(BIN)/python -m infra.chaos.run --kills $(KILLS)
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Setting up .venv from requirements.lock (several GB with a CUDA build of torch; minutes the first time)"

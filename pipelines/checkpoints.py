@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipelines.config import ModelConfig, Section
 from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory, built_folder, read_json, write_json
+from pipelines.run_directory import RunDirectory, built_folder, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,8 +97,8 @@ def save(
 
     final = folder_of(run, about["step"])
     with built_folder(final) as building:
-        _write_synced(building / WEIGHTS, to_bytes(_packed(weights)))
-        _write_synced(building / STATE_TENSORS, to_bytes(_packed(state_tensors)))
+        write_bytes(building / WEIGHTS, to_bytes(_packed(weights)))
+        write_bytes(building / STATE_TENSORS, to_bytes(_packed(state_tensors)))
         write_json(building / STATE_SCALARS, dict(state_scalars))
         files = {name: _record(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
         manifest = Manifest(format_version=FORMAT_VERSION, run=run.path.name, files=files, **about)
@@ -108,13 +108,6 @@ def save(
 
 def _packed(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

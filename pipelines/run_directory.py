@@ -1,5 +1,6 @@
 """Every path of a root and of a run, named once; and writes that are whole or absent."""
 
+import errno
 import fcntl
 import json
 import os
@@ -185,19 +186,52 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash at any moment it is either whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+@contextmanager
+def room_for(folder: Path, what: str, needed: int) -> Iterator[None]:
+    """Explain a full disk.
+
+    Args:
+        folder: where something is written.
+        what: that something, in words.
+        needed: its size in bytes; 0 where that is not known.
+
+    Raises:
+        CodecmillError: there is no room for it.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        size = f"{needed:,} bytes" if needed else "more"
+        raise CodecmillError(
+            f"There is no room in {folder}: {what} needs {size}, and {shutil.disk_usage(folder).free:,} bytes are left "
+            "on its disk. What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash at any moment it is either whole or as it was before.
+
+    Raises:
+        CodecmillError: the disk is full.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    with room_for(_existing(path.parent), path.name, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
 
 
 @contextmanager
@@ -205,20 +239,24 @@ def built_folder(final: Path) -> Iterator[Path]:
     """Build a folder out of sight; at the end it is renamed to `final`, in place of what lies there.
 
     Nobody ever sees half of it. Only for the holder of the run's lock: what a killed process left of it is deleted.
+
+    Raises:
+        CodecmillError: the disk is full.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".tmp-{final.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     building = final.with_name(f".tmp-{final.name}-{os.getpid()}")
     former = final.with_name(f".tmp-{final.name}-former-{os.getpid()}")
-    building.mkdir()
     try:
-        yield building
-        sync_folder(building)
-        if final.exists():
-            final.rename(former)
-        building.rename(final)
-        sync_folder(final.parent)
+        with room_for(final.parent, final.name, 0):
+            building.mkdir()
+            yield building
+            sync_folder(building)
+            if final.exists():
+                final.rename(former)
+            building.rename(final)
+            sync_folder(final.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)

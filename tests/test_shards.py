@@ -671,8 +671,10 @@ def test_a_listener_that_fails_leaves_no_worker(config: RunConfig):
 
 
 def test_ctrl_c_ends_the_workers(config: RunConfig, folder: Path, tmp_path: Path):
-    for number in range(12, 24):
-        picture(number, 1200, 1200).save(folder / f"{number}.png")
+    picture(12, 1200, 1200).save(folder / "12.png")
+    content = (folder / "12.png").read_bytes()
+    for number in range(13, 60):  # more than is done before a loaded machine gets to the signal
+        (folder / f"{number}.png").write_bytes(content + bytes([number]))
     process = start(varied(config, workers=2, max_patches_per_image=100_000), tmp_path / "config.json")
     deadline = time.monotonic() + 60
     while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.json")):

@@ -38,7 +38,7 @@ from pipelines.data.sources import SetAside, find_sources
 from pipelines.data.splitting import group
 from pipelines.errors import BusyError, CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import Root, lock, sync_folder, write_json
+from pipelines.run_directory import Root, lock, room_for, sync_folder, write_json
 
 LONGEST_WAIT = 7 * 24 * 3600.0
 """Seconds to wait for another process that makes the same set."""
@@ -160,9 +160,10 @@ def _make(plan: Plan, run_parts: RunParts) -> None:
         earlier=earlier,
         run_parts=run_parts,
     )
-    settled = settling.settle()
-    rows = _shards(plan, settled, earlier)
-    write_json(plan.working / MANIFEST, _manifest(plan, settled, rows).model_dump(mode="json"))
+    with room_for(plan.shards, f"shard set {plan.fingerprint[:16]}", 0):
+        settled = settling.settle()
+        rows = _shards(plan, settled, earlier)
+        write_json(plan.working / MANIFEST, _manifest(plan, settled, rows).model_dump(mode="json"))
 
 
 def _shards(plan: Plan, settled: Settled, earlier: EarlierSets) -> list[ShardRow]:

@@ -1,10 +1,12 @@
 """torchrun, tied to the life of whoever started it: `python -m pipelines.training.agent TORCHRUN_ARGUMENTS`."""
 
+import contextlib
 import logging
 import os
 import sys
 from pathlib import Path
 
+from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent, parent_environment
 from pipelines.run_directory import write_json
 from pipelines.training.following import EXIT_CODES
@@ -23,7 +25,8 @@ def main() -> None:
     except ChildFailedError as error:
         # A rank that raised has written down why (see worker); one that was killed could not.
         codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
-        write_json(Path(sys.argv[-1]) / EXIT_CODES, codes)
+        with contextlib.suppress(CodecmillError, OSError):  # on a full disk the ranks have said why
+            write_json(Path(sys.argv[-1]) / EXIT_CODES, codes)
         sys.exit(1)
 
 

@@ -1,12 +1,15 @@
 """What is heard from the ranks while they train: their lines, their steps, and why one failed."""
 
+import contextlib
 import json
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, Signals
+from typing import Any
 
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.progress import Progress, report
@@ -17,6 +20,9 @@ Listen = Callable[[str], None]
 EXIT_CODES = "exit_codes.json"
 """What torchrun says of the ranks that failed, in an attempt's folder."""
 
+SPOKEN = b"codecmill-failure "
+"""Begins the line with which a rank that cannot write down why it failed, as on a full disk, says it."""
+
 SHOWN = {
     "train/loss": "loss",
     "train/psnr": "psnr",
@@ -25,12 +31,28 @@ SHOWN = {
 }
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks ended.
+
+    Attributes:
+        code: torchrun's exit code.
+        hung: a sentence for each rank that was killed because it hung.
+        spoken: failures that ranks could only say, as they would have been written down.
+    """
+
+    code: int
+    hung: Sequence[str]
+    spoken: Sequence[dict[str, Any]]
+
+
 class RankOutput:
     """Writes what the ranks print to a file and passes it on, line by line, in the caller's thread."""
 
     def __init__(self, process: subprocess.Popen[bytes], file: Path, on_line: Listen):
         self._lines: deque[str] = deque()
         self._on_line = on_line
+        self.spoken: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, args=(process, file), daemon=True)
         self._reader.start()
 
@@ -38,7 +60,12 @@ class RankOutput:
         assert process.stdout is not None  # noqa: S101  # it was opened as a pipe
         with file.open("ab", buffering=0) as log, process.stdout as stream:
             for line in stream:
-                log.write(line)
+                if line.startswith(SPOKEN):
+                    self.spoken.append(json.loads(line.removeprefix(SPOKEN)))
+                    continue
+                # On a full disk the lines still reach whoever listens.
+                with contextlib.suppress(OSError):
+                    log.write(line)
                 self._lines.append(line.decode("utf-8", "replace").rstrip())
 
     def pass_on(self) -> str:
@@ -88,26 +115,23 @@ class StepProgress:
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 
 
-def failure(attempt: Path, code: int, hung: Sequence[str]) -> CodecmillError:
+def failure(attempt: Path, ending: Ending) -> CodecmillError:
     """Why the ranks ended, from what they and torchrun left in the attempt's folder: the first cause alone.
 
     A RankFailure where a rank was killed, which may go better another time; what a rank raised would be raised again.
-
-    Args:
-        hung: a sentence for each rank that was killed because it hung.
     """
     output = f"All output is in {attempt / 'output.log'}."
-    if hung:
-        return RankFailure(f"{hung[-1]} {output}")
+    if ending.hung:
+        return RankFailure(f"{ending.hung[-1]} {output}")
     exit_codes = read_json(attempt / EXIT_CODES) if (attempt / EXIT_CODES).is_file() else {}
     # SIGTERM is how torchrun ends the others; and what they raise when a peer is gone is no cause.
     killed = [(rank, -exit_code) for rank, exit_code in exit_codes.items() if exit_code < 0 and -exit_code != SIGTERM]
     if killed:
         rank, number = killed[0]
         return RankFailure(f"Rank {rank} was killed by {Signals(number).name}, for want of memory perhaps. {output}")
-    failures = [read_json(file) for file in attempt.glob("failure_*.json")]
+    failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
     if not failures:
-        return RankFailure(f"The ranks ended without saying why (exit code {code}). {output}")
+        return RankFailure(f"The ranks ended without saying why (exit code {ending.code}). {output}")
     last = max(each["restart"] for each in failures)
     first = min((each for each in failures if each["restart"] == last), key=lambda each: each["time"])
     if first["explained"]:

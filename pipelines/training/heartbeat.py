@@ -78,7 +78,8 @@ class Watch:
     def look(self) -> None:
         """Kill the rank that hangs, if the ranks do: those that only wait for it would end with it."""
         signs = [sign for sign in self._signs() if sign.process not in self._judged]
-        if not signs or not all(self._is_silent(sign) for sign in signs):
+        # Where one has ended, torchrun ends the others.
+        if not signs or not all(self._is_silent(sign) and sign.state != "gone" for sign in signs):
             return
         self._judged |= {sign.process for sign in signs}  # torchrun ends the others
         for sign in signs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipelines.errors import CodecmillError
+from pipelines.run_directory import room_for
 
 
 class Journal:
@@ -42,15 +43,17 @@ class Journal:
                     "the journal is not what it was: see codecmill verify."
                 )
             return
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **figures}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **figures}, allow_nan=False).encode() + b"\n"
+        with room_for(self._path.parent, f"the line of step {step} in {self._path.name}", len(line)):
+            self._file.write(line)
+            self._file.flush()
         self._last_step = step
 
     def sync(self) -> None:
         """Make what was appended durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with room_for(self._path.parent, self._path.name, 0):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self.sync()

@@ -14,7 +14,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import Interrupted
 from pipelines.process_lifetime import parent_environment
 from pipelines.run_directory import RunDirectory
-from pipelines.training.following import Listen, RankOutput, StepProgress, failure
+from pipelines.training.following import Ending, Listen, RankOutput, StepProgress, failure
 from pipelines.training.heartbeat import Watch
 
 GRACE_SECONDS = 25.0
@@ -42,21 +42,20 @@ def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Ch
     _fetch_start_weights(directory, config, done)
     attempt = _new_attempt(directory)
     directory.stop_request.unlink(missing_ok=True)
-    watch = Watch(attempt, config.training.hang_timeout)
     try:
-        code = _follow(directory, config, attempt, lock, watch, on_line)
+        ending = _follow(directory, config, attempt, lock, on_line)
     finally:
         directory.stop_request.unlink(missing_ok=True)
     reached = checkpoints.latest(directory)
     if reached and reached.step >= config.training.steps:
         return reached
-    if code == 0 and reached:
+    if ending.code == 0 and reached:
         raise Interrupted(
             f"Training was asked to stop and saved step {reached.step} of {config.training.steps}. "
             f"Go on with: codecmill resume {directory.path.name}",
             exit_code=128 + signal.SIGTERM,
         )
-    raise failure(attempt, code, watch.found)
+    raise failure(attempt, ending)
 
 
 def _fetch_start_weights(directory: RunDirectory, config: RunConfig, done: checkpoints.Checkpoint | None) -> None:
@@ -103,8 +102,8 @@ def _environment() -> dict[str, str]:
     return quiet | kept | deterministic | parent_environment()
 
 
-def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, watch: Watch, on_line: Listen) -> int:
-    """Run the ranks to their end, telling how far they are; returns torchrun's exit code.
+def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, on_line: Listen) -> Ending:
+    """Run the ranks to their end, telling how far they are, and killing one that hangs.
 
     Must be called from a thread that lives as long as the training, since the ranks die with the thread that
     started them. Whatever exception arrives here (Ctrl-C, Prefect's cancellation), the ranks save and end first.
@@ -119,6 +118,7 @@ def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int
         pass_fds=(lock,),
     )
     output = RankOutput(process, attempt / "output.log", on_line)
+    watch = Watch(attempt, config.training.hang_timeout)
     steps = StepProgress(directory.journal, config.training.steps)
     try:
         while process.poll() is None:
@@ -134,7 +134,7 @@ def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int
     finally:
         output.close()
     steps.report("")
-    return process.returncode
+    return Ending(process.returncode, watch.found, output.spoken)
 
 
 def _end(process: subprocess.Popen[bytes], directory: RunDirectory) -> None:

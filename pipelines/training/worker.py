@@ -1,5 +1,6 @@
 """What torchrun starts on each rank: `python -m pipelines.training.worker RUN_DIRECTORY ATTEMPT_FOLDER`."""
 
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from types import FrameType
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
 from pipelines.run_directory import RunDirectory, write_json
+from pipelines.training.following import SPOKEN
 
 
 class StopSignals:
@@ -81,17 +83,19 @@ def _record_failure(attempt: Path, error: Exception) -> None:
     """Leave the traceback where the launcher finds it: which rank failed first is told by the time."""
     rank = int(os.environ.get("RANK", "0"))
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    write_json(
-        attempt / f"failure_{restart}_rank_{rank}.json",
-        {
-            "rank": rank,
-            "restart": restart,
-            "time": time.time(),
-            "explained": isinstance(error, CodecmillError),
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
-        },
-    )
+    failure = {
+        "rank": rank,
+        "restart": restart,
+        "time": time.time(),
+        "explained": isinstance(error, CodecmillError),
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    try:
+        write_json(attempt / f"failure_{restart}_rank_{rank}.json", failure)
+    except (CodecmillError, OSError):  # a full disk, perhaps; in one write, so that no other rank's line gets into it
+        short = failure | {"message": str(error)[:1000], "traceback": failure["traceback"][-1000:]}
+        os.write(sys.stdout.fileno(), SPOKEN + json.dumps(short).encode() + b"\n")
 
 
 if __name__ == "__main__":
