@@ -14,7 +14,7 @@ from pipelines.errors import RankFailure
 from pipelines.run_directory import RunDirectory
 from pipelines.training import launch
 
-HUNG = r"Rank \d \(process (\d+), stopped\) gave no sign of life for [4-7] s, .* after it began (step|to validate|to save) .*It was killed"
+HUNG = r"Rank \d \(process (\d+), stopped\) gave no sign of life for [4-7] s, .* after it began .*It was killed"
 
 
 class StopsOne:
