@@ -25,6 +25,7 @@ class BusyError(CodecmillError):
     """Another process holds the run or the shard set."""
 
     exit_code = 3
+    may_pass = True
 
 
 class Interrupted(CodecmillError):

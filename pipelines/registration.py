@@ -39,6 +39,7 @@ def register(
         TrackingUnavailable: MLflow cannot be reached; the same again later does the rest.
     """
     _tell(0, "sending the report to MLflow")
+    tracking.bring_level(run)  # it may have been away while the run was trained
     tracking.log_folder(run, report, f"evaluation/{report.name}")
     made = (report / "evaluation.json").stat().st_mtime
     tracking.log_metrics(run, checkpoint.step, {f"test/{name}": value for name, value in metrics.items()}, made)

@@ -38,6 +38,10 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     if directory.config_file.is_file():
         old = directory.read_config()
         merged = merge(old, config)
+        if merged.training.device == "cuda" or merged.training.compile is True:
+            from pipelines.training.machine import check
+
+            check(merged.training)
         if merged != old:
             directory.write_config(merged)
     else:

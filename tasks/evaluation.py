@@ -48,6 +48,7 @@ def _show_in_mlflow(run: HeldRun, folder: Path) -> None:
     from pipelines import tracking
 
     try:
+        tracking.bring_level(run.directory)
         tracking.log_folder(run.directory, folder, f"evaluation/{folder.name}")
     except tracking.TrackingUnavailable as error:
         get_run_logger().warning("The report is on disk only: %s", error)

@@ -13,6 +13,7 @@ from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory, read_json
+from pipelines.runs import start_or_continue
 from pipelines.training.journal import read
 
 DIVERGING = {"learning_rate": 10.0, "gradient_clip": 0.0, "schedule": "constant", "warmup_steps": 0, "steps": 400}
@@ -102,3 +103,6 @@ def test_before_the_first_checkpoint_the_weights_go_back_to_the_start(tiny: dict
     directory = begin(make(tiny, training=settings))
     train_spoilt(directory, tmp_path / "first")
     assert weights_at(directory, BAD_STEP) == weights_at(directory, 0)
+    start_or_continue(make(tiny, training=settings | {"steps": BAD_STEP + 4}))
+    train(directory)  # though its optimiser has no state yet
+    assert [line["step"] for line in read(directory.journal)] == list(range(1, BAD_STEP + 5))

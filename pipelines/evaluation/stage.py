@@ -80,6 +80,8 @@ def load(checkpoint: checkpoints.Checkpoint) -> tuple[Autoencoder, Normalization
     manifest = checkpoint.manifest
     model = Autoencoder(manifest.model)
     restore_weights(model, checkpoint)
+    torch.backends.cudnn.allow_tf32 = False  # a champion may have been scored on a CPU
+    torch.backends.cudnn.deterministic = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device), manifest.normalization
 

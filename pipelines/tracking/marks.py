@@ -46,11 +46,10 @@ def read_marks(run: RunDirectory) -> Marks | None:
 
 
 def unsent_checkpoints(run: RunDirectory) -> set[int]:
-    """Steps of checkpoints that MLflow is still to get: of a run that it knows, the newest `MOST_UNSENT` at most."""
-    marks = read_marks(run) if run.mlflow_file.is_file() else None
-    if marks is None:
-        return set()
-    unsent = [step for step in steps_on_disk(run) if folder_of(run, step).name not in marks.checkpoints]
+    """Steps of the checkpoints on disk that MLflow is still to get, the newest `MOST_UNSENT` at most."""
+    marks = read_marks(run)
+    sent = marks.checkpoints if marks else {}
+    unsent = [step for step in steps_on_disk(run) if folder_of(run, step).name not in sent]
     return set(unsent[-MOST_UNSENT:])
 
 

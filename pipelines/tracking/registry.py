@@ -102,7 +102,8 @@ def _test_tags(metrics: Mapping[str, float], test_set_sha256: str) -> dict[str, 
 def record_evaluation(root: Root, version: int, metrics: Mapping[str, float], test_set_sha256: str) -> None:
     """Replace a version's test metrics, as when the champion was evaluated on a new test set."""
     with connected(root) as client:
-        for key, value in _test_tags(metrics, test_set_sha256).items():
+        # Whatever ends this half-way leaves a version that was evaluated on no known test set, and is evaluated again.
+        for key, value in (("test_set_sha256", ""), *_test_tags(metrics, test_set_sha256).items()):
             client.set_model_version_tag(MODEL, str(version), key, value)
 
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines import checkpoints
 from pipelines.data import consumed
 from pipelines.data.loading import Batch
+from pipelines.errors import RankFailure
 from pipelines.model.losses import psnr
+from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
 from pipelines.training.step import StepOutput
 
@@ -54,3 +57,18 @@ def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop:
     places = [position - first for position in batch.positions]
     losses, decibels, keys, stops = ranks.gather(places, columns, batch_size)
     return Agreement(losses, decibels, consumed.digest([int(number) for number in keys]), stop=any(stops))
+
+
+def agreed_checkpoint(directory: RunDirectory, ranks: Ranks) -> checkpoints.Checkpoint | None:
+    """The newest sound checkpoint, if every rank finds the same one.
+
+    Raises:
+        RankFailure: they find others, as a rank may that could not read a file at this moment.
+    """
+    found = checkpoints.latest(directory)
+    mine = [float(found.step), float(int(found.sha256[:12], 16))] if found else [-1.0, -1.0]
+    column = torch.tensor([[each] for each in mine], dtype=torch.float64)
+    steps, digests = ranks.gather([ranks.rank], column, ranks.world_size)
+    if len({*zip(steps, digests, strict=True)}) > 1:
+        raise RankFailure(f"The ranks do not find the same checkpoint in {directory.checkpoints}: steps {steps}.")
+    return found

@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.progress import Progress, report
 from pipelines.run_directory import read_json
+from pipelines.training.journal import parse
 
 Listen = Callable[[str], None]
 
@@ -22,6 +24,9 @@ EXIT_CODES = "exit_codes.json"
 
 SPOKEN = b"codecmill-failure "
 """Begins the line with which a rank that cannot write down why it failed, as on a full disk, says it."""
+
+TORCHRUN_PATIENCE = 25.0
+"""Seconds; a little less than torchrun waits for the others when a rank has failed, before it kills them."""
 
 SHOWN = {
     "train/loss": "loss",
@@ -88,7 +93,7 @@ class StepProgress:
         self._journal = journal
         self._total = total
         self._offset = 0
-        self._done = 0
+        self.done = 0
         self._values: dict[str, float] = {}
         self._message = "Starting the ranks"
         self._reported: tuple[int, str] | None = None
@@ -96,10 +101,10 @@ class StepProgress:
     def report(self, message: str) -> None:
         """Report if there is something new: a step done, or a line worth showing."""
         self._read()
-        self._message = message or ("" if self._done else self._message)
-        if (self._done, self._message) != self._reported:
-            self._reported = (self._done, self._message)
-            report(Progress("training", self._done, self._total, "steps", self._message, dict(self._values)))
+        self._message = message or ("" if self.done else self._message)
+        if (self.done, self._message) != self._reported:
+            self._reported = (self.done, self._message)
+            report(Progress("training", self.done, self._total, "steps", self._message, dict(self._values)))
 
     def _read(self) -> None:
         if not self._journal.is_file():
@@ -109,9 +114,8 @@ class StepProgress:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for line in whole.splitlines():
-            entry = json.loads(line)
-            self._done = entry["step"]
+        for entry in filter(None, map(parse, whole.splitlines())):
+            self.done = entry["step"]
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 
 
@@ -121,19 +125,21 @@ def failure(attempt: Path, ending: Ending) -> CodecmillError:
     A RankFailure where a rank was killed, which may go better another time; what a rank raised would be raised again.
     """
     output = f"All output is in {attempt / 'output.log'}."
+    failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
+    last = max((each["restart"] for each in failures), default=0)
+    failures = sorted((each for each in failures if each["restart"] == last), key=lambda each: each["time"])
+    explained = next((each for each in failures if each["explained"]), None)
+    if explained:
+        return CodecmillError(str(explained["message"]))
     if ending.hung:
         return RankFailure(f"{ending.hung[-1]} {output}")
     exit_codes = read_json(attempt / EXIT_CODES) if (attempt / EXIT_CODES).is_file() else {}
-    # SIGTERM is how torchrun ends the others; and what they raise when a peer is gone is no cause.
+    # SIGTERM is how torchrun ends the others, SIGKILL after 30 s; and what they raise when a peer is gone is no cause.
     killed = [(rank, -exit_code) for rank, exit_code in exit_codes.items() if exit_code < 0 and -exit_code != SIGTERM]
-    if killed:
+    raised_long_ago = bool(failures) and time.time() - failures[0]["time"] > TORCHRUN_PATIENCE
+    if killed and not raised_long_ago:
         rank, number = killed[0]
         return RankFailure(f"Rank {rank} was killed by {Signals(number).name}, for want of memory perhaps. {output}")
-    failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
     if not failures:
         return RankFailure(f"The ranks ended without saying why (exit code {ending.code}). {output}")
-    last = max(each["restart"] for each in failures)
-    first = min((each for each in failures if each["restart"] == last), key=lambda each: each["time"])
-    if first["explained"]:
-        return CodecmillError(str(first["message"]))
-    return CodecmillError(f"Rank {first['rank']} failed:\n{first['traceback'].rstrip()}\n{output}")
+    return CodecmillError(f"Rank {failures[0]['rank']} failed:\n{failures[0]['traceback'].rstrip()}\n{output}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.errors import Interrupted
 from pipelines.process_lifetime import parent_environment
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, built_folder, write_bytes
 from pipelines.training.following import Ending, Listen, RankOutput, StepProgress, failure
 from pipelines.training.heartbeat import Watch
 
@@ -61,20 +60,20 @@ def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Ch
 def _fetch_start_weights(directory: RunDirectory, config: RunConfig, done: checkpoints.Checkpoint | None) -> None:
     if config.training.start_from is None or done or directory.start_weights.exists():
         return
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from pipelines.weights import read_weights
 
     weights = read_weights(config.training.start_from, directory.root)
-    building = directory.path / ".tmp-start_from"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    save_file(weights, building / checkpoints.WEIGHTS)
-    building.rename(directory.start_weights)
+    # A foreign file may hold tensors that share memory, which safetensors does not store.
+    own = {name: tensor.clone().contiguous() for name, tensor in weights.items()}
+    with built_folder(directory.start_weights) as building:
+        write_bytes(building / checkpoints.WEIGHTS, save(own))
 
 
 def _new_attempt(directory: RunDirectory) -> Path:
-    number = 1 + sum(1 for _ in directory.logs.glob("attempt_*"))
+    numbers = (folder.name.removeprefix("attempt_") for folder in directory.logs.glob("attempt_*"))
+    number = 1 + max((int(each) for each in numbers if each.isdecimal()), default=0)
     attempt = directory.logs / f"attempt_{number:02d}"
     attempt.mkdir(parents=True)
     return attempt
@@ -108,6 +107,8 @@ def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int
     Must be called from a thread that lives as long as the training, since the ranks die with the thread that
     started them. Whatever exception arrives here (Ctrl-C, Prefect's cancellation), the ranks save and end first.
     """
+    watch = Watch(attempt, config.training.hang_timeout)
+    steps = StepProgress(directory.journal, config.training.steps)
     process = subprocess.Popen(
         _command(config, directory, attempt),
         stdin=subprocess.DEVNULL,
@@ -118,8 +119,6 @@ def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int
         pass_fds=(lock,),
     )
     output = RankOutput(process, attempt / "output.log", on_line)
-    watch = Watch(attempt, config.training.hang_timeout)
-    steps = StepProgress(directory.journal, config.training.steps)
     try:
         while process.poll() is None:
             steps.report(output.pass_on())
@@ -128,17 +127,17 @@ def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int
             for sentence in watch.found[known:]:
                 on_line(sentence)
             time.sleep(0.2)
-    except BaseException:
-        _end(process, directory)
-        raise
     finally:
+        _end(process, directory)
         output.close()
     steps.report("")
     return Ending(process.returncode, watch.found, output.spoken)
 
 
 def _end(process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
-    """Ask the ranks to save and end; after the grace time, or when interrupted again, kill them."""
+    """Ask ranks that are there still to save and end; after the grace time, or when interrupted again, kill them."""
+    if process.poll() is not None:
+        return
     try:
         directory.stop_request.touch()
         process.wait(GRACE_SECONDS)

@@ -22,7 +22,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization
-from pipelines.training.agreement import Agreement, agree
+from pipelines.training.agreement import Agreement, agree, agreed_checkpoint
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
 from pipelines.training.heartbeat import Beat, silent
@@ -35,6 +35,9 @@ SYSTEM_SECONDS = 5.0
 
 MOST_BAD_IN_A_ROW = 10
 """Steps without a finite loss after which skipping them leads nowhere."""
+
+MOST_OVERFLOWS_IN_A_ROW = 40
+"""Halved so often, fp16's scale is far below 1: it is not the scale."""
 
 MOST_NAMED = 8
 """Samples that a message names."""
@@ -63,6 +66,7 @@ class Training:
         self._system = SystemMetrics(self.directory.path)
         self._next_sample = 0.0
         self._bad_in_a_row = 0
+        self._overflows_in_a_row = 0
 
     @property
     def model(self) -> Autoencoder:
@@ -138,6 +142,12 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip or math.inf).item()
         # fp16's scaler meets infinite gradients by design, and leaves out their step by itself.
         scaled = self.scaler.is_enabled()
+        self._overflows_in_a_row = 0 if math.isfinite(norm) else self._overflows_in_a_row + 1
+        if scaled and self._overflows_in_a_row == MOST_OVERFLOWS_IN_A_ROW:
+            raise CodecmillError(
+                f"The fp16 gradients of {MOST_OVERFLOWS_IN_A_ROW} steps in a row, up to step {self.step + 1}, are not "
+                "finite, however small their scale. Use training.precision bf16 or float32 in a new run."
+            )
         is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
         if is_bad and training.on_nonfinite == "stop":
             raise CodecmillError(self._about_nonfinite(agreed, "The run was stopped before it"))
@@ -181,7 +191,7 @@ class Training:
             raise CodecmillError(self._about_nonfinite(agreed, text))
         then, done = self.config.training.on_nonfinite, self.step
         if then == "rollback":
-            checkpoint = checkpoints.latest(self.directory)
+            checkpoint = agreed_checkpoint(self.directory, self.ranks)
             if checkpoint is None:
                 raise CodecmillError(f"There is no checkpoint in {self.directory.checkpoints} to go back to.")
             self.restore(checkpoint)
@@ -215,7 +225,7 @@ class Training:
         return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step, self.beat)
 
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
-        if validation and (self.best is None or validation.psnr > self.best["psnr"]):
+        if validation and math.isfinite(validation.psnr) and (self.best is None or validation.psnr > self.best["psnr"]):
             self.best = {"step": self.step, "psnr": validation.psnr}
         if journal is None:
             return

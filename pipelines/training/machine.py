@@ -25,13 +25,9 @@ def resolve(config: RunConfig) -> RunConfig:
     training = config.training
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = training.device if training.device != "auto" else ("cuda" if gpus else "cpu")
-    if device == "cuda" and not gpus:
-        raise InputError("training.device is cuda, but torch sees no GPU here. Use --training.device cpu.")
     processes = training.processes
     if processes == "auto":
-        processes = _most_ranks(gpus, training) if device == "cuda" else 1
-    if device == "cuda" and processes > gpus:
-        raise InputError(f"training.processes is {processes}, but there are {gpus} GPUs: one rank has one GPU.")
+        processes = _most_ranks(gpus, training) if device == "cuda" and gpus else 1
     threads = training.threads
     if threads == "auto":
         threads = 1 if processes > 1 or training.virtual_ranks else len(os.sched_getaffinity(0))
@@ -41,8 +37,6 @@ def resolve(config: RunConfig) -> RunConfig:
     compiled = training.compile
     if compiled == "auto":
         compiled = device == "cuda" and training.steps >= COMPILE_PAYS_FROM_STEPS and has_compiler()
-    elif compiled and not has_compiler():
-        raise InputError("training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH.")
     resolved = training.model_copy(
         update={
             "device": device,
@@ -52,7 +46,23 @@ def resolve(config: RunConfig) -> RunConfig:
             "compile": compiled,
         }
     )
+    check(resolved)
     return config.model_copy(update={"training": resolved})
+
+
+def check(training: TrainingConfig) -> None:
+    """Refuse what this machine has not, also where a run is continued on another one.
+
+    Raises:
+        InputError: no GPU, or fewer than ranks, or no compiler.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if training.device == "cuda" and not gpus:
+        raise InputError("training.device is cuda, but torch sees no GPU here. Use --training.device cpu.")
+    if training.device == "cuda" and training.processes != "auto" and training.processes > gpus:
+        raise InputError(f"training.processes is {training.processes}, but there are {gpus} GPUs: one rank has one.")
+    if training.compile is True and not has_compiler():
+        raise InputError("training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH.")
 
 
 def _most_ranks(gpus: int, training: TrainingConfig) -> int:

@@ -54,7 +54,7 @@ def restore(
     scaler.load_state_dict(read_json(checkpoint.path / STATE_SCALARS)["scaler"])
     optimizer.state.clear()
     tensors = load_file(checkpoint.path / STATE_TENSORS)
-    for name, parameter in model.named_parameters() if checkpoint.step else ():
+    for name, parameter in model.named_parameters() if tensors else ():  # none before the first step
         moments = {key.split("/")[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name}
         if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != parameter.shape:
             raise CodecmillError(f"{checkpoint.path / STATE_TENSORS} does not hold Adam's moments of '{name}'.")

@@ -13,6 +13,7 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory, write_json
 from pipelines.training import gradients, optimization
+from pipelines.training.agreement import agreed_checkpoint
 from pipelines.training.distributed import Ranks
 from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.loop import Training
@@ -25,7 +26,7 @@ def prepare(
 ) -> Training:
     """Build the model and its replicas on this rank and bring them to the latest checkpoint, or to the start."""
     training = config.training
-    checkpoint = checkpoints.latest(directory)
+    checkpoint = agreed_checkpoint(directory, ranks)
     normalization = (
         checkpoint.manifest.normalization
         if checkpoint

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Self
 
 from pipelines import tracking
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import RunDirectory
 
 INTERVAL_SECONDS = 5.0
@@ -30,7 +30,7 @@ class Shipping:
         self._ending.set()
         # A daemon: a second Ctrl-C need not wait for a server that is away. What was not sent is sent next time.
         self._thread.join()
-        stopped = kind is not None and not issubclass(kind, Exception)
+        stopped = kind is not None and (issubclass(kind, Interrupted) or not issubclass(kind, Exception))
         status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
         self._attempt(lambda: tracking.set_status(self._directory, status))
         self._attempt(lambda: tracking.release(self._directory))

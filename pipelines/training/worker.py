@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -65,10 +66,11 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
     # Every tensor that is about to be written would first be filled with NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
-    with process_group(str(training.device)) as ranks:
+    with process_group(str(training.device)) as ranks, _told_at_once(attempt):
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
         state = prepare(directory, config, shard_set, ranks, open_heartbeat(attempt, ranks.rank))
@@ -77,6 +79,17 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) 
             print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
         with Journal(directory.journal, state.step) if ranks.is_first else nullcontext() as journal:
             state.run(stop_requested, journal)
+
+
+@contextmanager
+def _told_at_once(attempt: Path) -> Iterator[None]:
+    """End a rank that fails from within its process group: to leave it in order, NCCL would wait for the others."""
+    try:
+        yield
+    except Exception as error:
+        _record_failure(attempt, error)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def _record_failure(attempt: Path, error: Exception) -> None:
