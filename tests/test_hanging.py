@@ -35,6 +35,7 @@ class StopsOne:
             self.at = time.monotonic()
 
 
+@pytest.mark.full
 def test_a_stopped_rank_is_named_and_the_ranks_are_started_again(tiny: dict[str, Any]):
     training = {"processes": 2, "steps": 300, "checkpoint_interval": 2}
     undisturbed = begin(make(tiny, name="undisturbed", training=training))

@@ -79,7 +79,7 @@ def test_what_does_not_get_better_by_skipping_stops_the_run(tiny: dict[str, Any]
     assert all(line["nonfinite"]["then"] == "skip" and "train/loss" not in line for line in bad)
 
 
-@pytest.mark.parametrize(("then", "goes_back_to"), [("skip", 7), ("rollback", 6)])
+@pytest.mark.parametrize(("then", "goes_back_to"), [("rollback", 6), pytest.param("skip", 7, marks=pytest.mark.full)])
 def test_a_step_is_passed_over_also_when_it_is_interrupted(
     tiny: dict[str, Any], tmp_path: Path, then: str, goes_back_to: int
 ):
@@ -98,6 +98,7 @@ def test_a_step_is_passed_over_also_when_it_is_interrupted(
     assert result(stopped) == result(whole)
 
 
+@pytest.mark.full
 def test_before_the_first_checkpoint_the_weights_go_back_to_the_start(tiny: dict[str, Any], tmp_path: Path):
     settings = {"processes": 2, "on_nonfinite": "rollback", "checkpoint_interval": 100, "steps": BAD_STEP}
     directory = begin(make(tiny, training=settings))

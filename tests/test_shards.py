@@ -176,7 +176,14 @@ create_shards(RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()))
 def start(config: RunConfig, file: Path) -> subprocess.Popen[bytes]:
     write_json(file, config.model_dump(mode="json", by_alias=True))
     code = Path(__file__).parent.parent
-    return subprocess.Popen([sys.executable, "-c", CREATE, str(file)], cwd=code, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", CREATE, str(file)], cwd=code, start_new_session=True, preexec_fn=_hear_ctrl_c
+    )
+
+
+def _hear_ctrl_c() -> None:
+    # What a shell starts in the background, these tests perhaps, ignores it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def alive(process: int) -> bool:

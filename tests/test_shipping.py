@@ -45,6 +45,7 @@ def test_every_checkpoint_reaches_mlflow_and_only_then_makes_room(tiny: dict[str
     assert points_in_mlflow(run, "train/loss") == list(range(1, 13))
 
 
+@pytest.mark.full
 def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(tiny: dict[str, Any], tmp_path: Path):
     undisturbed = begin(make(tiny, name="undisturbed"))
     with undisturbed.locked(wait=5) as lock:
