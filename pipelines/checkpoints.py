@@ -1,6 +1,7 @@
 """Checkpoints on disk: saved whole or not at all, found again only when every byte is as it was written."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -55,6 +56,12 @@ class Manifest(Section):
     """The best validated checkpoint up to here: its `step` and `psnr` in dB."""
     versions: dict[str, str]
     files: dict[str, FileRecord]
+    digest: str | None = None
+    """sha256 of all the rest, so that a changed figure is found too; None in what was written before there was one."""
+
+    def own_digest(self) -> str:
+        rest = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ def save(
         write_json(building / STATE_SCALARS, dict(state_scalars))
         files = {name: _record(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
         manifest = Manifest(format_version=FORMAT_VERSION, run=run.path.name, files=files, **about)
+        manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
         write_json(building / MANIFEST, manifest.model_dump(mode="json"))
     return Checkpoint(final, manifest)
 
@@ -131,6 +139,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except CodecmillError as error:
         raise CodecmillError(f"{path / MANIFEST} is damaged: {error}") from error
+    if manifest.digest is not None and manifest.digest != manifest.own_digest():
+        raise CodecmillError(f"{path / MANIFEST} was altered after it was written: its digest is not its own.")
     for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS):
         _check(path / name, manifest.files.get(name))
     return Checkpoint(path, manifest)

@@ -1,9 +1,11 @@
 """What a run has on disk already, as values for the tasks that follow."""
 
+import hashlib
 import logging
 from pathlib import Path
 
 from pipelines import checkpoints
+from pipelines.data.shard_format import MANIFEST
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import read_json, write_json
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
@@ -29,13 +31,16 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
         CodecmillError: it began with another one.
     """
     file = run.directory.shard_set_file
-    former = read_json(file)["fingerprint"] if file.is_file() else made.fingerprint
-    if former != made.fingerprint:
+    former = read_json(file) if file.is_file() else {"fingerprint": made.fingerprint}
+    if former["fingerprint"] != made.fingerprint:
         raise CodecmillError(
-            f"Run '{run.name}' began with shard set {former[:16]}, which is not whole any more, and the images now "
+            f"Run '{run.name}' began with shard set {former['fingerprint'][:16]}, which is not whole any more, and the images now "
             f"make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
         )
-    write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path)})
+    manifest = hashlib.sha256((made.path / MANIFEST).read_bytes()).hexdigest()
+    if former.get("manifest_sha256", manifest) != manifest:
+        log.warning("%s is not what it was, though of the same shard set: made again, perhaps.", made.path / MANIFEST)
+    write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path), "manifest_sha256": manifest})
 
 
 def trained(run: HeldRun) -> tuple[ShardSetReference, CheckpointReference]:

@@ -29,6 +29,7 @@ def perform(arguments: Arguments) -> None:
         "ui": _ui,
         "demo": _demo,
         "sync": _sync,
+        "verify": _verify,
         "audit": _audit,
         "export": _export,
     }[arguments.command](arguments)
@@ -68,6 +69,21 @@ def _sync(arguments: Arguments) -> None:
     with run.locked(), shown_progress():
         tracking.bring_level(run)
     print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
+
+
+def _verify(arguments: Arguments) -> None:
+    run = Root(arguments.root).existing_run(arguments.run)
+    from flows.cli.display import shown_progress
+    from pipelines.verification import verify
+
+    with shown_progress():
+        found = verify(run, arguments.sources)
+    if arguments.json:
+        listing.print_json(found)
+    else:
+        listing.print_verification(found)
+    if found.faults:
+        raise CodecmillError(f"The verification of '{arguments.run}' found {len(found.faults)} faults.")
 
 
 def _audit(arguments: Arguments) -> None:

@@ -18,6 +18,7 @@ from pipelines.status import RunStatus, State
 
 if TYPE_CHECKING:
     from pipelines.audit import Audit
+    from pipelines.verification import Verification
 
 _STYLES: dict[State, str] = {
     "done": "green",
@@ -116,6 +117,16 @@ def print_summary(run: RunStatus) -> None:
     }
     for command, what in commands.items():
         console.print(f"  {command}   # {what}", soft_wrap=True, markup=False)
+
+
+def print_verification(found: "Verification") -> None:
+    """What a verification found, in a sentence, or a line for each fault."""
+    console = output()
+    if not found.faults:
+        size = readable_size(found.bytes)
+        console.print(f"Run '{found.run}': {found.files} files, {size}, are what was written.", markup=False)
+    for fault in found.faults:
+        console.print(Text(fault, "red"), soft_wrap=True)
 
 
 def print_audit(found: "Audit") -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate and register the model of a run, or try it on other images",
     "resume": "go on with a run where it stopped",
     "sync": "send MLflow what it did not get of a run while it was away",
+    "verify": "read every byte of a run's checkpoints and shards, and say which is not what it was",
     "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "status": "what of a run is done, what is missing, and what to type next",
     "list": "all runs under a root",
@@ -35,8 +36,8 @@ COMMANDS = {
     "export": "write a run's weights as one file",
 }
 _HAVE_CONFIG = {"run", "shards", "train", "evaluate", "resume", "config", "demo"}
-_TAKE_RUN = {"evaluate", "resume", "status", "sync", "audit", "export"}
-_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "audit", "demo"}
+_TAKE_RUN = {"evaluate", "resume", "status", "sync", "verify", "audit", "export"}
+_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "verify", "audit", "demo"}
 _TAKE_FILE = {"run", "shards", "train", "config"}
 
 _EPILOG = """\
@@ -65,6 +66,7 @@ class Arguments:
     output: Path | None
     json: bool
     debug: bool
+    sources: bool
     overrides: Values
 
 
@@ -100,6 +102,7 @@ def parse(typed: Sequence[str]) -> Arguments:
         output=given.get("output"),
         json=given.get("json", False),
         debug=given.get("debug", False),
+        sources=given.get("sources", False),
         overrides=overrides,
     )
 
@@ -118,7 +121,13 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
     if flag is None:
         return f"codecmill {command} does not know what to do with '{unknown[0]}'. See codecmill {command} --help."
     name = flag.partition("=")[0].lstrip("-")
-    others = {"json": _SPEAK_JSON, "config": _TAKE_FILE, "output": {"export"}, "format": {"export"}}
+    others = {
+        "json": _SPEAK_JSON,
+        "config": _TAKE_FILE,
+        "output": {"export"},
+        "format": {"export"},
+        "sources": {"verify"},
+    }
     known = [*_offered(command), *(other for other, having in others.items() if command in having), "debug", "help"]
     hint = nearest(name.removeprefix("no-"), known).replace("mean ", "mean --").replace(" or ", " or --")
     return f"codecmill {command} has no flag {flag.partition('=')[0]}.{hint} See codecmill {command} --help."
@@ -177,6 +186,8 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
         )
     if name in _SPEAK_JSON:
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    if name == "verify":
+        command.add_argument("--sources", action="store_true", help="read the images too that the shards were cut from")
     if name == "export":
         command.add_argument("--format", choices=["torch"], default="torch", help="torch: a file for torch.load")
         command.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write [RUN-step_N.pt]")
