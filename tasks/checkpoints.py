@@ -34,8 +34,8 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
     former = read_json(file) if file.is_file() else {"fingerprint": made.fingerprint}
     if former["fingerprint"] != made.fingerprint:
         raise CodecmillError(
-            f"Run '{run.name}' began with shard set {former['fingerprint'][:16]}, which is not whole any more, and the images now "
-            f"make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
+            f"Run '{run.name}' began with shard set {former['fingerprint'][:16]}, which is not whole any more, and the "
+            f"images now make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
         )
     manifest = hashlib.sha256((made.path / MANIFEST).read_bytes()).hexdigest()
     if former.get("manifest_sha256", manifest) != manifest:
