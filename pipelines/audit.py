@@ -9,11 +9,11 @@ from pipelines import checkpoints
 from pipelines.config import RunConfig, Section
 from pipelines.data import consumed
 from pipelines.data.order import SampleOrder
-from pipelines.data.shard_format import file_sha256
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import file_sha256, read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training import journal
 
 CHUNK = 1000

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from pipelines.config import ModelConfig, Section
 from pipelines.data.images import Normalization
+from pipelines.durable_files import built_folder, file_sha256, read_json, write_bytes, write_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory, built_folder, read_json, write_bytes, write_json
+from pipelines.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,18 +154,12 @@ def _check(path: Path, expected: FileRecord | None) -> None:
         raise CodecmillError(f"{path} is missing from its checkpoint: {error.strerror}.") from error
     if expected is None or size != expected.bytes:
         raise CodecmillError(f"{path} has {size} bytes, but its checkpoint names {expected and expected.bytes}.")
-    if sha256_of(path) != expected.sha256:
+    if file_sha256(path) != expected.sha256:
         raise CodecmillError(f"{path} was altered after it was written: its sha256 is not the recorded one.")
 
 
 def _record(path: Path) -> FileRecord:
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def steps_on_disk(run: RunDirectory) -> list[int]:

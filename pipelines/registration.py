@@ -6,9 +6,10 @@ from pathlib import Path
 from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import lock, write_json
 from pipelines.progress import Progress
 from pipelines.promotion import Scores, decide
-from pipelines.run_directory import RunDirectory, lock, write_json
+from pipelines.run_directory import RunDirectory
 
 
 class Registered(Section):

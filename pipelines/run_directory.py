@@ -1,21 +1,15 @@
-"""Every path of a root and of a run, named once; and writes that are whole or absent."""
+"""Every path of a root and of a run, named once."""
 
-import errno
-import fcntl
-import json
-import os
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.config import RunConfig
-from pipelines.errors import BusyError, CodecmillError, InputError
+from pipelines.durable_files import lock, read_json, write_json
+from pipelines.errors import CodecmillError, InputError
 
 
 @dataclass(frozen=True)
@@ -158,131 +152,3 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.lock_file, f"Run '{self.path.name}'", wait) as descriptor:
             yield descriptor
-
-
-@contextmanager
-def lock(path: Path, what: str, wait: float) -> Iterator[int]:
-    """Hold `path` by flock for the duration; yields the descriptor.
-
-    Raises:
-        BusyError: another process still holds it after `wait` seconds.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                    raise BusyError(f"{what} is in use by process {owner}. Wait for it to end, or stop it.") from error
-                time.sleep(0.1)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def room_for(folder: Path, what: str, needed: int) -> Iterator[None]:
-    """Explain a full disk.
-
-    Args:
-        folder: where something is written.
-        what: that something, in words.
-        needed: its size in bytes; 0 where that is not known.
-
-    Raises:
-        CodecmillError: there is no room for it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        size = f"{needed:,} bytes" if needed else "more"
-        raise CodecmillError(
-            f"There is no room in {folder}: {what} needs {size}, and {shutil.disk_usage(folder).free:,} bytes are left "
-            "on its disk. What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"
-        ) from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash at any moment it is either whole or as it was before.
-
-    Raises:
-        CodecmillError: the disk is full.
-    """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with room_for(_existing(path.parent), path.name, len(content)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
-
-
-def _existing(folder: Path) -> Path:
-    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
-
-
-@contextmanager
-def built_folder(final: Path) -> Iterator[Path]:
-    """Build a folder out of sight; at the end it is renamed to `final`, in place of what lies there.
-
-    Nobody ever sees half of it. Only for the holder of the run's lock: what a killed process left of it is deleted.
-
-    Raises:
-        CodecmillError: the disk is full.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".tmp-{final.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-    former = final.with_name(f".tmp-{final.name}-former-{os.getpid()}")
-    try:
-        with room_for(final.parent, final.name, 0):
-            building.mkdir()
-            yield building
-            sync_folder(building)
-            if final.exists():
-                final.rename(former)
-            building.rename(final)
-            sync_folder(final.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` of readable JSON with sorted keys, so that equal values are equal bytes."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        CodecmillError: the file is missing, unreadable or no JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CodecmillError(f"{path} cannot be read: {error}.") from error
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.config import RunConfig
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import Root, RunDirectory, read_json
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.tolerant_reading import first_object, last_figures, modified, number, size_of, text
 
 State = Literal["done", "running", "interrupted", "missing", "damaged"]

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.config import Section
-from pipelines.data.shard_format import MANIFEST, SPLITS, file_sha256
+from pipelines.data.shard_format import MANIFEST, SPLITS
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import file_sha256, read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.run_directory import RunDirectory
 
 
 class Verification(Section):

@@ -1,13 +1,12 @@
 """What a run has on disk already, as values for the tasks that follow."""
 
-import hashlib
 import logging
 from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.data.shard_format import MANIFEST
+from pipelines.durable_files import file_sha256, read_json, write_json
 from pipelines.errors import CodecmillError, InputError
-from pipelines.run_directory import read_json, write_json
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
 
 log = logging.getLogger("codecmill.runs")
@@ -37,7 +36,7 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
             f"Run '{run.name}' began with shard set {former['fingerprint'][:16]}, which is not whole any more, and the "
             f"images now make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
         )
-    manifest = hashlib.sha256((made.path / MANIFEST).read_bytes()).hexdigest()
+    manifest = file_sha256(made.path / MANIFEST)
     if former.get("manifest_sha256", manifest) != manifest:
         log.warning("%s is not what it was, though of the same shard set: made again, perhaps.", made.path / MANIFEST)
     write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path), "manifest_sha256": manifest})

@@ -15,7 +15,8 @@ from test_pipeline import clean_environment
 from test_training import PROJECT, begin, ranks_alive, start, steps_done, train, wait_for
 
 from pipelines.audit import audit
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.runs import start_or_continue
 
 
@@ -55,7 +56,8 @@ def test_a_run_that_was_killed_and_changed_its_ranks_passes(tiny: dict[str, Any]
 DOCTORED = """
 from pathlib import Path
 from pipelines.data.shard_set import ShardSet
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training.journal import Journal
 from pipelines.training.preparation import prepare
 directory = RunDirectory(Path(FOLDER))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from pipelines import checkpoints
 from pipelines.config import ModelConfig
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory, read_json, write_json
+from pipelines.run_directory import RunDirectory
 
 
 def save(

@@ -82,7 +82,8 @@ def test_a_training_stops_at_one_different_weight_before_it_is_saved(tmp_path: P
 from contextlib import nullcontext
 from pathlib import Path
 from pipelines.data.shard_set import ShardSet
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training.preparation import prepare
 from pipelines.training.journal import Journal
 directory = RunDirectory(Path({str(directory.path)!r}))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, RankFailure
-from pipelines.run_directory import write_json
 from pipelines.training.following import Ending, StepProgress, failure
 
 ENDED = Ending(code=1, hung=(), spoken=())

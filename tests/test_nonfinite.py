@@ -11,8 +11,9 @@ from test_training import begin, result, train
 from pipelines import checkpoints
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.training.journal import read
 
@@ -26,7 +27,8 @@ from contextlib import nullcontext
 from pathlib import Path
 import pipelines.training.gradients as gradients
 from pipelines.data.shard_set import ShardSet
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training.journal import Journal
 from pipelines.training.preparation import prepare
 directory = RunDirectory(Path(FOLDER))

@@ -17,7 +17,8 @@ from test_training import ranks_alive, steps_done, wait_for
 
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
-from pipelines.run_directory import Root, RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected
 
 PROJECT = Path(__file__).parent.parent

@@ -12,8 +12,9 @@ from conftest import make
 from pydantic import ValidationError
 
 from pipelines.config import RunConfig
+from pipelines.durable_files import write_json
 from pipelines.errors import BusyError, InputError
-from pipelines.run_directory import Root, RunDirectory, write_json
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import merge, start_or_continue
 
 

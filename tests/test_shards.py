@@ -29,9 +29,9 @@ from pipelines.data.shard_format import SPLITS, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.splitting import assign_splits
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, listen
-from pipelines.run_directory import write_json
 
 
 @pytest.fixture

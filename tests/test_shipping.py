@@ -13,7 +13,8 @@ from test_pipeline import clean_environment
 from test_training import PROJECT, begin, result, start, steps_done, wait_for
 
 from pipelines import checkpoints
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected
 from pipelines.training import launch
 from pipelines.training.journal import read

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import RunConfig
-from pipelines.run_directory import Root, RunDirectory, read_json, write_json
+from pipelines.durable_files import read_json, write_json
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import all_runs, lock_owner, run_status
 
 

@@ -22,9 +22,10 @@ from PIL import Image
 
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.promotion import Decision
-from pipelines.run_directory import Root, RunDirectory, read_json, write_json
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected, patience_for
 from pipelines.tracking.lines import read_lines
 from pipelines.training.journal import Journal

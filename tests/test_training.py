@@ -22,10 +22,11 @@ from pipelines.data.images import Normalization
 from pipelines.data.loading import training_batches
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, Interrupted, RankFailure
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
-from pipelines.run_directory import RunDirectory, read_json, write_json
+from pipelines.run_directory import RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.training import launch
 from pipelines.training.journal import read

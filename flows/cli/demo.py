@@ -4,8 +4,8 @@ import importlib.util
 from pathlib import Path
 
 from flows.cli.config_file import Values
+from pipelines.durable_files import write_bytes
 from pipelines.errors import InputError
-from pipelines.run_directory import write_bytes
 
 # Photographs only. motorcycle_right.png is left out: it shows what motorcycle_left.png shows, and one of the two in
 # the test split would be half known from training.

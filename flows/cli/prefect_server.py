@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from flows.cli.services import HOST, Service, free_port
+from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import Root, lock
+from pipelines.run_directory import Root
 
 # What schedules, cancels late runs or reacts to events has nothing to do beside a single flow run. The recorder of
 # task runs and the persister of events stay: without them Prefect's pages would show no tasks.

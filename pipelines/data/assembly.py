@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, file_sha256, write_index, write_sources
+from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_index, write_sources
+from pipelines.durable_files import file_sha256
 from pipelines.errors import CodecmillError
 
 RECORD = 10_240

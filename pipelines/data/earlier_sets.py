@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.data.shard_format import SPAN, Manifest, ShardRow, SourceRow, Split, file_sha256, is_whole, read_sources
+from pipelines.data.shard_format import SPAN, Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
+from pipelines.durable_files import file_sha256
 from pipelines.errors import CodecmillError
 
 NEWEST = 2

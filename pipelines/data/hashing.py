@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pipelines.data.image_files import ImageFile
 from pipelines.data.sources import SetAside, Sources
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import read_json, write_json
 
 MAX_FILE_BYTES = 4 * 2**30
 """Larger files are no images that fit in memory, and are not read."""

@@ -1,6 +1,5 @@
 """What lies in a shard set: the manifest, the index and the list of sources beside each tar, and their names."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,8 +11,8 @@ from PIL import features
 from pydantic import Field, ValidationError
 
 from pipelines.config import RunConfig, Section
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import read_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -202,11 +201,6 @@ def read_sources(file: Path) -> Iterator[SourceRow]:
 
 def is_whole(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
-
-
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_index(file: Path, spans: np.ndarray) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.data.images import Normalization
-from pipelines.data.shard_format import SPAN, SPLITS, Manifest, ShardRow, SourceRow, Split, file_sha256, read_sources
+from pipelines.data.shard_format import SPAN, SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
+from pipelines.durable_files import file_sha256
 from pipelines.errors import CodecmillError
 
 OPEN_SHARDS = 128

@@ -36,9 +36,10 @@ from pipelines.data.shard_format import (
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import SetAside, find_sources
 from pipelines.data.splitting import group
+from pipelines.durable_files import lock, room_for, sync_folder, write_json
 from pipelines.errors import BusyError, CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import Root, lock, room_for, sync_folder, write_json
+from pipelines.run_directory import Root
 
 LONGEST_WAIT = 7 * 24 * 3600.0
 """Seconds to wait for another process that makes the same set."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, to_image, to_levels, to_tensor, to_unit
+from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
@@ -35,7 +36,6 @@ from pipelines.evaluation.results import (
 from pipelines.evaluation.tiling import receptive_radius, reconstruct_tiled
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.progress import Progress, report
-from pipelines.run_directory import built_folder, write_bytes, write_json
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation", "reconstruct", "score"]
 

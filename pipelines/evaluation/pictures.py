@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from pipelines.data.images import encode_png
-from pipelines.run_directory import write_bytes
+from pipelines.durable_files import write_bytes
 
 ERROR_FACTOR = 8
 """What absolute errors are multiplied by to be seen; from 32 levels of 255 on they are white."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
-from pipelines.run_directory import read_json
 
 FORMAT_VERSION = 1
 RESULT = "evaluation.json"

@@ -15,9 +15,10 @@ from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, open_image
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
+from pipelines.durable_files import read_json
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
 from pipelines.model.autoencoder import Autoencoder
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training import journal
 from pipelines.versions import git_commit
 from pipelines.weights import restore_weights

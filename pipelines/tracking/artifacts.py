@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import checkpoints
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected, patience_for
 from pipelines.tracking.marks import write_marks
 from pipelines.tracking.runs import opened

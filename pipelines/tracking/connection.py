@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from pipelines.durable_files import lock, sync_folder
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import Root, lock, sync_folder
+from pipelines.run_directory import Root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

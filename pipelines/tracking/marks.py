@@ -6,8 +6,9 @@ from pydantic import Field, ValidationError
 
 from pipelines.checkpoints import folder_of, steps_on_disk
 from pipelines.config import Section
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory, read_json, write_json
+from pipelines.run_directory import RunDirectory
 
 log = logging.getLogger("codecmill.tracking")
 

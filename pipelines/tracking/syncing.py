@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from pipelines import checkpoints
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import RunDirectory, read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.tracking.artifacts import log_checkpoint, log_load_report, log_pictures
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.tracking.runs import log_shard_set, open_run, set_status, ship_journal

@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent, parent_environment
-from pipelines.run_directory import write_json
 from pipelines.training.following import EXIT_CODES
 
 

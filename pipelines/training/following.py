@@ -12,9 +12,9 @@ from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Any
 
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.progress import Progress, report
-from pipelines.run_directory import read_json
 from pipelines.training.journal import parse
 
 Listen = Callable[[str], None]

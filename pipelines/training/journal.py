@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from pipelines.durable_files import room_for
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import room_for
 
 
 class Journal:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig
+from pipelines.durable_files import built_folder, write_bytes
 from pipelines.errors import Interrupted
 from pipelines.process_lifetime import parent_environment
-from pipelines.run_directory import RunDirectory, built_folder, write_bytes
+from pipelines.run_directory import RunDirectory
 from pipelines.training.following import Ending, Listen, RankOutput, StepProgress, failure
 from pipelines.training.heartbeat import Watch
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS, Checkpoint
 from pipelines.config import TrainingConfig
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import read_json
 
 
 def build(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:

@@ -10,8 +10,9 @@ from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import file_sha256, write_json
 from pipelines.model.autoencoder import Autoencoder
-from pipelines.run_directory import RunDirectory, write_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training import gradients, optimization
 from pipelines.training.agreement import agreed_checkpoint
 from pipelines.training.distributed import Ranks
@@ -86,7 +87,7 @@ def _start_from(state: Training) -> None:
     weights = read_weights(folder / checkpoints.WEIGHTS)
     source = str(state.config.training.start_from)
     report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
-    state.parent = checkpoints.sha256_of(folder / checkpoints.WEIGHTS)
+    state.parent = file_sha256(folder / checkpoints.WEIGHTS)
     if state.ranks.is_first:
         write_json(state.directory.load_report, asdict(report))
         print(f"Starting from {source}: {report.summary(source)}", flush=True)

@@ -10,9 +10,10 @@ from pipelines.config import RunConfig
 from pipelines.data.images import encode_png, to_levels
 from pipelines.data.loading import validation_batches
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import write_bytes
 from pipelines.evaluation.pictures import grid
 from pipelines.model.losses import psnr
-from pipelines.run_directory import RunDirectory, write_bytes
+from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
 from pipelines.training.heartbeat import Beat
 from pipelines.training.step import TrainingStep

@@ -12,9 +12,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
-from pipelines.run_directory import RunDirectory, write_json
+from pipelines.run_directory import RunDirectory
 from pipelines.training.following import SPOKEN
 
 
@@ -50,7 +51,7 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) 
     import torch
 
     from pipelines.data.shard_set import ShardSet
-    from pipelines.run_directory import read_json
+    from pipelines.durable_files import read_json
     from pipelines.training.distributed import process_group
     from pipelines.training.heartbeat import open_heartbeat
     from pipelines.training.journal import Journal
