@@ -7,52 +7,28 @@ optimiser moments, MLflow metrics and test results must be those of the run that
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from infra.chaos.results import Kill, report_of, result_of, table
+
 PROJECT = Path(__file__).parents[2]
 KILLS_A_RUN = 4
 GONE_SECONDS = 30.0
 MARK = "CODECMILL_CHAOS"
-TIMINGS = ("train/images_per_second", "train/data_wait_fraction", "system/")
 VICTIMS = {"everything": 6, "the command": 2, "torchrun": 1, "one rank": 1, "a shard worker": 1}
 """Who is killed, and how often in comparison."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One kill, and how the run came back from it.
-
-    Attributes:
-        stage: the first that was not done.
-        victim: one of VICTIMS; the whole command where nobody of that kind was alive.
-        redone: steps between the newest checkpoint and the journal's end.
-        recovery: seconds from the resuming command to the first new step; None where no training was left to resume.
-        orphans: processes that were alive `GONE_SECONDS` after it.
-    """
-
-    run: str
-    stage: str
-    victim: str
-    after: float
-    redone: int
-    recovery: float | None
-    orphans: int
 
 
 def main() -> int:
@@ -74,12 +50,12 @@ def main() -> int:
         name = f"run-{len(differing) + 1:03d}"
         wanted = min(KILLS_A_RUN, arguments.kills - len(kills))
         kills += _disturbed(folder, name, wanted, seconds, chance)
-        found = _result(folder / name, name)
+        found = result_of(folder / name, name)
         differing[name] = [what for what in alone if alone[what] != found.get(what)]
         print(f"{name}: {'differs: ' + ', '.join(differing[name]) if differing[name] else 'identical'}", flush=True)
-    report = _report(kills, differing, arguments.seed, time.monotonic() - begun)
+    report = report_of(kills, differing, arguments.seed, time.monotonic() - begun)
     (folder / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(_table(report))
+    print(table(report))
     print(f"All of it: {folder / 'chaos.json'}")
     return 0 if report["identical"] == report["runs"] and not report["orphans"] else 1
 
@@ -133,7 +109,7 @@ def _undisturbed(folder: Path) -> tuple[dict[str, str], float]:
     process = _start(folder, "alone", resumes=False)
     if process.wait() != 0:
         raise SystemExit(f"The run that is left alone failed: {folder / 'alone.log'}")
-    return _result(folder / "alone", "alone"), time.monotonic() - begun
+    return result_of(folder / "alone", "alone"), time.monotonic() - begun
 
 
 def _disturbed(folder: Path, name: str, wanted: int, usual: float, chance: random.Random) -> list[Kill]:
@@ -231,69 +207,6 @@ def _last_step(run: Path) -> int:
             with contextlib.suppress(ValueError):
                 return int(json.loads(line)["step"])
     return 0
-
-
-def _result(root: Path, name: str) -> dict[str, str]:
-    """A digest of everything that a run ends with, by what it is; timings apart."""
-    run = root / "runs" / name
-    last = max(run.glob("checkpoints/step_*"))
-    digests = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (*last.glob("*.safetensors"), last / "training_state.json", *root.glob("shards/*/*.tar"))
-    }
-    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as database:
-        rows = database.execute("SELECT key, step, value FROM metrics ORDER BY key, step, timestamp").fetchall()
-        status = database.execute("SELECT status FROM runs").fetchall()
-        versions = database.execute("SELECT version FROM model_versions").fetchall()
-    figures = [row for row in rows if not row[0].startswith(TIMINGS)]
-    doubled = [key for key, count in Counter((key, step) for key, step, _ in rows).items() if count > 1]
-    evaluation = json.loads(next(run.glob("evaluation/*/evaluation.json")).read_text())
-    return digests | {
-        "step": last.name,
-        "metrics in MLflow": hashlib.sha256(json.dumps(figures).encode()).hexdigest(),
-        "one value a step in MLflow": str(doubled),
-        "status in MLflow": str(status),
-        "registered versions": str(versions),
-        "alias": json.loads((run / "promotion.json").read_text())["alias"],
-        "evaluation": json.dumps([row["psnr"] for row in evaluation["images"]]),
-    }
-
-
-def _report(kills: list[Kill], differing: dict[str, list[str]], seed: int, seconds: float) -> dict[str, Any]:
-    stages = {}
-    for stage in ("start", "shards", "training", "evaluation", "registration", "end"):
-        of_stage = [kill for kill in kills if kill.stage == stage]
-        recoveries = [kill.recovery for kill in of_stage if kill.recovery is not None]
-        stages[stage] = {
-            "kills": len(of_stage),
-            "resumed": len(of_stage),  # a run that does not resume ends the campaign
-            "most_steps_redone": max((kill.redone for kill in of_stage), default=0),
-            "longest_recovery": round(max(recoveries), 1) if recoveries else None,
-        }
-    return {
-        "seed": seed,
-        "seconds": round(seconds),
-        "kills": len(kills),
-        "runs": len(differing),
-        "identical": sum(not each for each in differing.values()),
-        "orphans": sum(kill.orphans for kill in kills),
-        "victims": Counter(kill.victim for kill in kills),
-        "stages": stages,
-        "differing": {name: each for name, each in differing.items() if each},
-        "each_kill": [asdict(kill) for kill in kills],
-    }
-
-
-def _table(report: dict[str, Any]) -> str:
-    lines = [f"{'killed in':14}{'kills':>6}{'resumed':>9}{'steps redone':>14}{'longest recovery':>18}"]
-    for stage, row in report["stages"].items():
-        recovery = f"{row['longest_recovery']} s" if row["longest_recovery"] is not None else "-"
-        lines += [f"{stage:14}{row['kills']:6}{row['resumed']:9}{row['most_steps_redone']:14}{recovery:>18}"]
-    lines += [
-        f"{report['kills']} kills over {report['runs']} runs in {report['seconds'] / 60:.0f} min: "
-        f"{report['identical']} ended identical to the undisturbed one, {report['orphans']} processes were left."
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
