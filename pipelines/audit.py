@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from pipelines import checkpoints
-from pipelines.config import RunConfig, Section
+from pipelines.config import Section
 from pipelines.data import consumed
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import ShardSet
-from pipelines.durable_files import file_sha256, read_json
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import RunDirectory
@@ -52,17 +52,17 @@ def audit(run: RunDirectory) -> Audit:
     if newest is None or not run.shard_set_file.is_file():
         raise CodecmillError(f"Run '{run.path.name}' has no checkpoint yet: there is nothing to audit.")
     shard_set = ShardSet.open(Path(read_json(run.shard_set_file)["path"]))
+    order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
+    size = config.training.batch_size
     faults = list(_altered_shards(shard_set))
     if not faults:
-        keys = _keys(shard_set)
-        faults += _wrong_steps(run, config, newest.step, shard_set, keys)
-        faults += _uneven_epochs(config, newest.step, shard_set)
-    total = sum(shard_set.counts("train"))
-    epochs, rest = divmod(newest.step * config.training.batch_size, total)
+        faults += _wrong_steps(run, size, newest.step, order, _keys(shard_set))
+        faults += _uneven_epochs(newest.step * size, order, shard_set.counts("train"))
+    epochs, rest = divmod(newest.step * size, order.total)
     return Audit(
         run=run.path.name,
         steps=newest.step,
-        samples=total,
+        samples=order.total,
         epochs=epochs,
         rest=rest,
         attempts=sum(1 for _ in run.logs.glob("attempt_*")),
@@ -74,14 +74,7 @@ def _altered_shards(shard_set: ShardSet) -> Iterator[str]:
     rows = shard_set.rows("train")
     for done, row in enumerate(rows):
         report(Progress("audit", done, len(rows), "shards", row.tar))
-        for name, _, sha256 in row.files():
-            try:
-                found = file_sha256(shard_set.path / name)
-            except OSError as error:
-                yield f"{shard_set.path / name} cannot be read: {error.strerror}."
-                continue
-            if found != sha256:
-                yield f"{shard_set.path / name} is not what was written: its sha256 is not that of the manifest."
+        yield from shard_set.verify_shard(row)
     report(Progress("audit", len(rows), len(rows), "shards"))
 
 
@@ -91,17 +84,13 @@ def _keys(shard_set: ShardSet) -> list[list[str]]:
     return [[shard_set.read("train", shard, i).key for i in range(count)] for shard, count in enumerate(counts)]
 
 
-def _wrong_steps(
-    run: RunDirectory, config: RunConfig, last: int, shard_set: ShardSet, keys: list[list[str]]
-) -> Iterator[str]:
+def _wrong_steps(run: RunDirectory, size: int, last: int, order: SampleOrder, keys: list[list[str]]) -> Iterator[str]:
     """Steps that are missing, twice in the journal, or say that they read other samples than they should have."""
     said: dict[int, object] = {}
     for line in journal.read(run.journal):
         if line["step"] in said:
             yield f"{run.journal} has step {line['step']} twice."
         said[line["step"]] = line.get("samples")
-    size = config.training.batch_size
-    order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
     for first in range(0, last, CHUNK):
         report(Progress("audit", first, last, "steps"))
         positions = np.arange(first * size, min(first + CHUNK, last) * size)
@@ -117,12 +106,9 @@ def _wrong_steps(
     report(Progress("audit", last, last, "steps"))
 
 
-def _uneven_epochs(config: RunConfig, last: int, shard_set: ShardSet) -> Iterator[str]:
-    """Epochs in which the order has a sample twice; the last one may be incomplete."""
-    counts = shard_set.counts("train")
-    order = SampleOrder(counts, config.seed, config.data.shuffle_window)
+def _uneven_epochs(end: int, order: SampleOrder, counts: list[int]) -> Iterator[str]:
+    """Epochs up to a position in which the order has a sample twice; the last one may be incomplete."""
     starts = np.concatenate([[0], np.cumsum(counts)])
-    end = last * config.training.batch_size
     for epoch, first in enumerate(range(0, end, order.total)):
         _, shards, indices = order.locate_many(np.arange(first, min(first + order.total, end)))
         samples = starts[shards] + indices

@@ -27,14 +27,14 @@ def last_figures(journal: Path) -> dict[str, Any]:
     """The newest value of each figure among the journal's last lines; a torn or damaged line is passed over."""
     figures: dict[str, Any] = {}
     for line in _read(journal, lambda size: max(0, size - _TAIL)).split(b"\n"):
-        entry = _parsed(line)
+        entry = json_object(line)
         if isinstance(entry.get("step"), int):
             figures |= entry
     return figures
 
 
 def first_object(journal: Path) -> dict[str, Any]:
-    return _parsed(_read(journal, lambda _: 0).partition(b"\n")[0])
+    return json_object(_read(journal, lambda _: 0).partition(b"\n")[0])
 
 
 def _read(path: Path, offset: Callable[[int], int]) -> bytes:
@@ -46,7 +46,8 @@ def _read(path: Path, offset: Callable[[int], int]) -> bytes:
         return b""
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def json_object(line: bytes) -> dict[str, Any]:
+    """The object that a line of JSON holds; empty where it holds none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

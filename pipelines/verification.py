@@ -76,8 +76,8 @@ class _Verifier:
         for checkpoint in sound:
             if checkpoint.manifest.shard_set != recorded["fingerprint"]:
                 self.faults.append(f"{checkpoint.path} was trained on another shard set than the run names.")
+        way_out = f"Delete it, and make it again with: codecmill resume {self.run.path.name}"
         if "manifest_sha256" in recorded:
-            way_out = f"Delete it, and make it again with: codecmill resume {self.run.path.name}"
             self.compare(folder / MANIFEST, recorded["manifest_sha256"], way_out)
         try:
             shard_set = ShardSet.open(folder)
@@ -86,9 +86,11 @@ class _Verifier:
             return None
         rows = shard_set.manifest.shards
         for done, row in enumerate(rows, 1):
-            for name, _, sha256 in row.files():
-                way_out = f"Delete it, and make it again with: codecmill resume {self.run.path.name}"
-                self.compare(folder / name, sha256, way_out)
+            problems = shard_set.verify_shard(row)
+            self.faults += [f"{problem} {way_out}" for problem in problems]
+            if not problems:
+                self.files += len(row.files())
+                self.bytes += sum(size for _, size, _ in row.files())
             report(Progress("verify", done, len(rows), "shards", row.tar))
         return shard_set
 

@@ -1,7 +1,9 @@
 """The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from flows.cli import listing, starting
 from flows.cli.config_file import as_yaml, checked, combined, effective_config
@@ -13,6 +15,12 @@ from pipelines.data.sources import find_images, find_sources
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import merge
+
+if TYPE_CHECKING:
+    from pipelines.audit import Audit
+    from pipelines.verification import Verification
+
+F = TypeVar("F", "Audit", "Verification")
 
 
 def perform(arguments: Arguments) -> None:
@@ -73,32 +81,31 @@ def _sync(arguments: Arguments) -> None:
 
 def _verify(arguments: Arguments) -> None:
     run = Root(arguments.root).existing_run(arguments.run)
-    from flows.cli.display import shown_progress
     from pipelines.verification import verify
 
-    with shown_progress():
-        found = verify(run, arguments.sources)
-    if arguments.json:
-        listing.print_json(found)
-    else:
-        listing.print_verification(found)
-    if found.faults:
-        raise CodecmillError(f"The verification of '{arguments.run}' found {len(found.faults)} faults.")
+    _examine(arguments, "verification", lambda: verify(run, arguments.sources), listing.print_verification)
 
 
 def _audit(arguments: Arguments) -> None:
     run = Root(arguments.root).existing_run(arguments.run)
-    from flows.cli.display import shown_progress
     from pipelines.audit import audit
 
+    _examine(arguments, "audit", lambda: audit(run), listing.print_audit)
+
+
+def _examine(arguments: Arguments, what: str, find: Callable[[], F], tell: Callable[[F], None]) -> None:
+    """Say what an examination finds, and fail if that is a fault."""
+    from flows.cli.display import shown_progress
+
     with shown_progress():
-        found = audit(run)
+        found = find()
     if arguments.json:
         listing.print_json(found)
     else:
-        listing.print_audit(found)
+        tell(found)
+        listing.print_faults(found.faults)
     if found.faults:
-        raise CodecmillError(f"The audit of '{arguments.run}' found {len(found.faults)} faults.")
+        raise CodecmillError(f"The {what} of '{arguments.run}' found {len(found.faults)} faults.")
 
 
 def _export(arguments: Arguments) -> None:

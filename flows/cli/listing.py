@@ -120,28 +120,29 @@ def print_summary(run: RunStatus) -> None:
 
 
 def print_verification(found: "Verification") -> None:
-    """What a verification found, in a sentence, or a line for each fault."""
-    console = output()
+    """That all is what was written, in a sentence."""
     if not found.faults:
         size = readable_size(found.bytes)
-        console.print(f"Run '{found.run}': {found.files} files, {size}, are what was written.", markup=False)
-    for fault in found.faults:
-        console.print(Text(fault, "red"), soft_wrap=True)
+        output().print(f"Run '{found.run}': {found.files} files, {size}, are what was written.", markup=False)
 
 
 def print_audit(found: "Audit") -> None:
-    """What an audit found, in a sentence, or a line for each fault."""
-    console = output()
+    """That every step has read what it should, in a sentence."""
     if not found.faults:
         starts = "start" if found.attempts == 1 else "starts"
-        console.print(
+        output().print(
             f"Run '{found.run}': each of its {found.steps:,} steps, in {found.attempts} {starts}, read the samples "
             f"that the order gives it. Each of the {found.samples:,} samples was read once in each of "
             f"{found.epochs:,} epochs, and {found.rest:,} of them in the next.",
             soft_wrap=True,
             markup=False,
         )
-    for fault in found.faults:
+
+
+def print_faults(faults: Sequence[str]) -> None:
+    """A line for each."""
+    console = output()
+    for fault in faults:
         console.print(Text(fault, "red"), soft_wrap=True)
 
 

@@ -64,12 +64,15 @@ def bring_level(run: RunDirectory) -> None:
     newest = checkpoints.latest(run)
     done = newest is not None and newest.step >= run.read_config().training.steps
     set_status(run, "FINISHED" if done else "KILLED")
-    release(run)
+    _release(run, newest)
 
 
 def release(run: RunDirectory) -> None:
     """Delete the checkpoints that were only kept until MLflow had them."""
-    newest = checkpoints.latest(run)
+    _release(run, checkpoints.latest(run))
+
+
+def _release(run: RunDirectory, newest: checkpoints.Checkpoint | None) -> None:
     if newest is not None:
         keep_latest = run.read_config().training.keep_latest
         checkpoints.retain(run, newest, keep_latest, spared=unsent_checkpoints(run))

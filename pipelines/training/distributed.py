@@ -61,10 +61,9 @@ def process_group(device: str) -> Iterator[Ranks]:
     else:
         target = torch.device("cpu")
         dist.init_process_group("gloo", **others)
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), target)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(rank, world_size, target)
+    # Only at a good end: after a failure NCCL would wait here for the others, who wait for this rank.
+    dist.destroy_process_group()
 
 
 def digest(tensor: Tensor) -> Tensor:

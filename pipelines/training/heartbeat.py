@@ -81,7 +81,7 @@ class Watch:
         # Where one has ended, torchrun ends the others.
         if not signs or not all(self._is_silent(sign) and sign.state != "gone" for sign in signs):
             return
-        self._judged |= {sign.process for sign in signs}  # torchrun ends the others
+        self._judged |= {sign.process for sign in signs}
         for sign in signs:
             _signal(sign.process, signal.SIGUSR1)
         time.sleep(DUMP_SECONDS)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pipelines.durable_files import room_for
 from pipelines.errors import CodecmillError
+from pipelines.tolerant_reading import json_object
 
 
 class Journal:
@@ -86,8 +87,5 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 def parse(line: bytes) -> dict[str, Any] | None:
     """The object in a line of a journal, or None where it is none with a step."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    entry = json_object(line)
+    return entry if isinstance(entry.get("step"), int) else None

@@ -150,7 +150,7 @@ class Training:
             )
         is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
         if is_bad and training.on_nonfinite == "stop":
-            raise CodecmillError(self._about_nonfinite(agreed, "The run was stopped before it"))
+            raise CodecmillError(self._about_nonfinite(agreed, self._keys(agreed), "The run was stopped before it"))
         if scaled or not is_bad:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -185,10 +185,11 @@ class Training:
 
     def _pass_over(self, agreed: Agreement) -> dict[str, Any]:
         """Go on after a step whose loss or gradient is no number; returns what the journal is to say of it."""
+        keys = self._keys(agreed)
         self._bad_in_a_row += 1
         if self._bad_in_a_row == MOST_BAD_IN_A_ROW:
             text = f"It is the {MOST_BAD_IN_A_ROW}th such step in a row, so the run was stopped before it"
-            raise CodecmillError(self._about_nonfinite(agreed, text))
+            raise CodecmillError(self._about_nonfinite(agreed, keys, text))
         then, done = self.config.training.on_nonfinite, self.step
         if then == "rollback":
             checkpoint = agreed_checkpoint(self.directory, self.ranks)
@@ -198,11 +199,10 @@ class Training:
             self.step = done  # the samples go on: those of the steps that are lost would lead here again
             then = f"rollback to step {checkpoint.step}"
         if self.ranks.is_first:
-            print(self._about_nonfinite(agreed, f"It changes no weight ({then})"), flush=True)
-        return {"nonfinite": {"samples": self._keys(agreed), "then": then}}
+            print(self._about_nonfinite(agreed, keys, f"It changes no weight ({then})"), flush=True)
+        return {"nonfinite": {"samples": keys, "then": then}}
 
-    def _about_nonfinite(self, agreed: Agreement, outcome: str) -> str:
-        keys = self._keys(agreed)
+    def _about_nonfinite(self, agreed: Agreement, keys: list[str], outcome: str) -> str:
         shown = ", ".join(keys[:MOST_NAMED]) + (f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else "")
         what = "loss" if agreed.nonfinite else "gradient"
         return (

@@ -7,8 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -35,7 +34,7 @@ class StopSignals:
         return self._signalled or self._stop_request.exists()
 
 
-def main(run: Path, attempt: Path) -> int:
+def main(run: Path, attempt: Path) -> None:
     die_with_parent()
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request)
@@ -43,8 +42,8 @@ def main(run: Path, attempt: Path) -> int:
         _train(directory, attempt, stop_requested)
     except Exception as error:
         _record_failure(attempt, error)
-        return 1
-    return 0
+        sys.stdout.flush()
+        os._exit(1)  # an orderly exit would take leave of the other ranks, and may wait for them
 
 
 def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) -> None:
@@ -71,7 +70,7 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) 
     # Every tensor that is about to be written would first be filled with NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
-    with process_group(str(training.device)) as ranks, _told_at_once(attempt):
+    with process_group(str(training.device)) as ranks:
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
         state = prepare(directory, config, shard_set, ranks, open_heartbeat(attempt, ranks.rank))
@@ -80,17 +79,6 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) 
             print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
         with Journal(directory.journal, state.step) if ranks.is_first else nullcontext() as journal:
             state.run(stop_requested, journal)
-
-
-@contextmanager
-def _told_at_once(attempt: Path) -> Iterator[None]:
-    """End a rank that fails from within its process group: to leave it in order, NCCL would wait for the others."""
-    try:
-        yield
-    except Exception as error:
-        _record_failure(attempt, error)
-        sys.stdout.flush()
-        os._exit(1)
 
 
 def _record_failure(attempt: Path, error: Exception) -> None:
@@ -113,4 +101,4 @@ def _record_failure(attempt: Path, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
