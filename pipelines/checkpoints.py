@@ -1,22 +1,21 @@
 """Checkpoints on disk: saved whole or not at all, found again only when every byte is as it was written."""
 
-import hashlib
-import json
 import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from pipelines.config import ModelConfig, Section
 from pipelines.data.images import Normalization
-from pipelines.durable_files import built_folder, file_sha256, read_json, write_bytes, write_json
+from pipelines.durable_files import built_folder, file_sha256, write_bytes, write_json
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
+from pipelines.sealed_json import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +27,9 @@ STATE_SCALARS = "training_state.json"
 MANIFEST = "checkpoint.json"
 
 log = logging.getLogger("codecmill.checkpoints")
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""Of a file in the very folder: a manifest of somebody else's may name `../../elsewhere`."""
 
 
 class FileRecord(Section):
@@ -49,6 +51,12 @@ class Manifest(Section):
     normalization: Normalization
     shard_set: str
     """The whole fingerprint of the shard set."""
+    shard_manifest_sha256: str | None = None
+    """sha256 of the shard set's manifest, which names the digests of all of its files."""
+    config: dict[str, Any] | None = None
+    """The run's config, as it was trained with. Plain JSON, so that a later codecmill with other fields reads it."""
+    git_commit: str | None = None
+    """Of codecmill itself, with '+changes' if it was edited since; None where it is no checkout."""
     parent: str | None
     """sha256 of the weights that the run started from, if it did not start from nothing."""
     validation: dict[str, float]
@@ -56,13 +64,7 @@ class Manifest(Section):
     best: dict[str, float] | None
     """The best validated checkpoint up to here: its `step` and `psnr` in dB."""
     versions: dict[str, str]
-    files: dict[str, FileRecord]
-    digest: str | None = None
-    """sha256 of all the rest, so that a changed figure is found too; None in what was written before there was one."""
-
-    def own_digest(self) -> str:
-        rest = self.model_dump(mode="json", exclude={"digest"})
-        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    files: dict[FileName, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def save(
         write_json(building / STATE_SCALARS, dict(state_scalars))
         files = {name: _record(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
         manifest = Manifest(format_version=FORMAT_VERSION, run=run.path.name, files=files, **about)
-        manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
-        write_json(building / MANIFEST, manifest.model_dump(mode="json"))
+        write_sealed(building / MANIFEST, manifest.model_dump(mode="json"))
     return Checkpoint(final, manifest)
 
 
@@ -125,7 +126,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CodecmillError: a file is missing, cut, altered, or of a version that this codecmill does not read.
     """
-    raw = read_json(path / MANIFEST)
+    manifest = read_manifest(path)
+    for name in file_names(manifest):
+        _check(path / name, manifest.files.get(name))
+    return Checkpoint(path, manifest)
+
+
+def file_names(manifest: Manifest) -> list[str]:
+    """The files that a checkpoint has, or should have, beside its manifest."""
+    return sorted({WEIGHTS, STATE_TENSORS, STATE_SCALARS, *manifest.files})
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What a checkpoint's folder says that it holds; of its files only the manifest is read, and verified.
+
+    Raises:
+        CodecmillError: it is missing, altered, or of a version that this codecmill does not read.
+    """
+    raw, is_sealed = read_sealed(path / MANIFEST)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise CodecmillError(
@@ -140,11 +158,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except CodecmillError as error:
         raise CodecmillError(f"{path / MANIFEST} is damaged: {error}") from error
-    if manifest.digest is not None and manifest.digest != manifest.own_digest():
-        raise CodecmillError(f"{path / MANIFEST} was altered after it was written: its digest is not its own.")
-    for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS):
-        _check(path / name, manifest.files.get(name))
-    return Checkpoint(path, manifest)
+    if manifest.config is not None and not is_sealed:  # who writes a config down has sealed it, too
+        raise CodecmillError(f"{path / MANIFEST} was altered after it was written: it has lost its seal.")
+    return manifest
 
 
 def _check(path: Path, expected: FileRecord | None) -> None:

@@ -117,9 +117,14 @@ def built_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
 
 
+def json_bytes(value: Any) -> bytes:
+    """Readable JSON with sorted keys, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` of readable JSON with sorted keys, so that equal values are equal bytes."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    """`write_bytes` of `json_bytes`."""
+    write_bytes(path, json_bytes(value))
 
 
 def read_json(path: Path) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from safetensors.torch import load_file
 
 from pipelines import checkpoints
 from pipelines.config import ModelConfig
-from pipelines.durable_files import read_json, write_json
+from pipelines.durable_files import json_bytes
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
+from pipelines.sealed_json import read_sealed, write_sealed
 
 
 def save(
@@ -112,6 +114,39 @@ def test_a_damaged_manifest_is_passed_over(run: RunDirectory, content: bytes):
     assert found.step == 10
 
 
+def test_every_byte_of_the_manifest_counts(run: RunDirectory):
+    file = save(run, 10).path / "checkpoint.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CodecmillError, match=re.escape(str(file))):
+            checkpoints.read_manifest(file.parent)
+    file.write_bytes(content)
+    assert checkpoints.read_manifest(file.parent).step == 10
+
+
+def test_a_manifest_from_before_there_were_seals_is_read_and_one_that_lost_its_seal_is_not(run: RunDirectory):
+    file = save(run, 10).path / "checkpoint.json"
+    value, is_sealed = read_sealed(file)
+    assert is_sealed
+    file.write_bytes(json_bytes(value))
+    assert checkpoints.open_checkpoint(file.parent).step == 10
+    file.write_bytes(json_bytes(value | {"config": {}}))
+    with pytest.raises(
+        CodecmillError, match=r"checkpoint\.json was altered after it was written: it has lost its seal"
+    ):
+        checkpoints.open_checkpoint(file.parent)
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "a/b", ".tmp-x", ""])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(run: RunDirectory, name: str):
+    file = save(run, 10).path / "checkpoint.json"
+    value, _ = read_sealed(file)
+    write_sealed(file, value | {"files": {**value["files"], name: {"bytes": 1, "sha256": "0" * 64}}})
+    with pytest.raises(CodecmillError, match=r"checkpoint\.json is damaged: files.*pattern"):
+        checkpoints.open_checkpoint(file.parent)
+
+
 def test_when_all_are_damaged_nothing_is_deleted_and_the_message_says_so(run: RunDirectory):
     save(run, 10)
     (run.checkpoints / "step_00000010" / "checkpoint.json").write_bytes(b"")
@@ -202,12 +237,12 @@ def test_the_newest_of_a_thousand_is_found_by_its_number(run: RunDirectory):
     for step in range(2, 1001):
         folder = run.checkpoints / f"step_{step:08d}"
         folder.symlink_to(template)
-    manifest = read_json(template / "checkpoint.json")
+    manifest, _ = read_sealed(template / "checkpoint.json")
     newest = run.checkpoints / "step_00001001"
     newest.mkdir()
     for file in template.iterdir():
         (newest / file.name).write_bytes(file.read_bytes())
-    write_json(newest / "checkpoint.json", manifest | {"step": 1001, "digest": None})
+    write_sealed(newest / "checkpoint.json", manifest | {"step": 1001})
     found = checkpoints.latest(run)
     assert found is not None
     assert found.step == 1001

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines import checkpoints, versions
+from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch, training_batches
@@ -52,6 +52,7 @@ class Training:
     shard_set: ShardSet
     ranks: Ranks
     normalization: Normalization
+    origin: dict[str, Any]
     module: TrainingStep
     gradients: Gradients
     optimizer: torch.optim.Optimizer
@@ -238,9 +239,9 @@ class Training:
             "normalization": self.normalization,
             "shard_set": self.shard_set.fingerprint,
             "parent": self.parent,
+            **self.origin,
             "validation": validation.figures() if validation else {},
             "best": self.best,
-            "versions": versions.package_versions(),
         }
         tensors, scalars = optimization.state(self.model, self.optimizer, self.scaler)
         saved = checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)

@@ -2,13 +2,15 @@
 
 import time
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
-from pipelines import checkpoints
+from pipelines import checkpoints, versions
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch
+from pipelines.data.shard_format import MANIFEST
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import file_sha256, write_json
 from pipelines.model.autoencoder import Autoencoder
@@ -46,6 +48,7 @@ def prepare(
         shard_set=shard_set,
         ranks=ranks,
         normalization=normalization,
+        origin=_origin(config, shard_set) if ranks.is_first else {},
         module=module,
         beat=beat,
         gradients=gradients.build(module, ranks, training.batch_size, training.virtual_ranks),
@@ -58,6 +61,19 @@ def prepare(
     elif training.start_from:
         _start_from(state)
     return state
+
+
+def _origin(config: RunConfig, shard_set: ShardSet) -> dict[str, Any]:
+    """What every checkpoint says of where it comes from: choices, data and code, as they are when the training starts.
+
+    The shard set's manifest names the digests of all of its files, so that its own closes the chain to the last sample.
+    """
+    return {
+        "config": config.model_dump(mode="json"),
+        "shard_manifest_sha256": file_sha256(shard_set.path / MANIFEST),
+        "git_commit": versions.git_commit(),
+        "versions": versions.package_versions(),
+    }
 
 
 def _warm_up(state: Training) -> float:
