@@ -10,6 +10,7 @@ from pipelines.config import Section
 from pipelines.data import consumed
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import ShardSet
+from pipelines.data.shard_verification import verify_shard
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
@@ -74,7 +75,7 @@ def _altered_shards(shard_set: ShardSet) -> Iterator[str]:
     rows = shard_set.rows("train")
     for done, row in enumerate(rows):
         report(Progress("audit", done, len(rows), "shards", row.tar))
-        yield from shard_set.verify_shard(row)
+        yield from (f"{file} {how}." for file, how in verify_shard(shard_set.path, row))
     report(Progress("audit", len(rows), len(rows), "shards"))
 
 

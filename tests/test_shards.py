@@ -355,7 +355,11 @@ def test_a_flipped_byte_is_found_when_it_is_read(config: RunConfig):
     damaged.read("train", 0, 2)
     with pytest.raises(CodecmillError, match=rf"Sample 3 of .*{row.tar} is damaged: .*codecmill shards"):
         damaged.read("train", 0, 3)
-    assert damaged.verify() == [f"{shard_set.path / row.tar} is damaged: its sha256 is not the manifest's."]
+    found = hashlib.sha256(content).hexdigest()
+    assert damaged.verify() == [
+        f"{shard_set.path / row.tar} was changed: its sha256 is {found[:16]}... instead of {row.sha256[:16]}...; "
+        "damaged: its sample 3."
+    ]
     (shard_set.path / row.tar).unlink()
     assert create_shards(config).verify() == [], "the way out that the message names is one"
 

@@ -1,7 +1,7 @@
 """What lies in a shard set: the manifest, the index and the list of sources beside each tar, and their names."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,8 @@ class SourceRow:
 class ShardRow(Section):
     """One tar of a shard set; `inputs` names what went into it: equal inputs, equal bytes."""
 
-    name: str
+    name: str = Field(pattern=f"^({'|'.join(SPLITS)})-[0-9a-f]{{6}}$")
+    """Of files in the set's own folder: a manifest of somebody else's may name `../../elsewhere`."""
     split: Split
     samples: int
     bytes: int
@@ -182,6 +183,17 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 def codec_versions() -> dict[str, str | None]:
     """Pillow and the libraries that decide on decoded pixels and on the bytes of a PNG."""
     return {codec: features.version(codec) for codec in CODECS}
+
+
+def settings_digest_of(settings: dict[str, Any], versions: dict[str, str | None]) -> str:
+    """Names all that shapes a set but its sources."""
+    made_by = {"format_version": FORMAT_VERSION, "settings": settings, "versions": versions}
+    return hashlib.sha256(canonical(made_by)).hexdigest()
+
+
+def fingerprint_of(settings_digest: str, hashes: Sequence[str]) -> str:
+    """Names a set by its settings and the sorted hashes of its sources, used or not."""
+    return hashlib.sha256(canonical([settings_digest, list(hashes)])).hexdigest()
 
 
 def canonical(value: Any) -> bytes:

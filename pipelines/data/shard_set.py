@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.data.images import Normalization
 from pipelines.data.shard_format import SPAN, SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
-from pipelines.durable_files import file_sha256
+from pipelines.data.shard_verification import verify_shard
 from pipelines.errors import CodecmillError
 
 OPEN_SHARDS = 128
@@ -148,21 +148,8 @@ class ShardSet:
 
     def verify(self) -> list[str]:
         """Read everything; returns what is wrong, a sentence each."""
-        return [problem for row in self.manifest.shards for problem in self.verify_shard(row)]
-
-    def verify_shard(self, row: ShardRow) -> list[str]:
-        """Read every byte of a shard's files; returns what is wrong, a sentence each."""
-        problems = []
-        for name, size, sha256 in row.files():
-            try:
-                _check_size(self.path / name, size)
-                if file_sha256(self.path / name) != sha256:
-                    problems.append(f"{self.path / name} is damaged: its sha256 is not the manifest's.")
-            except OSError as error:
-                problems.append(f"{self.path / name} cannot be read: {error.strerror}.")
-            except CodecmillError as error:
-                problems.append(str(error))
-        return problems
+        found = (damage for row in self.manifest.shards for damage in verify_shard(self.path, row))
+        return [f"{file} {how}." for file, how in found]
 
 
 def _check_size(file: Path, size: int) -> None:

@@ -30,7 +30,9 @@ from pipelines.data.shard_format import (
     SourceRow,
     canonical,
     codec_versions,
+    fingerprint_of,
     is_whole,
+    settings_digest_of,
     settings_of,
 )
 from pipelines.data.shard_set import ShardSet
@@ -108,8 +110,7 @@ def make_plan(config: RunConfig) -> Plan:
     found = find_sources(config)
     sources, set_aside = identify(found, shards / "hash-cache.json", config.data.workers)
     settings = settings_of(config)
-    made_by = {"format_version": FORMAT_VERSION, "settings": settings, "versions": codec_versions()}
-    settings_digest = hashlib.sha256(canonical(made_by)).hexdigest()
+    settings_digest = settings_digest_of(settings, codec_versions())
     hashes = [source.sha256 for source in sources]
     return Plan(
         config=config,
@@ -118,7 +119,7 @@ def make_plan(config: RunConfig) -> Plan:
         files=len(found.images) + len(found.set_aside),
         settings=settings,
         settings_digest=settings_digest,
-        fingerprint=hashlib.sha256(canonical([settings_digest, hashes])).hexdigest(),
+        fingerprint=fingerprint_of(settings_digest, hashes),
         shards=shards,
     )
 
