@@ -37,16 +37,6 @@ FINGERPRINT = "f" * 64
 TEST_SET = "7" * 64
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and nothing in it: making one takes 4 seconds."""
-    root = Root(tmp_path_factory.mktemp("mlflow"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert tracking.champion(root) is None
-    return root.mlflow_database
-
-
 @pytest.fixture
 def root(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -647,3 +637,33 @@ def test_everything_works_over_http_until_the_server_dies(
         tracking.ship_journal(run)
     assert time.monotonic() - start < 10
     assert read_json(run.mlflow_file)["journal_step"] == 700
+
+
+def test_a_version_is_found_in_the_roots_own_database_without_mlflow(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = make_run(root)
+    saved = [save_checkpoint(run, config, step) for step in (5, 10)]
+    versions = [register(run, checkpoint) for checkpoint in saved]
+    tracking.promote(run, versions[1], Decision("champion", "The first."))
+    run_id = read_json(run.mlflow_file)["run_id"]
+    expected = (2, f"runs:/{run_id}/checkpoints/step_00000010", saved[1].sha256)
+    assert tracking.registered_offline("models:/codecmill@champion", root) == expected
+    assert tracking.registered_offline("models:/codecmill/2", root) == expected
+    client_of(root).set_registered_model_alias("codecmill", "champion", "1")  # by hand, on MLflow's page
+    found = tracking.registered_offline("models:/codecmill@champion", root)
+    assert found is not None
+    assert (found.number, found.checkpoint_sha256) == (1, saved[0].sha256)
+    client_of(root).delete_model_version("codecmill", "2")
+    for address in ("models:/codecmill/2", "models:/codecmill@candidate", "models:/other/1"):
+        with pytest.raises(InputError, match=rf"There is no {address} in .*mlflow\.db\. Its aliases: "):
+            tracking.registered_offline(address, root)
+    assert tracking.registered_offline("models:/codecmill", root) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking.registered_offline("models:/codecmill/1", root) is None, "a server knows, and not this file"
+
+
+def test_a_database_that_cannot_be_read_leaves_the_question_to_mlflow(root: Root) -> None:
+    for content in (b"", b"no database at all, but a long text of more than a hundred bytes" * 9):
+        root.mlflow_database.write_bytes(content)
+        assert tracking.registered_offline("models:/codecmill/1", root) is None

@@ -10,10 +10,12 @@ from pipelines.tracking.connection import (
     EXPERIMENT,
     TrackingUnavailable,
     ensure_database,
+    is_current,
     tracking_uri,
     without_password,
 )
-from pipelines.tracking.fetching import fetch_checkpoint
+from pipelines.tracking.fetching import RUN_ADDRESS, fetch_checkpoint
+from pipelines.tracking.offline import MODEL_ADDRESS, registered_offline
 from pipelines.tracking.registry import MODEL, Version, champion, promote, record_evaluation, register_model
 from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal
 from pipelines.tracking.syncing import begin, bring_level, release, sync
@@ -21,6 +23,8 @@ from pipelines.tracking.syncing import begin, bring_level, release, sync
 __all__ = [
     "EXPERIMENT",
     "MODEL",
+    "MODEL_ADDRESS",
+    "RUN_ADDRESS",
     "TrackedRun",
     "TrackingUnavailable",
     "Version",
@@ -29,6 +33,7 @@ __all__ = [
     "champion",
     "ensure_database",
     "fetch_checkpoint",
+    "is_current",
     "log_checkpoint",
     "log_folder",
     "log_metrics",
@@ -38,6 +43,7 @@ __all__ = [
     "promote",
     "record_evaluation",
     "register_model",
+    "registered_offline",
     "release",
     "set_status",
     "ship_journal",

@@ -51,6 +51,16 @@ def _own_database(root: Root) -> str:
     return f"sqlite:///{root.mlflow_database.absolute()}"
 
 
+def is_own_database(root: Root) -> bool:
+    """Whether MLflow is the root's own SQLite file."""
+    return tracking_uri(root) == _own_database(root)
+
+
+def is_current(uri: str, root: Root) -> bool:
+    """Whether a stored address, which has no password, is that of the MLflow in use."""
+    return uri == without_password(tracking_uri(root))
+
+
 def without_password(uri: str) -> str:
     """The URI as it may be shown and stored."""
     parts = urlsplit(uri)
@@ -74,7 +84,7 @@ def connected(root: Root) -> Iterator["MlflowClient"]:
 
     uri = tracking_uri(root)
     try:
-        if uri == _own_database(root):
+        if is_own_database(root):
             _make_database(root)
         yield _client(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:

@@ -9,13 +9,13 @@ from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.artifacts import CHECKPOINTS
 from pipelines.tracking.connection import connected, tracking_uri, without_password
+from pipelines.tracking.offline import MODEL_ADDRESS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-_RUN = re.compile(r"runs:/([^/]+)/?(.*?)/*")
-_MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+RUN_ADDRESS = re.compile(r"runs:/([^/]+)/?(.*?)/*")
 FORMS = "runs:/<run id>, runs:/<run id>/checkpoints/step_00000200, models:/<name>@<alias> or models:/<name>/<version>"
 
 
@@ -37,7 +37,7 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
     with connected(root) as client:
         where = f"MLflow at {without_password(tracking_uri(root))}"
         address = _source_of_version(client, source, where) if source.startswith("models:/") else source
-        match = _RUN.fullmatch(address)
+        match = RUN_ADDRESS.fullmatch(address)
         if match is None:
             raise InputError(f"'{source}' is no address in MLflow. Write {FORMS}.")
         run_id, path = match[1], match[2]
@@ -73,7 +73,7 @@ def _is_checkpoint(client: "MlflowClient", run_id: str, path: str) -> bool:
 
 
 def _source_of_version(client: "MlflowClient", source: str, where: str) -> str:
-    match = _MODEL.fullmatch(source)
+    match = MODEL_ADDRESS.fullmatch(source)
     if match is None:
         raise InputError(f"'{source}' names no registered version. Write {FORMS}.")
     name, alias = match[1], match[2]
