@@ -12,8 +12,9 @@ from pydantic import StringConstraints, ValidationError
 
 from pipelines.config import ModelConfig, Section
 from pipelines.data.images import Normalization
-from pipelines.durable_files import built_folder, file_sha256, write_bytes, write_json
+from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError
+from pipelines.file_digests import difference, file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.sealed_json import read_sealed, write_sealed
 
@@ -164,14 +165,9 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _check(path: Path, expected: FileRecord | None) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise CodecmillError(f"{path} is missing from its checkpoint: {error.strerror}.") from error
-    if expected is None or size != expected.bytes:
-        raise CodecmillError(f"{path} has {size} bytes, but its checkpoint names {expected and expected.bytes}.")
-    if file_sha256(path) != expected.sha256:
-        raise CodecmillError(f"{path} was altered after it was written: its sha256 is not the recorded one.")
+    how = difference(path, expected.bytes, expected.sha256) if expected else "is not named by its checkpoint"
+    if how:
+        raise CodecmillError(f"{path} {how}.")
 
 
 def _record(path: Path) -> FileRecord:

@@ -10,7 +10,11 @@ Heard = Callable[[int], None]
 """Is told of bytes as they are read."""
 
 
-def difference(file: Path, size: int | None, sha256: str, heard: Heard) -> str | None:
+def unheard(_: int) -> None:
+    """For those who do not want to be told."""
+
+
+def difference(file: Path, size: int | None, sha256: str, heard: Heard = unheard) -> str | None:
     """How a file differs from its recorded size (None: unknown) and sha256, as the rest of a sentence; None if it does
     not. A file of another size is not read, and what is no regular file is not opened: a pipe would never end.
     """
@@ -20,7 +24,7 @@ def difference(file: Path, size: int | None, sha256: str, heard: Heard) -> str |
             return "is no regular file"
         if size is not None and about.st_size != size:
             return f"has {about.st_size} bytes instead of {size}"
-        return differing(read_sha256(file, heard), sha256)
+        return differing(file_sha256(file, heard), sha256)
     except FileNotFoundError:
         return "is missing"
     except (OSError, ValueError) as error:
@@ -32,7 +36,7 @@ def differing(found: str, recorded: str) -> str | None:
     return None if found == recorded else f"was changed: its sha256 is {found[:16]}... instead of {recorded[:16]}..."
 
 
-def read_sha256(file: Path, heard: Heard) -> str:
+def file_sha256(file: Path, heard: Heard = unheard) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:

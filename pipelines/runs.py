@@ -57,7 +57,7 @@ def merge(old: RunConfig, new: RunConfig) -> RunConfig:
     Raises:
         InputError: something else differs than may change.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
     refused = []
     for field, value in after.items():
         former = before[field]
@@ -75,20 +75,20 @@ def merge(old: RunConfig, new: RunConfig) -> RunConfig:
     return RunConfig.model_validate(_nested(after))
 
 
-def _flat(config: RunConfig) -> dict[str, Any]:
-    """Dotted field names to values, sections opened, everything else whole."""
-    flat: dict[str, Any] = {}
-    for key, value in config.model_dump(mode="json").items():
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's values by dotted name, sections opened, everything else whole."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
+            found |= {f"{key}.{inner}": content for inner, content in value.items()}
         else:
-            flat[key] = value
-    return flat
+            found[key] = value
+    return found
 
 
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
-    for name, value in flat.items():
+    for name, value in values.items():
         section, _, field = name.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[field] = value
     return nested

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.data.shard_format import MANIFEST
-from pipelines.durable_files import file_sha256, read_json, write_json
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
 
@@ -36,10 +35,7 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
             f"Run '{run.name}' began with shard set {former['fingerprint'][:16]}, which is not whole any more, and the "
             f"images now make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
         )
-    manifest = file_sha256(made.path / MANIFEST)
-    if former.get("manifest_sha256", manifest) != manifest:
-        log.warning("%s is not what it was, though of the same shard set: made again, perhaps.", made.path / MANIFEST)
-    write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path), "manifest_sha256": manifest})
+    write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path)})
 
 
 def trained(run: HeldRun) -> tuple[ShardSetReference, CheckpointReference]:

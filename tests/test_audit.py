@@ -14,8 +14,8 @@ from test_distributed import run_ranks
 from test_pipeline import clean_environment
 from test_training import PROJECT, begin, ranks_alive, start, steps_done, train, wait_for
 
-from pipelines.audit import audit
 from pipelines.durable_files import read_json
+from pipelines.provenance.audit import audit
 from pipelines.run_directory import RunDirectory
 from pipelines.runs import start_or_continue
 

@@ -1,9 +1,12 @@
 """The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
 
+import shlex
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from flows.cli import listing, starting
 from flows.cli.config_file import as_yaml, checked, combined, effective_config
@@ -17,10 +20,7 @@ from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import merge
 
 if TYPE_CHECKING:
-    from pipelines.audit import Audit
-    from pipelines.verification import Verification
-
-F = TypeVar("F", "Audit", "Verification")
+    from pipelines.provenance.locating import Found
 
 
 def perform(arguments: Arguments) -> None:
@@ -37,9 +37,10 @@ def perform(arguments: Arguments) -> None:
         "ui": _ui,
         "demo": _demo,
         "sync": _sync,
-        "verify": _verify,
         "audit": _audit,
         "export": _export,
+        "explain": _explain,
+        "verify": _verify,
     }[arguments.command](arguments)
 
 
@@ -79,33 +80,20 @@ def _sync(arguments: Arguments) -> None:
     print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
 
 
-def _verify(arguments: Arguments) -> None:
-    run = Root(arguments.root).existing_run(arguments.run)
-    from pipelines.verification import verify
-
-    _examine(arguments, "verification", lambda: verify(run, arguments.sources), listing.print_verification)
-
-
 def _audit(arguments: Arguments) -> None:
     run = Root(arguments.root).existing_run(arguments.run)
-    from pipelines.audit import audit
-
-    _examine(arguments, "audit", lambda: audit(run), listing.print_audit)
-
-
-def _examine(arguments: Arguments, what: str, find: Callable[[], F], tell: Callable[[F], None]) -> None:
-    """Say what an examination finds, and fail if that is a fault."""
     from flows.cli.display import shown_progress
+    from flows.cli.provenance import print_audit
+    from pipelines.provenance.audit import audit
 
     with shown_progress():
-        found = find()
+        found = audit(run)
     if arguments.json:
         listing.print_json(found)
     else:
-        tell(found)
-        listing.print_faults(found.faults)
+        print_audit(found)
     if found.faults:
-        raise CodecmillError(f"The {what} of '{arguments.run}' found {len(found.faults)} faults.")
+        raise CodecmillError(f"The audit of '{arguments.run}' found {len(found.faults)} faults.")
 
 
 def _export(arguments: Arguments) -> None:
@@ -122,6 +110,43 @@ def _export(arguments: Arguments) -> None:
     is_best = best_known is not None and best_known["step"] == checkpoint.step
     why = "its best in validation" if is_best else "its newest, as no validated one can be used"
     print(f"Wrote step {checkpoint.step} of '{arguments.run}', {why}, to {file}")
+
+
+def _explain(arguments: Arguments) -> None:
+    from flows.cli.provenance import SHOWN_SOURCES, print_explanation
+    from pipelines.provenance.explaining import explain
+
+    with _found(arguments, every=False) as found:
+        explanation = explain(found, None if arguments.json else SHOWN_SOURCES)
+    if arguments.json:
+        listing.print_json(explanation)
+    else:
+        print_explanation(explanation, shlex.quote(arguments.what) + listing.root_flag(arguments.root))
+
+
+def _verify(arguments: Arguments) -> None:
+    from flows.cli.display import shown_progress
+    from flows.cli.provenance import print_verification
+    from pipelines.provenance.verifying import verify
+
+    with _found(arguments, every=True) as found, shown_progress():
+        result = verify(found, arguments.sources)
+    if arguments.json:
+        listing.print_json(result)
+    else:
+        print_verification(result)
+    if result.problems:
+        count = "1 problem" if len(result.problems) == 1 else f"{len(result.problems)} problems"
+        raise CodecmillError(f"{count} in what '{arguments.what}' comes from.")
+
+
+@contextmanager
+def _found(arguments: Arguments, every: bool) -> "Iterator[Found]":
+    """The checkpoints that are meant; what only MLflow has is there for the duration."""
+    from pipelines.provenance.locating import find
+
+    with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
+        yield find(arguments.what, Root(arguments.root.absolute()), Path(scratch), every)
 
 
 def _run(arguments: Arguments) -> None:

@@ -5,7 +5,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -15,10 +14,6 @@ from rich.text import Text
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.status import RunStatus, State
-
-if TYPE_CHECKING:
-    from pipelines.audit import Audit
-    from pipelines.verification import Verification
 
 _STYLES: dict[State, str] = {
     "done": "green",
@@ -117,33 +112,6 @@ def print_summary(run: RunStatus) -> None:
     }
     for command, what in commands.items():
         console.print(f"  {command}   # {what}", soft_wrap=True, markup=False)
-
-
-def print_verification(found: "Verification") -> None:
-    """That all is what was written, in a sentence."""
-    if not found.faults:
-        size = readable_size(found.bytes)
-        output().print(f"Run '{found.run}': {found.files} files, {size}, are what was written.", markup=False)
-
-
-def print_audit(found: "Audit") -> None:
-    """That every step has read what it should, in a sentence."""
-    if not found.faults:
-        starts = "start" if found.attempts == 1 else "starts"
-        output().print(
-            f"Run '{found.run}': each of its {found.steps:,} steps, in {found.attempts} {starts}, read the samples "
-            f"that the order gives it. Each of the {found.samples:,} samples was read once in each of "
-            f"{found.epochs:,} epochs, and {found.rest:,} of them in the next.",
-            soft_wrap=True,
-            markup=False,
-        )
-
-
-def print_faults(faults: Sequence[str]) -> None:
-    """A line for each."""
-    console = output()
-    for fault in faults:
-        console.print(Text(fault, "red"), soft_wrap=True)
 
 
 def root_flag(root: Path) -> str:

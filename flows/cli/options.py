@@ -26,18 +26,20 @@ COMMANDS = {
     "evaluate": "evaluate and register the model of a run, or try it on other images",
     "resume": "go on with a run where it stopped",
     "sync": "send MLflow what it did not get of a run while it was away",
-    "verify": "read every byte of a run's checkpoints and shards, and say which is not what it was",
-    "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "status": "what of a run is done, what is missing, and what to type next",
     "list": "all runs under a root",
+    "explain": "what made a checkpoint: data, choices, code, parent, each with its sha256",
+    "verify": "read all that a checkpoint comes from, and name every file that has changed",
+    "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "config": "print the complete effective config as YAML, ready to edit",
     "ui": "MLflow's and Prefect's pages over the local state, until Ctrl-C",
     "demo": "the whole pipeline on a few photographs that come with the installation",
     "export": "write a run's weights as one file",
 }
 _HAVE_CONFIG = {"run", "shards", "train", "evaluate", "resume", "config", "demo"}
-_TAKE_RUN = {"evaluate", "resume", "status", "sync", "verify", "audit", "export"}
-_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "verify", "audit", "demo"}
+_TAKE_RUN = {"evaluate", "resume", "status", "sync", "audit", "export"}
+_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "demo", "explain", "verify", "audit"}
+_TAKE_CHECKPOINT = {"explain", "verify"}
 _TAKE_FILE = {"run", "shards", "train", "config"}
 
 _EPILOG = """\
@@ -56,17 +58,19 @@ class Arguments:
     """What was typed.
 
     Attributes:
+        what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
 
     command: str
     root: Path
     run: str
+    what: str
     config_file: Path | None
     output: Path | None
     json: bool
-    debug: bool
     sources: bool
+    debug: bool
     overrides: Values
 
 
@@ -98,11 +102,12 @@ def parse(typed: Sequence[str]) -> Arguments:
         command=found.command,
         root=Path(root),
         run=given.get("run", ""),
+        what=given.get("what", ""),
         config_file=given.get("config"),
         output=given.get("output"),
         json=given.get("json", False),
-        debug=given.get("debug", False),
         sources=given.get("sources", False),
+        debug=given.get("debug", False),
         overrides=overrides,
     )
 
@@ -155,7 +160,7 @@ def _parser(typed: set[str]) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     for name, about in COMMANDS.items():
-        positional = " RUN" if name in _TAKE_RUN else ""
+        positional = " RUN" if name in _TAKE_RUN else " CHECKPOINT" if name in _TAKE_CHECKPOINT else ""
         command = commands.add_parser(
             name,
             prog=f"codecmill {name}",
@@ -180,6 +185,9 @@ def _overview() -> str:
 def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name in _TAKE_RUN:
         command.add_argument("run", metavar="RUN", help="the run's name, as `codecmill list` shows it")
+    if name in _TAKE_CHECKPOINT:
+        forms = "its folder, a run's name (explain: the best one; verify: all), models:/NAME@ALIAS or runs:/..."
+        command.add_argument("what", metavar="CHECKPOINT", help=forms)
     if name in _TAKE_FILE:
         command.add_argument(
             "--config", type=Path, metavar="FILE", help="YAML file with any of the choices below; flags go over it"
@@ -187,7 +195,7 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name in _SPEAK_JSON:
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     if name == "verify":
-        command.add_argument("--sources", action="store_true", help="read the images too that the shards were cut from")
+        command.add_argument("--sources", action="store_true", help="read every source image and mask as well")
     if name == "export":
         command.add_argument("--format", choices=["torch"], default="torch", help="torch: a file for torch.load")
         command.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write [RUN-step_N.pt]")
@@ -195,14 +203,8 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name in _HAVE_CONFIG:
         _add_choices(command, _offered(name))
     else:
-        command.add_argument(
-            "--root",
-            dest="root_folder",
-            type=Path,
-            default=argparse.SUPPRESS,
-            metavar="PATH",
-            help=_help(choices()["root"]),
-        )
+        wanted: dict[str, Any] = {"dest": "root_folder", "default": argparse.SUPPRESS, "metavar": "PATH"}
+        command.add_argument("--root", type=Path, help=_help(choices()["root"]), **wanted)
 
 
 def _add_choices(command: argparse.ArgumentParser, offered: dict[str, Choice]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_index, write_sources
-from pipelines.durable_files import file_sha256
 from pipelines.errors import CodecmillError
+from pipelines.file_digests import file_sha256
 
 RECORD = 10_240
 """A tar ends with two empty blocks and is filled up to a multiple of this, as webdataset's writer leaves it."""

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from pipelines.data.shard_format import SPAN, Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
-from pipelines.durable_files import file_sha256
 from pipelines.errors import CodecmillError
+from pipelines.file_digests import file_sha256
 
 NEWEST = 2
 """Sets that are looked at; reading the sources of all would take longer with every set."""

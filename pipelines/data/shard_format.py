@@ -1,5 +1,6 @@
 """What lies in a shard set: the manifest, the index and the list of sources beside each tar, and their names."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from pipelines.data.shard_format import SPAN, Manifest, ShardRow, fingerprint_of, settings_digest_of
-from pipelines.file_digests import CHUNK, Heard, difference, differing
+from pipelines.file_digests import CHUNK, Heard, difference, differing, unheard
 
 NAMED = 5
 """Damaged samples of a tar that are named one by one."""
@@ -21,10 +21,6 @@ class Damage(NamedTuple):
 
     file: Path
     how: str
-
-
-def unheard(_: int) -> None:
-    """For those who do not want to be told of the bytes that are read."""
 
 
 def verify_shard(folder: Path, row: ShardRow, heard: Heard = unheard) -> Iterator[Damage]:

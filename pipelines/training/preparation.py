@@ -12,7 +12,8 @@ from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch
 from pipelines.data.shard_format import MANIFEST
 from pipelines.data.shard_set import ShardSet
-from pipelines.durable_files import file_sha256, write_json
+from pipelines.durable_files import write_json
+from pipelines.file_digests import file_sha256
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory
 from pipelines.training import gradients, optimization

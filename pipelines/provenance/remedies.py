@@ -1,0 +1,60 @@
+"""The way out of each kind of damage: which copy to take, or which command makes the file again."""
+
+import shlex
+from pathlib import Path
+
+from pipelines.durable_files import read_json
+from pipelines.errors import CodecmillError
+from pipelines.provenance.chain import Chain
+from pipelines.provenance.locating import with_weights
+from pipelines.run_directory import Root, RunDirectory
+
+
+def of_checkpoint(folder: Path, run: RunDirectory | None) -> str:
+    copy = _copy_in_mlflow(folder, run) if run else None
+    return f"Restore it from a copy{f' (MLflow has {copy})' if copy else ''}; no training goes on from it as it is."
+
+
+def of_parent(sha256: str, root: Root) -> str:
+    found = with_weights(sha256, root)
+    return f"Copy {found / 'model.safetensors'} there." if found else "Restore it from a copy of the parent checkpoint."
+
+
+def of_config(folder: Path) -> str:
+    return f"Restore it; what it said is in: codecmill explain {shlex.quote(str(folder))} --json"
+
+
+def of_pointer(run: RunDirectory) -> str:
+    return f"Delete it and run: codecmill resume {run.path.name}{_root(run)}"
+
+
+def of_shards(chain: Chain) -> str:
+    """The same images make the same bytes again."""
+    if chain.run is None:
+        return "Delete it and run codecmill shards with the images and choices that the set was made of."
+    return f"Delete it and run: codecmill shards --config {shlex.quote(str(chain.run.config_file))}{_root(chain.run)}"
+
+
+def of_missing_set(chain: Chain) -> str:
+    if chain.run is None:
+        return "Name the folder that holds it with --root."
+    config = shlex.quote(str(chain.run.config_file))
+    return f"Name the folder that holds it with --root, or run: codecmill shards --config {config}{_root(chain.run)}"
+
+
+def of_source() -> str:
+    return "Restore it from a copy; what was trained on is still in the shards."
+
+
+def _root(run: RunDirectory) -> str:
+    return f" --root {shlex.quote(str(run.root.path))}"
+
+
+def _copy_in_mlflow(folder: Path, run: RunDirectory) -> str | None:
+    try:
+        marks = read_json(run.mlflow_file)
+    except CodecmillError:
+        return None
+    sent = marks.get("checkpoints") if isinstance(marks, dict) else None
+    known = isinstance(sent, dict) and folder.name in sent
+    return f"runs:/{marks.get('run_id')}/checkpoints/{folder.name}" if known else None
