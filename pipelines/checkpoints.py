@@ -27,6 +27,9 @@ STATE_TENSORS = "training_state.safetensors"
 STATE_SCALARS = "training_state.json"
 MANIFEST = "checkpoint.json"
 
+SHAPING = ("steps", "processes", "device", "threads", "compile")
+"""The learning rate's course depends on the number of steps, the order of sums on the others."""
+
 log = logging.getLogger("codecmill.checkpoints")
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -38,6 +41,17 @@ class FileRecord(Section):
 
     bytes: int
     sha256: str
+
+
+class Leg(Section):
+    """Steps of a run that were trained under other circumstances than those after them, which may cost the bits."""
+
+    until: int
+    """The last of its steps."""
+    training: dict[str, int | str]
+    """Those choices of `training` that a run may change and that touch the bits: see `SHAPING`."""
+    git_commit: str | None
+    versions: dict[str, str]
 
 
 class Manifest(Section):
@@ -65,6 +79,8 @@ class Manifest(Section):
     best: dict[str, float] | None
     """The best validated checkpoint up to here: its `step` and `psnr` in dB."""
     versions: dict[str, str]
+    legs: tuple[Leg, ...] = ()
+    """What the earlier steps were trained under, where config, commit and versions are not those of all steps."""
     files: dict[FileName, FileRecord]
 
 
@@ -150,6 +166,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CodecmillError(
             f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION}."
         )
+    raw.pop("digest", None)  # for a day, what is now the seal
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:

@@ -41,6 +41,7 @@ def perform(arguments: Arguments) -> None:
         "export": _export,
         "explain": _explain,
         "verify": _verify,
+        "reproduce": _reproduce,
     }[arguments.command](arguments)
 
 
@@ -138,6 +139,22 @@ def _verify(arguments: Arguments) -> None:
     if result.problems:
         count = "1 problem" if len(result.problems) == 1 else f"{len(result.problems)} problems"
         raise CodecmillError(f"{count} in what '{arguments.what}' comes from.")
+
+
+def _reproduce(arguments: Arguments) -> None:
+    from flows.cli.display import shown_progress
+    from flows.cli.provenance import print_reproduction
+    from pipelines.provenance.reproducing import reproduce
+
+    with _found(arguments, every=False) as found, starting.going_on_by_repeating(), shown_progress():
+        result = reproduce(found, on_line=lambda line: print(line, file=sys.stderr))
+    if arguments.json:
+        listing.print_json(result)
+    else:
+        print_reproduction(result)
+    if result.differing:
+        files = ", ".join(result.differing)
+        raise CodecmillError(f"{result.checkpoint} was not reproduced: {files} came out otherwise.")
 
 
 @contextmanager

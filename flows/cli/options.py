@@ -31,6 +31,7 @@ COMMANDS = {
     "explain": "what made a checkpoint: data, choices, code, parent, each with its sha256",
     "verify": "read all that a checkpoint comes from, and name every file that has changed",
     "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
+    "reproduce": "train a checkpoint again from what it was made of, and compare the bytes",
     "config": "print the complete effective config as YAML, ready to edit",
     "ui": "MLflow's and Prefect's pages over the local state, until Ctrl-C",
     "demo": "the whole pipeline on a few photographs that come with the installation",
@@ -38,8 +39,8 @@ COMMANDS = {
 }
 _HAVE_CONFIG = {"run", "shards", "train", "evaluate", "resume", "config", "demo"}
 _TAKE_RUN = {"evaluate", "resume", "status", "sync", "audit", "export"}
-_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "demo", "explain", "verify", "audit"}
-_TAKE_CHECKPOINT = {"explain", "verify"}
+_TAKE_CHECKPOINT = {"explain", "verify", "reproduce"}
+_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "demo", "audit", *_TAKE_CHECKPOINT}
 _TAKE_FILE = {"run", "shards", "train", "config"}
 
 _EPILOG = """\
@@ -186,7 +187,7 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name in _TAKE_RUN:
         command.add_argument("run", metavar="RUN", help="the run's name, as `codecmill list` shows it")
     if name in _TAKE_CHECKPOINT:
-        forms = "its folder, a run's name (explain: the best one; verify: all), models:/NAME@ALIAS or runs:/..."
+        forms = "its folder, a run's name (its best one; verify: all), models:/NAME@ALIAS or runs:/..."
         command.add_argument("what", metavar="CHECKPOINT", help=forms)
     if name in _TAKE_FILE:
         command.add_argument(

@@ -10,6 +10,7 @@ from flows.cli.listing import output, readable_size
 from pipelines.config import RunConfig
 from pipelines.provenance.audit import Audit
 from pipelines.provenance.explaining import Explanation, ShardSetLines
+from pipelines.provenance.reproducing import Reproduction
 from pipelines.provenance.verifying import Verification
 from pipelines.runs import flat
 
@@ -31,6 +32,9 @@ def print_explanation(about: Explanation, typed: str) -> None:
     _line("code", f"codecmill {about.versions.get('codecmill', '?')}, {_commit(about)}")
     packages = {name: version for name, version in about.versions.items() if name != "codecmill"}
     _line("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items())))
+    for leg in about.legs:
+        choices = ", ".join(f"training.{name} {value}" for name, value in leg.training.items())
+        _line("", f"up to step {leg.until}: {choices}; git commit {leg.git_commit or 'unknown'}")
     _print_parent(about)
     _print_shard_set(about.shard_set)
     print()
@@ -77,6 +81,20 @@ def print_verification(result: Verification) -> None:
     sources = "source images not read (--sources)" if result.sources is None else _count(result.sources, "source image")
     if not result.problems:
         console.print(f"All as it was: {what}, {sources}; {read}.", soft_wrap=True)
+
+
+def print_reproduction(result: Reproduction) -> None:
+    """Whether the same bytes came out, and what runs here that did not run there."""
+    console = output()
+    for each in result.other_versions:
+        console.print(Text(_printable(f"Note: trained with another version: {each}"), "yellow"), soft_wrap=True)
+    if result.differing:
+        _title(f"Step {result.step} came out otherwise")
+        _line("was", f"{result.sha256}  {result.checkpoint}")
+        _line("is", f"{result.sha256_again}  {result.again}")
+        return
+    _title(f"Step {result.step} came out the same, bit for bit")
+    _line("weights", result.sha256)
 
 
 def print_audit(found: Audit) -> None:

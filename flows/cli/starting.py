@@ -62,6 +62,17 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
 
 
 @contextmanager
+def going_on_by_repeating() -> Iterator[None]:
+    """Say of Ctrl-C and SIGTERM that the same command goes on from there."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+        text = "Stopped. What was trained is saved, and the same command goes on from there."
+        raise Interrupted(text, code) from None
+
+
+@contextmanager
 def _stops_explained(run: RunDirectory) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
     try:

@@ -95,6 +95,7 @@ class Explanation(Section):
     config: dict[str, Any] | None
     git_commit: str | None
     versions: dict[str, str]
+    legs: tuple[checkpoints.Leg, ...]
     parent: Parent | None
     shard_set: ShardSetLines
 
@@ -125,6 +126,7 @@ def explain(found: Found, most_sources: int | None = None) -> Explanation:
         config=config,
         git_commit=manifest.git_commit,
         versions=manifest.versions,
+        legs=manifest.legs,
         parent=_parent(chain, config, found),
         shard_set=shard_set,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent, parent_environment
-from pipelines.training.following import EXIT_CODES
+from pipelines.training.following import ATTEMPT, EXIT_CODES
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         # A rank that raised has written down why (see worker); one that was killed could not.
         codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
         with contextlib.suppress(CodecmillError, OSError):  # on a full disk the ranks have said why
-            write_json(Path(sys.argv[-1]) / EXIT_CODES, codes)
+            write_json(Path(os.environ[ATTEMPT]) / EXIT_CODES, codes)
         sys.exit(1)
 
 

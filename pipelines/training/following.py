@@ -22,6 +22,9 @@ Listen = Callable[[str], None]
 EXIT_CODES = "exit_codes.json"
 """What torchrun says of the ranks that failed, in an attempt's folder."""
 
+ATTEMPT = "CODECMILL_ATTEMPT"
+"""The environment variable by which torchrun's process knows that folder."""
+
 SPOKEN = b"codecmill-failure "
 """Begins the line with which a rank that cannot write down why it failed, as on a full disk, says it."""
 

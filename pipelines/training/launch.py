@@ -14,14 +14,14 @@ from pipelines.durable_files import built_folder, write_bytes
 from pipelines.errors import Interrupted
 from pipelines.process_lifetime import parent_environment
 from pipelines.run_directory import RunDirectory
-from pipelines.training.following import Ending, Listen, RankOutput, StepProgress, failure
+from pipelines.training.following import ATTEMPT, Ending, Listen, RankOutput, StepProgress, failure
 from pipelines.training.heartbeat import Watch
 
 GRACE_SECONDS = 25.0
 """How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked."""
 
 
-def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Checkpoint:
+def train(directory: RunDirectory, lock: int, on_line: Listen, until: int | None = None) -> checkpoints.Checkpoint:
     """Train a run to its last step, from wherever it is; returns the last checkpoint.
 
     Args:
@@ -29,25 +29,27 @@ def train(directory: RunDirectory, lock: int, on_line: Listen) -> checkpoints.Ch
         lock: the descriptor of the held run lock; the ranks' agent shares it, so that it outlives a killed caller
             for as long as the ranks do.
         on_line: receives what the ranks print, a line at a time, in this process.
+        until: a step at which to stop before the last one.
 
     Raises:
         Interrupted: the ranks were asked to stop from outside; what they had reached is saved.
         CodecmillError: a rank failed; the message is the first failing rank's.
     """
     config = directory.read_config()
+    last = config.training.steps if until is None else until
     done = checkpoints.latest(directory)
-    if done and done.step >= config.training.steps:
+    if done and done.step >= last:
         return done
     checkpoints.remove_leftovers(directory)
     _fetch_start_weights(directory, config, done)
     attempt = _new_attempt(directory)
     directory.stop_request.unlink(missing_ok=True)
     try:
-        ending = _follow(directory, config, attempt, lock, on_line)
+        ending = _follow(directory, config, attempt, lock, on_line, until)
     finally:
         directory.stop_request.unlink(missing_ok=True)
     reached = checkpoints.latest(directory)
-    if reached and reached.step >= config.training.steps:
+    if reached and reached.step >= last:
         return reached
     if ending.code == 0 and reached:
         raise Interrupted(
@@ -80,16 +82,17 @@ def _new_attempt(directory: RunDirectory) -> Path:
     return attempt
 
 
-def _command(config: RunConfig, directory: RunDirectory, attempt: Path) -> list[str]:
+def _command(config: RunConfig, directory: RunDirectory, attempt: Path, until: int | None) -> list[str]:
     training = config.training
     return [
         *(sys.executable, "-m", "pipelines.training.agent"),
         *("--standalone", f"--nproc-per-node={training.processes}", f"--max-restarts={training.max_restarts}"),
         *("-m", "pipelines.training.worker", str(directory.path.absolute()), str(attempt.absolute())),
+        *([str(until)] if until is not None else []),
     ]
 
 
-def _environment() -> dict[str, str]:
+def _environment(attempt: Path) -> dict[str, str]:
     """The caller's environment less what would make a rank think that it belongs to another job or flow."""
     foreign = ("PREFECT_", "TORCHELASTIC_", "MASTER_")
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
@@ -99,23 +102,25 @@ def _environment() -> dict[str, str]:
     # torchrun would set it and print a paragraph about it; the ranks set their threads themselves.
     quiet = {"OMP_NUM_THREADS": "1"}
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    return quiet | kept | deterministic | parent_environment()
+    return quiet | kept | deterministic | parent_environment() | {ATTEMPT: str(attempt.absolute())}
 
 
-def _follow(directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, on_line: Listen) -> Ending:
+def _follow(
+    directory: RunDirectory, config: RunConfig, attempt: Path, lock: int, on_line: Listen, until: int | None
+) -> Ending:
     """Run the ranks to their end, telling how far they are, and killing one that hangs.
 
     Must be called from a thread that lives as long as the training, since the ranks die with the thread that
     started them. Whatever exception arrives here (Ctrl-C, Prefect's cancellation), the ranks save and end first.
     """
     watch = Watch(attempt, config.training.hang_timeout)
-    steps = StepProgress(directory.journal, config.training.steps)
+    steps = StepProgress(directory.journal, until or config.training.steps)
     process = subprocess.Popen(
-        _command(config, directory, attempt),
+        _command(config, directory, attempt, until),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=_environment(),
+        env=_environment(attempt),
         start_new_session=True,
         pass_fds=(lock,),
     )

@@ -91,10 +91,12 @@ class Training:
         self.best = checkpoint.manifest.best
         self.parent = checkpoint.manifest.parent
 
-    def run(self, stop_requested: Callable[[], bool], journal: Journal | None) -> None:
+    def run(self, stop_requested: Callable[[], bool], journal: Journal | None, until: int | None = None) -> None:
         """Train to the last step, or until any rank is asked to stop; either way the state is saved.
 
-        The first rank, and no other, has the journal.
+        Args:
+            journal: the first rank, and no other, has it.
+            until: a step at which to stop before the last one.
         """
         training = self.config.training
         if training.on_nonfinite == "rollback" and self.step == 0:
@@ -106,7 +108,7 @@ class Training:
                 self.beat(self.step, "a step")
                 started = time.perf_counter()
                 batch = next(batches)
-                figures, stopping = self._train_step(batch, stop_requested())
+                figures, stopping = self._train_step(batch, stop_requested() or self.step + 1 == until)
                 self.step += 1
                 ending = self.step == training.steps or stopping
                 saving = self.step % training.checkpoint_interval == 0 or ending

@@ -49,7 +49,7 @@ def prepare(
         shard_set=shard_set,
         ranks=ranks,
         normalization=normalization,
-        origin=_origin(config, shard_set) if ranks.is_first else {},
+        origin=_origin(config, shard_set, checkpoint) if ranks.is_first else {},
         module=module,
         beat=beat,
         gradients=gradients.build(module, ranks, training.batch_size, training.virtual_ranks),
@@ -64,17 +64,38 @@ def prepare(
     return state
 
 
-def _origin(config: RunConfig, shard_set: ShardSet) -> dict[str, Any]:
+def _origin(config: RunConfig, shard_set: ShardSet, checkpoint: checkpoints.Checkpoint | None) -> dict[str, Any]:
     """What every checkpoint says of where it comes from: choices, data and code, as they are when the training starts.
 
     The shard set's manifest names the digests of all of its files, so that its own closes the chain to the last sample.
     """
+    commit, packages = versions.git_commit(), versions.package_versions()
     return {
         "config": config.model_dump(mode="json"),
         "shard_manifest_sha256": file_sha256(shard_set.path / MANIFEST),
-        "git_commit": versions.git_commit(),
-        "versions": versions.package_versions(),
+        "git_commit": commit,
+        "versions": packages,
+        "legs": _legs(checkpoint, _leg(config, 0, commit, packages)) if checkpoint else (),
     }
+
+
+def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoints.Leg) -> tuple[checkpoints.Leg, ...]:
+    """What a checkpoint's steps were trained under, as far as `now` is not the same."""
+    manifest = checkpoint.manifest
+    if manifest.config is None or not checkpoint.step:
+        return manifest.legs
+    before = _leg(RunConfig.model_validate(manifest.config), checkpoint.step, manifest.git_commit, manifest.versions)
+    is_same = before == now.model_copy(update={"until": checkpoint.step})
+    return manifest.legs if is_same else (*manifest.legs, before)
+
+
+def _leg(config: RunConfig, until: int, commit: str | None, packages: dict[str, str]) -> checkpoints.Leg:
+    return checkpoints.Leg(
+        until=until,
+        training={name: getattr(config.training, name) for name in checkpoints.SHAPING},
+        git_commit=commit,
+        versions=packages,
+    )
 
 
 def _warm_up(state: Training) -> float:

@@ -1,4 +1,4 @@
-"""What torchrun starts on each rank: `python -m pipelines.training.worker RUN_DIRECTORY ATTEMPT_FOLDER`."""
+"""What torchrun starts on each rank: `python -m pipelines.training.worker RUN_DIRECTORY ATTEMPT_FOLDER [UNTIL]`."""
 
 import json
 import logging
@@ -34,19 +34,19 @@ class StopSignals:
         return self._signalled or self._stop_request.exists()
 
 
-def main(run: Path, attempt: Path) -> None:
+def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request)
     try:
-        _train(directory, attempt, stop_requested)
+        _train(directory, attempt, stop_requested, until)
     except Exception as error:
         _record_failure(attempt, error)
         sys.stdout.flush()
         os._exit(1)  # an orderly exit would take leave of the other ranks, and may wait for them
 
 
-def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) -> None:
+def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, until: int | None) -> None:
     import torch
 
     from pipelines.data.shard_set import ShardSet
@@ -78,7 +78,7 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals) 
             begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
             print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
         with Journal(directory.journal, state.step) if ranks.is_first else nullcontext() as journal:
-            state.run(stop_requested, journal)
+            state.run(stop_requested, journal, until)
 
 
 def _record_failure(attempt: Path, error: Exception) -> None:
@@ -101,4 +101,4 @@ def _record_failure(attempt: Path, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -1,0 +1,130 @@
+"""A checkpoint trained once more from what it says that it was made of, and its bytes compared."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines import checkpoints, versions
+from pipelines.config import RunConfig, Section
+from pipelines.durable_files import write_json
+from pipelines.errors import CodecmillError
+from pipelines.file_digests import difference
+from pipelines.provenance import remedies
+from pipelines.provenance.chain import Chain, chain_of
+from pipelines.provenance.locating import Found
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.training import launch
+from pipelines.training.following import Listen
+
+COMPARED = (checkpoints.WEIGHTS, checkpoints.STATE_TENSORS, checkpoints.STATE_SCALARS)
+
+
+class Reproduction(Section):
+    """What came of training a checkpoint again.
+
+    Attributes:
+        differing: files of the checkpoint whose bytes did not come out again; empty where all did.
+        other_versions: what runs here is not what trained the checkpoint: `package recorded -> here`.
+        again: the folder of the checkpoint that was trained now; None where it was identical, and is deleted.
+    """
+
+    checkpoint: Path
+    step: int
+    sha256: str
+    sha256_again: str
+    differing: tuple[str, ...]
+    other_versions: tuple[str, ...]
+    again: Path | None
+
+
+def reproduce(found: Found, on_line: Listen) -> Reproduction:
+    """Train a checkpoint again beside the run, leg by leg, and compare; interrupted, the next call goes on.
+
+    Raises:
+        CodecmillError: what it was made of is not recorded, or not there any more.
+        Interrupted: the training was asked to stop.
+    """
+    chain = chain_of(found.folders[0], found.run, found.root)
+    recorded = _recorded(chain)
+    run = _scratch_run(chain, found.root)
+    with run.locked() as lock:
+        _lay_out(run, chain, recorded)
+        for leg in chain.manifest.legs:
+            _train(run, lock, recorded, dict(leg.training), leg.until, on_line)
+        again = _train(run, lock, recorded, {}, chain.manifest.step, on_line)
+        differing = tuple(
+            name for name in COMPARED if again.manifest.files[name].sha256 != chain.manifest.files[name].sha256
+        )
+    if not differing:
+        shutil.rmtree(run.path)
+    return Reproduction(
+        checkpoint=chain.folder,
+        step=chain.manifest.step,
+        sha256=chain.manifest.files[checkpoints.WEIGHTS].sha256,
+        sha256_again=again.sha256,
+        differing=differing,
+        other_versions=tuple(_other_versions(chain.manifest)),
+        again=again.path if differing else None,
+    )
+
+
+def _recorded(chain: Chain) -> RunConfig:
+    """The config that the checkpoint names, all of whose inputs are here and are what they were.
+
+    Raises:
+        CodecmillError: they are not.
+    """
+    manifest = chain.manifest
+    if manifest.config is None:
+        raise CodecmillError(f"{chain.folder} is of an older codecmill and does not say what it was trained with.")
+    if not manifest.step:
+        raise CodecmillError(f"{chain.folder} is of step 0: there is nothing to train again.")
+    if chain.shard_folder is None:
+        raise CodecmillError(
+            f"Shard set {manifest.shard_set[:16]} of {chain.folder} was not found. {remedies.of_missing_set(chain)}"
+        )
+    chain.shard_manifest()
+    how = difference(chain.shard_folder / "manifest.json", None, str(manifest.shard_manifest_sha256))
+    if how:
+        raise CodecmillError(f"{chain.shard_folder / 'manifest.json'} {how}. {remedies.of_shards(chain)}")
+    if manifest.parent is not None:
+        _check_parent(chain, manifest.parent)
+    return RunConfig.model_validate(manifest.config)
+
+
+def _check_parent(chain: Chain, sha256: str) -> None:
+    kept = chain.kept_parent
+    how = difference(kept, None, sha256) if kept else "is not known: the checkpoint lies outside its run"
+    if how:
+        raise CodecmillError(f"{kept or 'The file of the first weights'} {how}. Restore it from a copy of the parent.")
+
+
+def _scratch_run(chain: Chain, root: Root) -> RunDirectory:
+    """Where the checkpoint is trained again: named by what it is, so that the next call finds what this one has."""
+    name = hashlib.sha256((chain.folder / checkpoints.MANIFEST).read_bytes()).hexdigest()[:16]
+    return RunDirectory(root.runs / f".tmp-reproduced-{name}")
+
+
+def _lay_out(run: RunDirectory, chain: Chain, recorded: RunConfig) -> None:
+    write_json(run.shard_set_file, {"fingerprint": chain.manifest.shard_set, "path": str(chain.shard_folder)})
+    if chain.kept_parent and not run.start_weights.is_dir():
+        shutil.copytree(chain.kept_parent.parent, run.start_weights)
+
+
+def _train(
+    run: RunDirectory, lock: int, recorded: RunConfig, choices: dict[str, Any], until: int, on_line: Listen
+) -> checkpoints.Checkpoint:
+    """Train up to a step under what the config says, with some choices of `training` as they were then."""
+    values = recorded.model_dump(mode="json")
+    run.write_config(RunConfig.model_validate(values | {"training": values["training"] | choices}))
+    return launch.train(run, lock, on_line, until)
+
+
+def _other_versions(manifest: checkpoints.Manifest) -> Iterator[str]:
+    here = versions.package_versions() | {"codecmill's commit": versions.git_commit() or "unknown"}
+    recorded = manifest.versions | {"codecmill's commit": manifest.git_commit or "unknown"}
+    for name, version in recorded.items():
+        if here.get(name) != version:
+            yield f"{name} {version} -> {here.get(name, 'not installed')}"

@@ -1,0 +1,85 @@
+"""A checkpoint is trained again from what it names, whatever became of its run on the way, and compared byte by byte."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+from test_pipeline import clean_environment
+from test_training import PROJECT, begin, ranks_alive, start, steps_done, train, wait_for
+
+from pipelines import checkpoints
+from pipelines.errors import CodecmillError
+from pipelines.provenance.locating import find
+from pipelines.provenance.reproducing import Reproduction, reproduce
+from pipelines.run_directory import RunDirectory
+from pipelines.runs import start_or_continue
+from pipelines.sealed_json import read_sealed, write_sealed
+
+
+def again(folder: Path, run: RunDirectory, scratch: Path) -> Reproduction:
+    return reproduce(find(str(folder), run.root, scratch), on_line=print)
+
+
+def kill_in_mid_way(run: RunDirectory, step: int) -> None:
+    process = start(run)
+    wait_for(lambda: steps_done(run) >= step)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not ranks_alive(run), 30)
+
+
+def test_a_checkpoint_that_others_were_wrongly_said_to_have_made_is_found_out(tiny: dict[str, Any], tmp_path: Path):
+    run = begin(make(tiny))
+    last = train(run)
+    command = [sys.executable, "-m", "flows", "reproduce", str(last.path), "--root", str(run.root.path)]
+    options: dict[str, Any] = {"cwd": PROJECT, "env": clean_environment(), "capture_output": True, "text": True}
+    done = subprocess.run(command, **options, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"Step {last.step} came out the same, bit for bit" in done.stdout
+    assert last.sha256 in done.stdout
+    assert [each.name for each in run.root.runs.iterdir()] == [run.path.name], "nothing is left beside the run"
+    value, _ = read_sealed(last.path / "checkpoint.json")
+    value["config"]["seed"] += 1
+    write_sealed(last.path / "checkpoint.json", value)
+    done = subprocess.run(command, **options, timeout=120)
+    assert done.returncode == 1
+    assert f"{last.path} was not reproduced: model.safetensors, training_state.safetensors came out" in done.stderr
+
+
+def test_what_it_was_made_of_must_be_what_it_was(tiny: dict[str, Any], tmp_path: Path):
+    run = begin(make(tiny))
+    last = train(run)
+    manifest = next(run.root.shards.glob("*/manifest.json"))
+    content = manifest.read_bytes()
+    manifest.write_bytes(content.replace(b'"note"', b'"node"') + b" ")
+    with pytest.raises(CodecmillError, match=r"manifest\.json was changed: .* Delete it and run: codecmill shards"):
+        again(last.path, run, tmp_path)
+    manifest.unlink()
+    with pytest.raises(CodecmillError, match="was not found. Name the folder that holds it with --root, or run"):
+        again(last.path, run, tmp_path)
+
+
+@pytest.mark.full
+def test_kills_more_steps_other_ranks_and_foreign_first_weights_are_gone_through_again(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    """Half a cosine over 40 steps, then over 60: the course of the learning rate depends on when that was changed."""
+    parent = train(begin(make(tiny, name="parent")))
+    training: dict[str, Any] = {"start_from": str(parent.path), "steps": 40, "checkpoint_interval": 10}
+    run = begin(make(tiny, training=training | {"processes": 2, "keep_latest": 10}))
+    kill_in_mid_way(run, 17)
+    train(run)
+    start_or_continue(make(tiny, training=training | {"processes": 3, "steps": 60}))
+    kill_in_mid_way(run, 47)
+    last = train(run)
+    assert [leg.until for leg in last.manifest.legs] == [40]
+    assert last.manifest.legs[0].training["processes"] == 2
+    found = again(last.path, run, tmp_path)
+    assert (found.step, found.differing, found.sha256_again) == (60, (), last.sha256)
+    middle = checkpoints.open_checkpoint(checkpoints.folder_of(run, 30))
+    assert again(middle.path, run, tmp_path).differing == ()
