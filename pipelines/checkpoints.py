@@ -197,22 +197,22 @@ def steps_on_disk(run: RunDirectory) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in folders if folder.name[5:].isdecimal())
 
 
-def sound_checkpoints(run: RunDirectory) -> Iterator[Checkpoint]:
-    """Newest first; damaged ones are skipped with a warning, and nothing is deleted."""
-    for step in reversed(steps_on_disk(run)):
+def sound_checkpoints(run: RunDirectory, interval: int = 1) -> Iterator[Checkpoint]:
+    """Newest first, of a multiple of `interval` steps; damaged ones are skipped with a warning, and none is deleted."""
+    for step in (step for step in reversed(steps_on_disk(run)) if step % interval == 0):
         try:
             yield open_checkpoint(folder_of(run, step))
         except CodecmillError as error:
             log.warning("Skipping a damaged checkpoint: %s", error)
 
 
-def latest(run: RunDirectory) -> Checkpoint | None:
-    """The newest checkpoint whose bytes are all as they were written; None before the first.
+def latest(run: RunDirectory, interval: int = 1) -> Checkpoint | None:
+    """The newest checkpoint, of a multiple of `interval` steps, whose bytes are all as they were written, if any.
 
     Raises:
         CodecmillError: there are checkpoints, and every one of them is damaged.
     """
-    newest = next(sound_checkpoints(run), None)
+    newest = next(sound_checkpoints(run, interval), None)
     if newest is None and steps_on_disk(run):
         raise CodecmillError(
             f"Every checkpoint in {run.checkpoints} is damaged. Nothing was deleted: restore one of them from a copy, "

@@ -94,6 +94,7 @@ def test_a_step_is_passed_over_also_when_it_is_interrupted(
     assert [line["step"] for line in read(whole.journal)] == list(range(1, 13))
 
     stopped = begin(make(tiny, name="stopped", training=settings | {"checkpoint_interval": 3}))
+    train_spoilt(stopped, tmp_path / "zeroth", last=BAD_STEP - 1)  # of this one a rollback knows nothing
     train_spoilt(stopped, tmp_path / "second", last=BAD_STEP)
     assert weights_at(stopped, BAD_STEP) == weights_at(whole, goes_back_to)
     train_spoilt(stopped, tmp_path / "third")

@@ -1,4 +1,4 @@
-"""A checkpoint is trained again from what it names, whatever became of its run on the way, and compared byte by byte."""
+"""A checkpoint is trained again from what it names, whatever became of its run on the way, and its bytes compared."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def test_what_it_was_made_of_must_be_what_it_was(tiny: dict[str, Any], tmp_path:
     with pytest.raises(CodecmillError, match=r"manifest\.json was changed: .* Delete it and run: codecmill shards"):
         again(last.path, run, tmp_path)
     manifest.unlink()
-    with pytest.raises(CodecmillError, match="was not found. Name the folder that holds it with --root, or run"):
+    with pytest.raises(CodecmillError, match=r"was not found\. Name the folder that holds it with --root, or run"):
         again(last.path, run, tmp_path)
 
 

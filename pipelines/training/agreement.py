@@ -59,13 +59,13 @@ def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop:
     return Agreement(losses, decibels, consumed.digest([int(number) for number in keys]), stop=any(stops))
 
 
-def agreed_checkpoint(directory: RunDirectory, ranks: Ranks) -> checkpoints.Checkpoint | None:
-    """The newest sound checkpoint, if every rank finds the same one.
+def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) -> checkpoints.Checkpoint | None:
+    """The newest sound checkpoint of a multiple of `interval` steps, if every rank finds the same one.
 
     Raises:
         RankFailure: they find others, as a rank may that could not read a file at this moment.
     """
-    found = checkpoints.latest(directory)
+    found = checkpoints.latest(directory, interval)
     mine = [float(found.step), float(int(found.sha256[:12], 16))] if found else [-1.0, -1.0]
     column = torch.tensor([[each] for each in mine], dtype=torch.float64)
     steps, digests = ranks.gather([ranks.rank], column, ranks.world_size)

@@ -16,6 +16,7 @@ from pipelines.data.loading import Batch, training_batches
 from pipelines.data.order import SampleOrder
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory
@@ -87,6 +88,7 @@ class Training:
             )
         restore_weights(self.model, checkpoint)
         optimization.restore(checkpoint, self.model, self.optimizer, self.scaler)
+        self._bad_in_a_row = int(read_json(checkpoint.path / checkpoints.STATE_SCALARS).get("bad_in_a_row", 0))
         self.step = checkpoint.step
         self.best = checkpoint.manifest.best
         self.parent = checkpoint.manifest.parent
@@ -193,13 +195,15 @@ class Training:
         if self._bad_in_a_row == MOST_BAD_IN_A_ROW:
             text = f"It is the {MOST_BAD_IN_A_ROW}th such step in a row, so the run was stopped before it"
             raise CodecmillError(self._about_nonfinite(agreed, keys, text))
-        then, done = self.config.training.on_nonfinite, self.step
+        then, done, bad_in_a_row = self.config.training.on_nonfinite, self.step, self._bad_in_a_row
         if then == "rollback":
-            checkpoint = agreed_checkpoint(self.directory, self.ranks)
+            # Not to one that a stop has left in between: the run that was not stopped has none there.
+            checkpoint = agreed_checkpoint(self.directory, self.ranks, self.config.training.checkpoint_interval)
             if checkpoint is None:
                 raise CodecmillError(f"There is no checkpoint in {self.directory.checkpoints} to go back to.")
             self.restore(checkpoint)
-            self.step = done  # the samples go on: those of the steps that are lost would lead here again
+            # The samples go on: those of the steps that are lost would lead here again.
+            self.step, self._bad_in_a_row = done, bad_in_a_row
             then = f"rollback to step {checkpoint.step}"
         if self.ranks.is_first:
             print(self._about_nonfinite(agreed, keys, f"It changes no weight ({then})"), flush=True)
@@ -246,7 +250,7 @@ class Training:
             "best": self.best,
         }
         tensors, scalars = optimization.state(self.model, self.optimizer, self.scaler)
+        scalars["bad_in_a_row"] = self._bad_in_a_row
         saved = checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)
-        checkpoints.retain(
-            self.directory, saved, self.config.training.keep_latest, spared=unsent_checkpoints(self.directory)
-        )
+        spared = unsent_checkpoints(self.directory) | {self.step - self.step % self.config.training.checkpoint_interval}
+        checkpoints.retain(self.directory, saved, self.config.training.keep_latest, spared)
