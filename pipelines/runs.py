@@ -25,6 +25,9 @@ CHANGEABLE = {
 }
 """What does not touch the trained bits (but for the order of sums over another number of processes)."""
 
+INEXACT = {"training.precision", "training.compile", "training.threads"}
+"""What another machine may not have as it was, and rounds otherwise: may change where somebody says so."""
+
 
 def start_or_continue(config: RunConfig) -> RunDirectory:
     """The run directory for a config: made, with every `auto` resolved, or found and updated.
@@ -37,13 +40,7 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     directory = Root(config.root.absolute()).run(config.name)
     if directory.config_file.is_file():
         old = directory.read_config()
-        merged = merge(old, config)
-        if merged.training.device == "cuda" or merged.training.compile is True:
-            from pipelines.training.machine import check
-
-            check(merged.training)
-        if merged != old:
-            directory.write_config(merged)
+        go_on_with(directory, merge(old, config))
     else:
         from pipelines.training.machine import resolve
 
@@ -51,22 +48,43 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     return directory
 
 
-def merge(old: RunConfig, new: RunConfig) -> RunConfig:
+def go_on_with(directory: RunDirectory, config: RunConfig) -> None:
+    """Write the config that a run goes on with.
+
+    Must be called by the holder of the run's lock.
+
+    Raises:
+        InputError: it asks for what this machine has not.
+    """
+    if config.training.device == "cuda" or config.training.compile is True:
+        from pipelines.training.machine import check
+
+        check(config.training)
+    if config != directory.read_config():
+        directory.write_config(config)
+
+
+def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunConfig:
     """The config that a run goes on with when it is started again as `new`.
+
+    Args:
+        allow_inexact: let `INEXACT` change, too.
 
     Raises:
         InputError: something else differs than may change.
     """
     before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
     refused = []
+    changeable = CHANGEABLE | {"training.steps", "root", "name"} | (INEXACT if allow_inexact else set())
     for field, value in after.items():
         former = before[field]
         if value == former or (value == "auto" and field.startswith("training.")):
             after[field] = former
         elif field == "training.steps" and value < former:
             refused.append(f"{field} was {former} and cannot go down to {value}")
-        elif field not in CHANGEABLE | {"training.steps", "root", "name"}:
-            refused.append(f"{field} was {former!r} and cannot become {value!r}")
+        elif field not in changeable:
+            way_out = " without resume --allow-inexact" if field in INEXACT else ""
+            refused.append(f"{field} was {former!r} and cannot become {value!r}{way_out}")
     if refused:
         raise InputError(
             f"Run '{old.name}' was started with other settings: {'; '.join(refused)}. "

@@ -62,6 +62,15 @@ def test_what_shapes_the_weights_cannot_change(changed: dict[str, object], text:
         merge(old, make({"name": "r"}, **changed))
 
 
+def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so():
+    old, new = (make({"name": "r", "training": {"precision": each}}) for each in ("bf16", "float32"))
+    with pytest.raises(InputError, match=r"precision was 'bf16' and cannot become 'float32' without resume --allow-in"):
+        merge(old, new)
+    assert merge(old, new, allow_inexact=True).training.precision == "float32"
+    with pytest.raises(InputError, match=r"seed was 0 and cannot become 3"):
+        merge(old, make({"name": "r"}, seed=3), allow_inexact=True)
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "x" * 101, "{color}"])
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str):
     with pytest.raises(ValidationError):

@@ -17,7 +17,7 @@ from pipelines.config import RunConfig
 from pipelines.data.sources import find_images, find_sources
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import merge
+from pipelines.runs import go_on_with, merge
 
 if TYPE_CHECKING:
     from pipelines.provenance.locating import Found
@@ -171,7 +171,12 @@ def _run(arguments: Arguments) -> None:
 
 
 def _resume(arguments: Arguments) -> None:
-    _work(_config_of_run(arguments), arguments)
+    config = _config_of_run(arguments)
+    if arguments.allow_inexact:
+        run = Root(arguments.root).existing_run(arguments.run)
+        with run.locked():
+            go_on_with(run, merge(run.read_config(), config, allow_inexact=True))
+    _work(config, arguments)
 
 
 def _demo(arguments: Arguments) -> None:

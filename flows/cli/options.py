@@ -60,6 +60,7 @@ class Arguments:
 
     Attributes:
         what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
+        allow_inexact: resume with what changes the bits.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
 
@@ -71,6 +72,7 @@ class Arguments:
     output: Path | None
     json: bool
     sources: bool
+    allow_inexact: bool
     debug: bool
     overrides: Values
 
@@ -108,6 +110,7 @@ def parse(typed: Sequence[str]) -> Arguments:
         output=given.get("output"),
         json=given.get("json", False),
         sources=given.get("sources", False),
+        allow_inexact=given.get("allow_inexact", False),
         debug=given.get("debug", False),
         overrides=overrides,
     )
@@ -133,6 +136,7 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
         "output": {"export"},
         "format": {"export"},
         "sources": {"verify"},
+        "allow-inexact": {"resume"},
     }
     known = [*_offered(command), *(other for other, having in others.items() if command in having), "debug", "help"]
     hint = nearest(name.removeprefix("no-"), known).replace("mean ", "mean --").replace(" or ", " or --")
@@ -195,6 +199,9 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
         )
     if name in _SPEAK_JSON:
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    if name == "resume":
+        inexact = "let training.precision, compile and threads change: the bits will not be those of one machine"
+        command.add_argument("--allow-inexact", action="store_true", help=inexact)
     if name == "verify":
         command.add_argument("--sources", action="store_true", help="read every source image and mask as well")
     if name == "export":

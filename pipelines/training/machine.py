@@ -62,7 +62,10 @@ def check(training: TrainingConfig) -> None:
     if training.device == "cuda" and training.processes != "auto" and training.processes > gpus:
         raise InputError(f"training.processes is {training.processes}, but there are {gpus} GPUs: one rank has one.")
     if training.compile is True and not has_compiler():
-        raise InputError("training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH.")
+        raise InputError(
+            "training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH. Install one, or use "
+            "--training.compile false; a run that was begun with it resumes so with --allow-inexact, to other bits."
+        )
 
 
 def _most_ranks(gpus: int, training: TrainingConfig) -> int:
