@@ -48,7 +48,7 @@ class Leg(Section):
 
     until: int
     """The last of its steps."""
-    training: dict[str, int | str]
+    training: dict[str, bool | int | str]
     """Those choices of `training` that a run may change and that touch the bits: see `SHAPING`."""
     git_commit: str | None
     versions: dict[str, str]

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,12 @@ from pipelines.data.images import HALF
 from pipelines.data.loading import training_batches
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
+from pipelines.durable_files import write_json
 from pipelines.model.autoencoder import Autoencoder
-from pipelines.training.machine import multiplies_bf16
+from pipelines.run_directory import Root
+from pipelines.training import launch
+from pipelines.training.journal import read
+from pipelines.training.machine import multiplies_bf16, resolve
 from pipelines.training.step import TrainingStep
 
 ROUNDS = 3
@@ -113,6 +118,20 @@ def step_seconds(config: RunConfig, precision: str, channels_last: bool, compile
     return (time.perf_counter() - started) / STEPS
 
 
+def trained_seconds(shard_set: ShardSet, processes: int, virtual_ranks: int | None) -> float:
+    """Seconds a step of a real training, torchrun and all: the median over its journal, without the first steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Root(Path(folder)).run("bench")
+        values = config_for(Path(folder), Path("-")).model_dump(mode="json")
+        values["training"] |= {"steps": 40, "processes": processes, "virtual_ranks": virtual_ranks, "threads": 1}
+        run.write_config(resolve(RunConfig.model_validate(values)))
+        write_json(run.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
+        with run.locked() as lock:
+            launch.train(run, lock, on_line=lambda line: None)
+        rates = [line["train/images_per_second"] for line in read(run.journal)][10:]
+        return values["training"]["batch_size"] / statistics.median(rates)
+
+
 def interleaved(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
     pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
@@ -163,6 +182,14 @@ def main(root: Path) -> None:
         lambda: step_seconds(config, fast, channels_last=True, compiled=False),
         more_is_better=False,
     )
+    for processes in (1, 2):
+        measure(
+            f"a step in two virtual ranks over plain data parallelism, {processes} process(es)",
+            "s/step",
+            partial(trained_seconds, shard_set, processes, 2),
+            partial(trained_seconds, shard_set, processes, None),
+            more_is_better=False,
+        )
     lines = ["| what | unit | codecmill | other | ratio |", "|---|---|---|---|---|"]
     lines += [f"| {name} | {unit} | {a:.4g} | {b:.4g} | {ratio:.2f} |" for name, unit, a, b, ratio in rows]
     (folder / "latest.md").write_text("\n".join(lines) + "\n")
