@@ -1,0 +1,45 @@
+"""Uniform noise in the place of rounding."""
+
+from torch import Tensor, nn
+
+from pipelines.errors import CodecmillError
+from pipelines.model.straight_through.rounding import round_ste
+from pipelines.model.straight_through.width import wide
+
+
+def additive_noise(x: Tensor, noise: Tensor) -> Tensor:
+    """`x + noise`, the differentiable stand-in for rounding in training (Ballé 2017, arXiv:1611.01704).
+
+    Args:
+        x: any shape.
+        noise: the same shape, uniform on [-0.5, 0.5), drawn by the caller.
+
+    Raises:
+        CodecmillError: the shapes differ.
+    """
+    x = wide(x)
+    if noise.shape != x.shape:
+        raise CodecmillError(
+            f"The noise has shape {tuple(noise.shape)}, but the latents have {tuple(x.shape)}: "
+            "draw it with the shape that model.noise_shape(n, h, w) gives."
+        )
+    return x + noise.to(x.dtype)
+
+
+class UniformNoise(nn.Module):
+    """`additive_noise` in training, `round_ste` in evaluation."""
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Noise, of the shape of `x`, is needed in training and ignored in evaluation.
+
+        Raises:
+            CodecmillError: in training there is no noise, or it has another shape.
+        """
+        if not self.training:
+            return round_ste(x)
+        if noise is None:
+            raise CodecmillError(
+                "The noise quantiser needs noise in training, but got none: draw it uniform on [-0.5, 0.5) with the "
+                "shape that model.noise_shape(n, h, w) gives, or call model.eval() to round instead."
+            )
+        return additive_noise(x, noise)
