@@ -1,4 +1,5 @@
 import copy
+import math
 import re
 
 import pytest
@@ -9,19 +10,32 @@ from torch import Tensor, nn
 
 from pipelines.errors import CodecmillError
 from pipelines.model.straight_through import (
+    FSQ,
+    Binarizer,
     ClampedRound,
+    GumbelSoftmaxST,
+    LowerBound,
     Round,
     Sign,
     SoftToHardQuantizer,
     UniformNoise,
+    UniversalQuantizer,
     additive_noise,
     clamped_round,
+    finite_scalar,
+    finite_scalar_bound,
+    gumbel_softmax,
+    lower_bound,
     nearest_centre,
     round_ste,
     sign_ste,
     soft_assignment,
+    soft_round,
+    soft_round_inverse,
     soft_to_hard,
+    stochastic_sign,
     straight_through,
+    universal_quantise,
 )
 
 CENTRES = [-2.0, -0.5, 0.25, 3.0]
@@ -46,6 +60,12 @@ QUANTISERS = {
     "sign": sign_ste,
     "soft_to_hard": lambda x: soft_to_hard(x, torch.tensor(CENTRES, dtype=x.dtype), 1.0),
     "noise": lambda x: additive_noise(x, torch.zeros(x.shape)),
+    "universal": lambda x: universal_quantise(x, torch.full(x.shape, 0.3)),
+    "stochastic_sign": lambda x: stochastic_sign(x, torch.full(x.shape, 0.1)),
+    "lower_bound": lambda x: lower_bound(x, 0.25),
+    "soft_round": lambda x: soft_round(x, 4.0),
+    "soft_round_inverse": lambda x: soft_round_inverse(x, 4.0),
+    "finite_scalar": lambda x: finite_scalar(x.reshape(1, 1, -1), [5]).reshape(x.shape),
     "straight_through": lambda x: straight_through(x, x.detach().round()),
 }
 
@@ -185,6 +205,131 @@ def test_uniform_noise_says_what_it_misses():
         layer(torch.zeros(3), torch.zeros(1))
 
 
+def test_universal_quantisation_keeps_to_the_shifted_grid_and_passes_the_gradient_on():
+    x, u = normal(1000).requires_grad_(), torch.rand(1000, dtype=torch.float64) - 0.5
+    output = universal_quantise(x, u)
+    steps = output - u
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-12)
+    assert (output - x).abs().max() <= 0.5
+    weight = normal(1000)
+    assert torch.equal(gradient(output, x, weight), weight)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0, 12.0])
+def test_soft_rounding_and_its_gradient_are_the_closed_forms(alpha: float):
+    x = double(-1.9, -0.5, 0.0, 0.2, 0.5, 1.0, 3.4999)
+    expected, slopes = [], []
+    for value in x.tolist():
+        middle = math.floor(value) + 0.5
+        tanh = math.tanh(alpha * (value - middle))
+        expected.append(middle + tanh / (2 * math.tanh(alpha / 2)))
+        slopes.append(alpha * (1 - tanh**2) / (2 * math.tanh(alpha / 2)))
+    output = soft_round(x, alpha)
+    torch.testing.assert_close(output, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient(output, x), torch.tensor(slopes, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_soft_rounding_goes_from_the_identity_to_rounding():
+    x = normal(200)
+    assert torch.equal(soft_round(x, 0.0), x)
+    torch.testing.assert_close(soft_round(x, 2e-3), x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(soft_round(x, 1e4), torch.floor(x) + (x - torch.floor(x) > 0.5), rtol=0, atol=1e-2)
+    with pytest.raises(CodecmillError, match="hardness alpha of 0 or more, but got -1"):
+        soft_round(x, -1.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 3.0, 8.0])
+def test_soft_rounding_is_undone(alpha: float):
+    x = torch.cat([normal(500), torch.arange(-3, 4) / 2])
+    torch.testing.assert_close(soft_round_inverse(soft_round(x, alpha), alpha), x, rtol=0, atol=1e-9)
+    inner = (torch.floor(x) + 0.1 + 0.8 * torch.rand(x.shape, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: soft_round_inverse(y, alpha), inner)
+
+
+def test_a_stochastic_sign_is_right_on_average_and_passes_the_gradient_on():
+    noise = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000 - 0.5  # each value of a uniform number once
+    for mean in (-1.0, -0.4, 0.0, 0.25, 1.0):
+        signs = stochastic_sign(torch.full((1000,), mean, dtype=torch.float64), noise)
+        assert set(signs.tolist()) <= {-1.0, 1.0}
+        assert (signs == 1).sum().item() == round(1000 * (1 + mean) / 2)
+    x, weight = normal(1000).requires_grad_(), normal(1000)
+    assert torch.equal(gradient(stochastic_sign(x, noise), x, weight), weight)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_binarizers_gradient_is_that_of_its_tanh(training: bool):
+    x, weight = normal(50).requires_grad_(), normal(50)
+    output = Binarizer().train(training)(x, torch.zeros(50))
+    assert torch.equal(output, torch.where(x >= 0, 1.0, -1.0).double())  # noise 0: the likelier of the two
+    expected = weight * (1 - torch.tanh(x.detach()) ** 2)
+    torch.testing.assert_close(gradient(output, x, weight), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_below_a_bound_only_the_gradient_that_leads_back_passes():
+    x = double(-1.0, -1.0, 0.5, 0.5, 2.0, 2.0)
+    output = lower_bound(x, 0.5)
+    assert output.tolist() == [0.5, 0.5, 0.5, 0.5, 2.0, 2.0]
+    weight = double(3.0, -3.0, 3.0, -3.0, 3.0, -3.0).detach()
+    assert gradient(output, x, weight).tolist() == [0.0, -3.0, 3.0, -3.0, 3.0, -3.0]
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8, 255])
+def test_finite_scalars_take_each_of_their_levels_and_no_other(levels: int):
+    x = torch.linspace(-12, 12, 40_001, dtype=torch.float64).reshape(1, 1, -1)
+    expected = (torch.arange(levels, dtype=torch.float64) - levels // 2) / (levels // 2)
+    assert torch.equal(finite_scalar(x, [levels]).unique(), expected)
+    symbols = FSQ([levels]).symbols(x)
+    assert torch.equal(symbols.unique(), torch.arange(levels))
+    torch.testing.assert_close((symbols - levels // 2) / (levels // 2), finite_scalar(x, [levels]).float())
+    assert finite_scalar_bound(torch.zeros(1, 1, dtype=torch.float64), [levels]).abs().item() < 1e-15
+
+
+def test_finite_scalars_have_the_closed_form_gradient_of_their_bound():
+    levels = [3, 4, 8]
+    x, weight = normal(5, 3).requires_grad_(), normal(5, 3)
+    expected = torch.empty(5, 3, dtype=torch.float64)
+    for channel, count in enumerate(levels):
+        half = (count - 1) / 2 + 1e-3
+        shift = math.atanh((0.5 if count % 2 == 0 else 0.0) / half)
+        expected[:, channel] = weight[:, channel] * half * (1 - torch.tanh(x[:, channel].detach() + shift) ** 2)
+        expected[:, channel] /= count // 2
+    torch.testing.assert_close(gradient(FSQ(levels)(x), x, weight), expected, rtol=1e-12, atol=1e-12)
+    assert FSQ([8, 4]).bits == 5
+
+
+@pytest.mark.parametrize(("levels", "shape"), [([3, 4], (5, 3)), ([1], (5, 1)), ([4], (5,))])
+def test_finite_scalars_say_what_does_not_fit(levels: list[int], shape: tuple[int, ...]):
+    with pytest.raises(CodecmillError, match="give it the number of levels of each channel"):
+        finite_scalar(torch.zeros(shape), levels)
+
+
+def test_gumbel_softmax_is_one_hot_with_the_closed_form_gradient_of_the_softmax():
+    logits, noise, weight = normal(6, 4).requires_grad_(), normal(6, 4), normal(6, 4)
+    output = gumbel_softmax(logits, noise, 0.7)
+    scores = logits.detach() + noise
+    assert torch.equal(output, torch.nn.functional.one_hot(scores.argmax(-1), 4).double())
+    p = torch.softmax(scores / 0.7, -1)
+    expected = p * (weight - (p * weight).sum(-1, keepdim=True)) / 0.7
+    torch.testing.assert_close(gradient(output, logits, weight), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gumbel_softmax_draws_each_category_with_its_probability():
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(5)
+    uniform = torch.rand(100_000, 4, dtype=torch.float64, generator=generator)
+    layer = GumbelSoftmaxST(1.0)
+    drawn = layer(p.log().expand(100_000, 4), uniform).mean(0)
+    torch.testing.assert_close(drawn, p, rtol=0, atol=5 * 0.5 / 100_000**0.5)  # five standard deviations
+    assert layer.eval()(p.log()).tolist() == [1, 0, 0, 0]
+    for text, call in {
+        "needs uniform numbers": lambda: layer.train()(p.log()),
+        "temperature above 0, but got 0": lambda: gumbel_softmax(p, None, 0.0),
+        "noise has shape": lambda: gumbel_softmax(p, p[:2], 1.0),
+    }.items():
+        with pytest.raises(CodecmillError, match=text):
+            call()
+
+
 @pytest.mark.parametrize("name", QUANTISERS)
 def test_empty_and_non_contiguous_inputs_keep_their_shape_forward_and_backward(name: str):
     quantise = QUANTISERS[name]
@@ -249,6 +394,9 @@ def test_nan_comes_out_as_nan(name: str):
         (ClampedRound(6), lambda x: clamped_round(x, 6)),
         (Sign(), sign_ste),
         (UniformNoise().eval(), round_ste),
+        (UniversalQuantizer().eval(), round_ste),
+        (Binarizer().eval(), sign_ste),
+        (LowerBound(0.3), lambda x: lower_bound(x, 0.3)),
         (SoftToHardQuantizer(4, 2.0), lambda x: soft_to_hard(x, torch.tensor([-1.5, -0.5, 0.5, 1.5]), 2.0)),
     ],
 )
@@ -282,7 +430,13 @@ class AllQuantisers(nn.Module):
             sign_ste(x),
             self.soft_to_hard(x),
             additive_noise(x, noise),
+            universal_quantise(x, noise),
+            stochastic_sign(x, noise),
+            lower_bound(x, 0.25),
+            finite_scalar(x, [5] * 8),
+            gumbel_softmax(x, noise, 0.5),
             hard,
+            soft_round(x, 4.0),
         )
         return torch.stack(parts)
 
@@ -290,12 +444,12 @@ class AllQuantisers(nn.Module):
 def test_compiled_without_graph_breaks_all_equal_eager():
     model = AllQuantisers()
     compiled = torch.compile(model, fullgraph=True, dynamic=False)
-    noise, weight = normal(3, 8).float() / 10, normal(6, 3, 8).float()
+    noise, weight = normal(3, 8).float() / 10, normal(12, 3, 8).float()
     results = []
     for run in (model, compiled):
         x = normal(3, 8).float().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             output = run(x, noise)
         results.append((output, *torch.autograd.grad(output, (x, model.soft_to_hard.centres), weight)))
-    assert torch.equal(results[0][0], results[1][0])
-    torch.testing.assert_close(results[1][1:], results[0][1:], rtol=1e-6, atol=1e-6)
+    assert torch.equal(results[0][0][:-1], results[1][0][:-1])  # all but the smooth one have levels
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)

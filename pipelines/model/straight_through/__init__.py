@@ -5,24 +5,41 @@ lower precision: under autocast, bfloat16 or float16 inputs give float32 results
 training that diverged is seen. Random numbers are always given by the caller.
 """
 
-from pipelines.model.straight_through.binary import Sign, sign_ste
+from pipelines.model.straight_through.binary import Binarizer, Sign, sign_ste, stochastic_sign
+from pipelines.model.straight_through.bounds import LowerBound, lower_bound
+from pipelines.model.straight_through.categorical import GumbelSoftmaxST, gumbel_softmax
 from pipelines.model.straight_through.centres import SoftToHardQuantizer, nearest_centre, soft_assignment, soft_to_hard
 from pipelines.model.straight_through.estimator import straight_through
-from pipelines.model.straight_through.noise import UniformNoise, additive_noise
+from pipelines.model.straight_through.finite_scalar import FSQ, finite_scalar, finite_scalar_bound
+from pipelines.model.straight_through.noise import UniformNoise, UniversalQuantizer, additive_noise, universal_quantise
 from pipelines.model.straight_through.rounding import ClampedRound, Round, clamped_round, round_ste
+from pipelines.model.straight_through.soft_rounding import soft_round, soft_round_inverse
 
 __all__ = [
+    "FSQ",
+    "Binarizer",
     "ClampedRound",
+    "GumbelSoftmaxST",
+    "LowerBound",
     "Round",
     "Sign",
     "SoftToHardQuantizer",
     "UniformNoise",
+    "UniversalQuantizer",
     "additive_noise",
     "clamped_round",
+    "finite_scalar",
+    "finite_scalar_bound",
+    "gumbel_softmax",
+    "lower_bound",
     "nearest_centre",
     "round_ste",
     "sign_ste",
     "soft_assignment",
+    "soft_round",
+    "soft_round_inverse",
     "soft_to_hard",
+    "stochastic_sign",
     "straight_through",
+    "universal_quantise",
 ]

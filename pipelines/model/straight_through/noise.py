@@ -26,6 +26,21 @@ def additive_noise(x: Tensor, noise: Tensor) -> Tensor:
     return x + noise.to(x.dtype)
 
 
+def universal_quantise(x: Tensor, noise: Tensor) -> Tensor:
+    """`round(x - u) + u`: the error is uniform and independent of x, as with noise, and yet there are symbols.
+
+    Agustsson and Theis 2020, arXiv:2006.09952; the gradient is that of x. Sender and receiver share u.
+
+    Args:
+        x: any shape.
+        noise: u, of the same shape or one that broadcasts to it, uniform on [-0.5, 0.5), drawn by the caller.
+
+    Raises:
+        CodecmillError: the noise does not broadcast to the shape of `x`.
+    """
+    return round_ste(x, noise)
+
+
 class UniformNoise(nn.Module):
     """`additive_noise` in training, `round_ste` in evaluation."""
 
@@ -37,9 +52,30 @@ class UniformNoise(nn.Module):
         """
         if not self.training:
             return round_ste(x)
-        if noise is None:
-            raise CodecmillError(
-                "The noise quantiser needs noise in training, but got none: draw it uniform on [-0.5, 0.5) with the "
-                "shape that model.noise_shape(n, h, w) gives, or call model.eval() to round instead."
-            )
-        return additive_noise(x, noise)
+        return additive_noise(x, needed(noise, "noise"))
+
+
+class UniversalQuantizer(nn.Module):
+    """`universal_quantise` in training, `round_ste` in evaluation, where a shift would gain nothing."""
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Noise that broadcasts to the shape of `x` is needed in training and ignored in evaluation.
+
+        Raises:
+            CodecmillError: in training there is no noise, or its shape does not fit.
+        """
+        return universal_quantise(x, needed(noise, "universal")) if self.training else round_ste(x)
+
+
+def needed(noise: Tensor | None, quantizer: str) -> Tensor:
+    """The noise that a quantiser was given.
+
+    Raises:
+        CodecmillError: it was given none.
+    """
+    if noise is None:
+        raise CodecmillError(
+            f"The {quantizer} quantiser needs noise in training, but got none: draw it uniform on [-0.5, 0.5) with the "
+            "shape that model.noise_shape(n, h, w) gives, or call model.eval() to round instead."
+        )
+    return noise
