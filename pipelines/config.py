@@ -112,8 +112,8 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The encoder-decoder."""
 
-    quantizer: Literal["round", "clamped_round", "sign", "soft_to_hard", "noise"] = Field(
-        default="round", description="Straight-through layer between encoder and decoder"
+    quantizer: Literal["round", "clamped_round", "sign", "soft_to_hard", "noise", "universal", "binarizer", "fsq"] = (
+        Field(default="round", description="Straight-through layer between encoder and decoder")
     )
     channels: int = Field(default=64, ge=4, le=2048, description="Width of the hidden layers, in channels")
     latent_channels: int = Field(default=24, ge=1, le=2048, description="Width of the quantised latents, in channels")
@@ -122,7 +122,7 @@ class ModelConfig(Section):
     )
     residual_blocks: int = Field(default=1, ge=0, le=64, description="Residual blocks after each stage, a count")
     levels: int = Field(
-        default=8, ge=2, le=256, description="Values that clamped_round and soft_to_hard may take, a count"
+        default=8, ge=2, le=256, description="Values that clamped_round, soft_to_hard and fsq may take, a count"
     )
     sigma: float = Field(
         default=1.0, gt=0, le=1e4, description="Hardness of the soft assignment of soft_to_hard, per squared unit"

@@ -1,4 +1,5 @@
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ def changed(model: Autoencoder) -> Autoencoder:
     return model
 
 
+QUANTIZERS = get_args(ModelConfig.model_fields["quantizer"].annotation)
+
+
 @pytest.mark.parametrize("downsamplings", [1, 2, 3, 5])
 def test_latents_are_smaller_by_the_stride_and_images_come_back_in_their_size(downsamplings: int):
     config = SMALL.model_copy(update={"downsamplings": downsamplings})
@@ -39,7 +43,14 @@ def test_latents_are_smaller_by_the_stride_and_images_come_back_in_their_size(do
 
 @pytest.mark.parametrize(
     ("quantizer", "allowed"),
-    [("round", None), ("clamped_round", range(-4, 4)), ("sign", (-1, 1)), ("noise", None)],
+    [
+        ("round", None),
+        ("clamped_round", range(-4, 4)),
+        ("sign", (-1, 1)),
+        ("noise", None),
+        ("universal", None),
+        ("binarizer", (-1, 1)),
+    ],
 )
 def test_latents_take_the_values_of_the_quantiser(quantizer: str, allowed):
     model = Autoencoder(ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer})).eval()
@@ -82,7 +93,7 @@ def test_more_latents_than_pixels_and_single_channels_work():
     assert Autoencoder(ModelConfig(channels=4, latent_channels=1, downsamplings=1))(x).image.isfinite().all()
 
 
-@pytest.mark.parametrize("quantizer", ["round", "clamped_round", "sign", "soft_to_hard", "noise"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_a_few_steps_reach_every_weight_and_lower_the_loss(quantizer: str):
     model = Autoencoder(ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer}))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -176,8 +187,9 @@ def test_reconstruct_takes_bytes_and_normalises_both_ways():
     assert not result.requires_grad
 
 
-def test_reconstruct_rounds_in_training_mode_too():
-    model = Autoencoder(SMALL.model_copy(update={"quantizer": "noise"}))
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_reconstruct_quantises_as_in_evaluation_in_training_mode_too(quantizer: str):
+    model = Autoencoder(ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer}))
     image = pixels(3, 16, 16)
     result = model.reconstruct(image)
     assert model.training

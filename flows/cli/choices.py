@@ -10,6 +10,9 @@ from pipelines.errors import InputError
 
 Schema = dict[str, Any]
 
+LONGEST_LIST = 40
+"""Characters of a placeholder that lists its values; longer lists stand in the help text, where they are wrapped."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -18,7 +21,7 @@ class Choice:
     Attributes:
         name: dotted, as in `training.steps`.
         description: one line that says the unit.
-        placeholder: what stands for the value in a list of flags: `N`, `N|auto`, `grid|random`.
+        placeholder: what stands for the value in a list of flags: `N`, `N|auto`, `grid|random`, `KIND`.
         allowed: the values it may take, in words; empty when any text will do.
         default: as JSON.
     """
@@ -103,7 +106,8 @@ def _choice(name: str, schema: Schema, whole: Schema) -> Choice:
 
 def _placeholder(kind: Schema) -> str:
     if "enum" in kind or "const" in kind:
-        return "|".join(kind.get("enum", [kind.get("const")]))
+        listed = "|".join(kind.get("enum", [kind.get("const")]))
+        return listed if len(listed) <= LONGEST_LIST else "KIND"
     if kind["type"] == "array":
         return ",".join(_placeholder(item) for item in kind["prefixItems"])
     if kind["type"] == "string":

@@ -236,8 +236,8 @@ def _add_choices(command: argparse.ArgumentParser, offered: dict[str, Choice]) -
 
 def _help(choice: Choice) -> str:
     """Description, bounds and default. What the placeholder lists already is not said again."""
-    has_number = {"N", "X"} & set(choice.placeholder.replace(",", "|").split("|"))
-    bounds = choice.allowed if has_number else ""
+    has_bounds = {"N", "X", "KIND"} & set(choice.placeholder.replace(",", "|").split("|"))
+    bounds = choice.allowed if has_bounds else ""
     default = "none" if choice.default in (None, "") else _text(choice.default)
     return f"{choice.description} [{bounds + '; ' if bounds else ''}default {default}]".replace("%", "%%")
 

@@ -15,7 +15,16 @@ from torch.nn.utils import skip_init
 from pipelines.config import ModelConfig
 from pipelines.errors import InputError
 from pipelines.model.initial_weights import initialise
-from pipelines.model.straight_through import ClampedRound, Round, Sign, SoftToHardQuantizer, UniformNoise, round_ste
+from pipelines.model.straight_through import (
+    FSQ,
+    Binarizer,
+    ClampedRound,
+    Round,
+    Sign,
+    SoftToHardQuantizer,
+    UniformNoise,
+    UniversalQuantizer,
+)
 
 if TYPE_CHECKING:
     from pipelines.data.images import Normalization
@@ -138,6 +147,12 @@ def _quantizer(config: ModelConfig) -> nn.Module:
             return SoftToHardQuantizer(config.levels, config.sigma)
         case "noise":
             return UniformNoise()
+        case "universal":
+            return UniversalQuantizer()
+        case "binarizer":
+            return Binarizer()
+        case "fsq":
+            return FSQ([config.levels] * config.latent_channels)
 
 
 class Autoencoder(nn.Module):
@@ -178,7 +193,7 @@ class Autoencoder(nn.Module):
 
     @property
     def _takes_noise(self) -> bool:
-        return isinstance(self.quantizer, UniformNoise)
+        return isinstance(self.quantizer, (UniformNoise, UniversalQuantizer, Binarizer))
 
     def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int, int, int] | None:
         """The shape of the noise that training on n images of h x w pixels takes, or None where it takes none."""
@@ -215,7 +230,10 @@ class Autoencoder(nn.Module):
         height, width = image.shape[-2:]
         x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
         latents = self.encoder(x)
-        decoded = self.decoder(round_ste(latents) if self._takes_noise else self.quantizer(latents))
+        was_training = self.quantizer.training
+        quantised = self.quantizer.eval()(latents)
+        self.quantizer.train(was_training)
+        decoded = self.decoder(quantised)
         decoded = normalization.denormalize(decoded) if normalization else decoded
         return decoded[..., :height, :width].reshape(image.shape)
 

@@ -78,13 +78,16 @@ def _cosine_basis(size: int, count: int) -> tuple[Tensor, Tensor]:
 
 def _latent_gains(config: ModelConfig, spread: Tensor) -> tuple[Tensor, Tensor]:
     """What multiplies each coefficient before the quantiser, and after it, (L,) each."""
-    if config.quantizer in ("round", "noise"):
+    if config.quantizer in ("round", "noise", "universal"):
         # Steps of a quarter, alike for all coefficients: a rounding noise of 43 dB at 24 latents for 8x8 pixels.
         gain = torch.full_like(spread, 4.0)
         return gain, 1 / gain
     if config.quantizer == "sign":
         # +1 and -1 stand for the mean of a normal variable's halves.
         return 1 / spread, math.sqrt(2 / math.pi) * spread
+    if config.quantizer in ("binarizer", "fsq"):
+        # Behind a normal variable's tanh: E[z tanh z] = 0.606, over the mean square, 1 of bits and 0.394 of levels.
+        return 1 / spread, spread * (0.606 if config.quantizer == "binarizer" else 0.606 / 0.394)
     # Two standard deviations on either side fill the range of the levels.
     gain = config.levels / 4 / spread
     return gain, 1 / gain

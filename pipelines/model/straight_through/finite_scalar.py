@@ -11,8 +11,10 @@ from pipelines.model.straight_through.rounding import round_ste
 from pipelines.model.straight_through.width import wide
 
 MARGIN = 1e-3
-"""By which the bound reaches beyond the outer levels, far from the next that there is not. (In the paper it stays within
-them, where two levels could not be shifted to be symmetric.)"""
+"""By which the bound reaches beyond the outer levels, far from the next that there is not.
+
+In the paper it stays within them, where two levels could not be shifted to be symmetric.
+"""
 
 
 def finite_scalar_bound(x: Tensor, levels: Sequence[int]) -> Tensor:
