@@ -14,10 +14,19 @@ from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM")
 """Pillow's readers that are used. Others are left out: EPS, for one, starts Ghostscript."""
 
-MAX_PIXELS = 1_000_000_000
-"""Larger pictures are refused: decoded they would fill 3 GB, and a few bytes can claim to be one."""
+MAX_PIXELS = 400_000_000
+"""Larger pictures are refused: a few bytes can claim to be one. The largest cameras' pictures have so many.
 
-# Pillow's own bound, a tenth of this, would refuse panoramas and scans. This sets it for the whole process.
+The way to RGB takes up to 11 bytes a pixel, 4.4 GB.
+"""
+
+MAX_SCANNED_PIXELS = 50 * MAX_PIXELS
+"""A progressive JPEG of a few kB can have thousands of scans, each a pass over all pixels. Real ones have some 10."""
+
+STRIP_PIXELS = 2**20
+"""Rows are converted in strips of about so many pixels, so that what is needed on the way stays small."""
+
+# Pillow's own bound, a quarter of this, would refuse panoramas and scans. This sets it for the whole process.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _ORIENTATION_TAG = 0x0112
@@ -59,15 +68,12 @@ def read_rgb(
         image.load()
         orientation = _orientation(image)
         profile = image.info.get("icc_profile") if manage_colour else None
-        if deep is not None:
-            colours, alpha = _reduced_colour(content, image, deep)
-        elif image.mode.startswith("I"):
-            colours, alpha = _reduced_grey(image)
+        low = _low_bytes(content, deep) if deep else None
+        if image.mode == "RGB" and not (profile or low or image.has_transparency_data):
+            rgb = image.copy()
         else:
-            colours, alpha = _eight_bit(image)
-        rgb = _to_srgb(colours, profile, notes)
-        if alpha is not None:
-            rgb = Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha)
+            rgb = _converted(image, low, deep, _ToSrgb(profile, notes), background)
+        del image, low
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
     # What Pillow found beside the pixels (profile, transparency) would otherwise be written into every patch.
@@ -75,10 +81,48 @@ def read_rgb(
     return rgb
 
 
+def _converted(
+    image: Image.Image,
+    low: Image.Image | None,
+    deep: str | None,
+    to_srgb: "_ToSrgb",
+    background: tuple[int, int, int],
+) -> Image.Image:
+    """A decoded picture as RGB, not yet upright, strip by strip."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(_strip(image.crop(box), low.crop(box) if low else None, deep, to_srgb, background), box)
+    return rgb
+
+
+def _strip(
+    image: Image.Image,
+    low: Image.Image | None,
+    deep: str | None,
+    to_srgb: "_ToSrgb",
+    background: tuple[int, int, int],
+) -> Image.Image:
+    """Some rows of a picture as RGB, not yet upright."""
+    if low is not None:
+        colours, alpha = _reduced_colour(image, low, deep)
+    elif image.mode.startswith("I"):
+        colours, alpha = _reduced_grey(image)
+    else:
+        colours, alpha = _eight_bit(image)
+    rgb = to_srgb(colours)
+    return Image.composite(rgb, Image.new("RGB", rgb.size, background), alpha) if alpha is not None else rgb
+
+
 def _open(content: bytes) -> ImageFile.ImageFile:
     image = Image.open(BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"its {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+    # In a JPEG's data the byte FF is followed by 00 or a marker, so this counts its scans, and those of thumbnails.
+    scans = content.count(b"\xff\xda") if image.format == "JPEG" else 0
+    if image.width * image.height * scans > MAX_SCANNED_PIXELS:
+        raise ValueError(f"its {scans} scans of {image.width} x {image.height} pixels would take minutes to decode")
     return image
 
 
@@ -136,18 +180,22 @@ def _deep_rawmode(image: ImageFile.ImageFile) -> str | None:
     return rawmode if rawmode in _OTHER_BYTE or rawmode == "LA;16B" else None
 
 
-def _reduced_colour(content: bytes, image: Image.Image, rawmode: str) -> tuple[Image.Image, Image.Image | None]:
-    """8-bit colours and alpha from 16-bit ones.
+def _low_bytes(content: bytes, rawmode: str) -> Image.Image:
+    """What Pillow leaves out of a 16-bit colour picture, or all of it.
 
     Pillow has no 16-bit colour mode and keeps each sample's high byte. Told the other byte order it keeps the low one,
     and the two make the whole sample; a 16-bit grey-alpha pixel fills the four bytes of an RGBA pixel by itself.
     """
-    if rawmode == "LA;16B":
-        halves = np.asarray(_reread(content, "RGBA")).astype(np.uint16)
+    return _reread(content, "RGBA" if rawmode == "LA;16B" else _OTHER_BYTE[rawmode])
+
+
+def _reduced_colour(image: Image.Image, low: Image.Image, deep: str | None) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit colours and alpha from 16-bit ones: `image` has the high bytes, `low` is of `_low_bytes`."""
+    if deep == "LA;16B":
+        halves = np.asarray(low).astype(np.uint16)
         values = halves[..., 0::2] * 256 + halves[..., 1::2]
     else:
-        low = np.asarray(_reread(content, _OTHER_BYTE[rawmode]))
-        values = np.asarray(image).astype(np.uint16) * 256 + low
+        values = np.asarray(image).astype(np.uint16) * 256 + np.asarray(low)
     reduced = _reduce(values)
     if values.shape[-1] in (2, 4):
         colours, alpha = reduced[..., :-1], Image.fromarray(np.ascontiguousarray(reduced[..., -1]))
@@ -169,21 +217,32 @@ def _reread(content: bytes, rawmode: str) -> Image.Image:
     return image
 
 
-def _to_srgb(colours: Image.Image, profile: bytes | None, notes: list[str] | None) -> Image.Image:
-    if colours.mode == "LAB":
-        lab_to_srgb = ImageCms.profileToProfile(
-            colours, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
-        return cast("Image.Image", lab_to_srgb)
-    if profile:
+class _ToSrgb:
+    """Follows a picture's colour profile, if it has one that can be read; the way is found out at its first strip."""
+
+    def __init__(self, profile: bytes | None, notes: list[str] | None):
+        self._profile = profile
+        self._notes = notes
+        self._transform: ImageCms.ImageCmsTransform | None = None
+
+    def __call__(self, colours: Image.Image) -> Image.Image:
+        if self._transform is None and (self._profile or colours.mode == "LAB"):
+            self._transform = self._found(colours.mode)
+        if self._transform is None:
+            return colours.convert("RGB")
+        return cast("Image.Image", ImageCms.applyTransform(colours, self._transform))
+
+    def _found(self, mode: str) -> ImageCms.ImageCmsTransform | None:
+        srgb = ImageCms.createProfile("sRGB")
+        if mode == "LAB":
+            return ImageCms.buildTransform(ImageCms.createProfile("LAB"), srgb, mode, "RGB")
+        profile, self._profile = self._profile or b"", None
         try:
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            return cast("Image.Image", converted)
+            return ImageCms.buildTransform(ImageCms.ImageCmsProfile(BytesIO(profile)), srgb, mode, "RGB")
         except (ImageCms.PyCMSError, OSError, ValueError) as error:  # broken, or of another colour space
-            if notes is not None:
-                notes.append(f"its colour profile was ignored: {str(error).rstrip('.') or type(error).__name__}")
-    return colours.convert("RGB")
+            if self._notes is not None:
+                self._notes.append(f"its colour profile was ignored: {str(error).rstrip('.') or type(error).__name__}")
+            return None
 
 
 _silence_lock = threading.Lock()
