@@ -122,7 +122,7 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     # In a JPEG's data the byte FF is followed by 00 or a marker, so this counts its scans, and those of thumbnails.
     scans = content.count(b"\xff\xda") if image.format == "JPEG" else 0
     if image.width * image.height * scans > MAX_SCANNED_PIXELS:
-        raise ValueError(f"its {scans} scans of {image.width} x {image.height} pixels would take minutes to decode")
+        raise ValueError(f"its {scans} scans of {image.width} x {image.height} pixels take too long to decode")
     return image
 
 
