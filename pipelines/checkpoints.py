@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
-from pipelines.config import ModelConfig, Section
+from pipelines.config import ModelConfig, RunConfig, Section
 from pipelines.data.images import Normalization
-from pipelines.durable_files import built_folder, write_bytes, write_json
-from pipelines.errors import CodecmillError
+from pipelines.durable_files import built_folder, read_json, write_bytes, write_json
+from pipelines.errors import CodecmillError, first_fault
 from pipelines.file_digests import difference, file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.sealed_json import read_sealed, write_sealed
@@ -54,13 +54,31 @@ class Leg(Section):
     versions: dict[str, str]
 
 
+class Best(Section):
+    """The best validated checkpoint up to some step."""
+
+    step: int = Field(ge=1)
+    psnr: float
+    """In dB."""
+
+
+class TrainingState(Section):
+    """`training_state.json`: what is no tensor."""
+
+    optimizer: str
+    scaler: dict[str, float]
+    """Of torch.amp.GradScaler; empty where nothing is scaled."""
+    bad_in_a_row: int = Field(default=0, ge=0)
+    """Steps passed over up to here without a good one between them: see `training.on_nonfinite`."""
+
+
 class Manifest(Section):
     """`checkpoint.json`: what a checkpoint is, what it came from, and the digests of its files."""
 
     format_version: int
     run: str
-    step: int
-    position: int
+    step: int = Field(ge=0)
+    position: int = Field(ge=0)
     """Training samples consumed: the place in the global sample order."""
     model: ModelConfig
     normalization: Normalization
@@ -76,12 +94,25 @@ class Manifest(Section):
     """sha256 of the weights that the run started from, if it did not start from nothing."""
     validation: dict[str, float]
     """Validation metrics at this very step; empty when none was made there."""
-    best: dict[str, float] | None
-    """The best validated checkpoint up to here: its `step` and `psnr` in dB."""
+    best: Best | None
     versions: dict[str, str]
     legs: tuple[Leg, ...] = ()
     """What the earlier steps were trained under, where config, commit and versions are not those of all steps."""
     files: dict[FileName, FileRecord]
+
+    def run_config(self) -> RunConfig | None:
+        """The config that it was trained with; None where it does not say.
+
+        Raises:
+            CodecmillError: it says something else than a config of this version.
+        """
+        try:
+            return RunConfig.model_validate(self.config) if self.config is not None else None
+        except ValidationError as error:
+            raise CodecmillError(
+                f"The checkpoint of step {self.step} of run '{self.run}' names no config of this version: "
+                f"{first_fault(error)}."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -170,15 +201,40 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CodecmillError(
-            f"{path / MANIFEST} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}."
-        ) from error
+        raise CodecmillError(f"{path / MANIFEST} is damaged: {first_fault(error)}.") from error
     except CodecmillError as error:
         raise CodecmillError(f"{path / MANIFEST} is damaged: {error}") from error
     if manifest.config is not None and not is_sealed:  # who writes a config down has sealed it, too
         raise CodecmillError(f"{path / MANIFEST} was altered after it was written: it has lost its seal.")
     return manifest
+
+
+def read_tensors(file: Path) -> dict[str, "Tensor"]:
+    """The named tensors in a safetensors file, on the CPU.
+
+    Raises:
+        CodecmillError: it is none, or is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CodecmillError(f"{file} is no intact safetensors file: {error}.") from error
+
+
+def read_training_state(checkpoint: Checkpoint) -> TrainingState:
+    """What a checkpoint's training had beside tensors.
+
+    Raises:
+        CodecmillError: it is damaged.
+    """
+    file = checkpoint.path / STATE_SCALARS
+    try:
+        return TrainingState.model_validate(read_json(file))
+    except ValidationError as error:
+        raise CodecmillError(f"{file} is damaged: {first_fault(error)}.") from error
 
 
 def _check(path: Path, expected: FileRecord | None) -> None:
@@ -227,7 +283,7 @@ def best(run: RunDirectory) -> Checkpoint | None:
     if newest is None or newest.manifest.best is None:
         return newest
     try:
-        return open_checkpoint(folder_of(run, int(newest.manifest.best["step"])))
+        return open_checkpoint(folder_of(run, newest.manifest.best.step))
     except CodecmillError as error:
         log.warning("The best checkpoint cannot be used, the newest stands in: %s", error)
         return newest
@@ -243,7 +299,7 @@ def retain(run: RunDirectory, newest: Checkpoint, keep_latest: int, spared: Coll
     steps = steps_on_disk(run)
     kept = {*steps[-keep_latest:], newest.step, *spared}
     if newest.manifest.best is not None:
-        kept.add(int(newest.manifest.best["step"]))
+        kept.add(newest.manifest.best.step)
     for step in steps:
         if step not in kept:
             doomed = run.checkpoints / f".tmp-former-step_{step:08d}-{os.getpid()}"

@@ -1,5 +1,10 @@
 """The errors that a user meets: each is one clear sentence and an exit code."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class CodecmillError(Exception):
     """Something went wrong that the message explains in full: the file or value, the reason, the way out."""
@@ -34,3 +39,10 @@ class Interrupted(CodecmillError):
     def __init__(self, message: str, exit_code: int = 130):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_fault(error: "ValidationError") -> str:
+    """The first thing that is wrong with a value, and where in it, as the end of a sentence."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])

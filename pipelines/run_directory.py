@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pipelines.config import RunConfig
 from pipelines.durable_files import lock, read_json, write_json
-from pipelines.errors import CodecmillError, InputError
+from pipelines.errors import CodecmillError, InputError, first_fault
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,21 @@ class RunDirectory:
         try:
             return RunConfig.model_validate(read_json(self.config_file))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            raise CodecmillError(f"{self.config_file} is no config of this version: {first_fault(error)}.") from error
+
+    def shard_set(self) -> Path:
+        """The folder of the shard set that this run trains on.
+
+        Raises:
+            CodecmillError: `shard_set.json` is missing or damaged.
+        """
+        recorded = read_json(self.shard_set_file)
+        path = recorded.get("path") if isinstance(recorded, dict) else None
+        if not isinstance(path, str) or "\0" in path:
             raise CodecmillError(
-                f"{self.config_file} is no config of this version: {where}: {first['msg']}."
-            ) from error
+                f"{self.shard_set_file} names no folder: it is damaged. Delete it, and resume the run."
+            )
+        return Path(path)
 
     def write_config(self, config: RunConfig) -> None:
         write_json(self.config_file, config.model_dump(mode="json"))

@@ -27,8 +27,8 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, json_bytes({**value, SEAL: hashlib.sha256(blank).hexdigest()}))
 
 
-def read_sealed(path: Path) -> tuple[Any, bool]:
-    """The value in a JSON file, without its seal, and whether it has one.
+def read_sealed(path: Path, largest: int = LARGEST) -> tuple[Any, bool]:
+    """The value in a JSON file of at most `largest` bytes, without its seal, and whether it has one.
 
     Raises:
         CodecmillError: the file cannot be read, is no JSON, or a byte of it is not as it was written.
@@ -36,7 +36,7 @@ def read_sealed(path: Path) -> tuple[Any, bool]:
     try:
         if not path.is_file():
             raise CodecmillError(f"{path} cannot be read: there is no such file.")
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > largest:
             raise CodecmillError(
                 f"{path} cannot be read: its {path.stat().st_size} bytes are too many for such a file."
             )

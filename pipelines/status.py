@@ -12,7 +12,7 @@ from pipelines.config import RunConfig
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.tolerant_reading import first_object, last_figures, modified, number, size_of, text
+from pipelines.tolerant_reading import first_object, is_file, last_figures, modified, number, size_of, text
 
 State = Literal["done", "running", "interrupted", "missing", "damaged"]
 
@@ -192,7 +192,7 @@ class _Reader:
 
     def _shards(self) -> StageStatus:
         path, fingerprint = text(self.shard_set, "path"), text(self.shard_set, "fingerprint")
-        if path and fingerprint and (Path(path) / "manifest.json").is_file():
+        if path and fingerprint and is_file(Path(path) / "manifest.json"):
             return StageStatus(name="shards", state="done", detail=path)
         if self.run.shard_set_file.exists() and not self.shard_set:
             return StageStatus(name="shards", state="damaged", detail=f"{self.run.shard_set_file} cannot be read")

@@ -55,6 +55,11 @@ def json_object(line: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no, where the path is none that a file system takes."""
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib's raises on names that are too long
+
+
 def modified(path: Path) -> float:
     try:
         return path.stat().st_mtime

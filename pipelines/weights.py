@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipelines import checkpoints
@@ -97,7 +95,9 @@ def restore_weights(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Non
     Raises:
         CodecmillError: it is the checkpoint of another model.
     """
-    apply_weights(model, load_file(checkpoint.path / checkpoints.WEIGHTS), strict=True, source=str(checkpoint.path))
+    apply_weights(
+        model, checkpoints.read_tensors(checkpoint.path / checkpoints.WEIGHTS), strict=True, source=str(checkpoint.path)
+    )
 
 
 def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tensor]:
@@ -114,15 +114,13 @@ def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tens
 
 def _from_path(path: Path, source: str) -> dict[str, Tensor]:
     if path.is_dir():
-        return load_file(checkpoints.open_checkpoint(path).path / checkpoints.WEIGHTS)
+        return checkpoints.read_tensors(checkpoints.open_checkpoint(path).path / checkpoints.WEIGHTS)
     if not path.is_file():
         raise InputError(f"There are no weights at {source}: no such file or folder.")
+    if path.suffix == ".safetensors":
+        return checkpoints.read_tensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CodecmillError(f"{source} is no intact safetensors file: {error}.") from error
     except Exception as error:  # torch.load raises whatever the damaged or hostile bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CodecmillError(
@@ -138,15 +136,23 @@ def _from_classic(content: object, source: str) -> dict[str, Tensor]:
     weights = {
         f"{part}.{name}": tensor for part in PARTS for name, tensor in (states.get(f"{part}_state_dict") or {}).items()
     }
-    strange = [name for name, tensor in weights.items() if not isinstance(tensor, Tensor)]
+    strange = [name for name, tensor in weights.items() if not _is_plain(tensor)]
     if strange:
-        raise CodecmillError(f"{source} holds something that is no tensor: {', '.join(strange)}.")
+        raise CodecmillError(f"{source} holds something that is no plain tensor of numbers: {', '.join(strange)}.")
     return weights
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_complex() or value.is_quantized or value.is_meta)
+    )
 
 
 def export_classic(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
     """Write a checkpoint's weights as the classic single torch file, readable with `weights_only=True`."""
-    weights = load_file(checkpoint.path / checkpoints.WEIGHTS)
+    weights = checkpoints.read_tensors(checkpoint.path / checkpoints.WEIGHTS)
     states = {
         f"{part}_state_dict": {
             name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.durable_files import read_json, write_json
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, InputError
+from pipelines.tolerant_reading import json_object, text
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
 
 log = logging.getLogger("codecmill.runs")
@@ -16,7 +17,7 @@ def recorded_shard_set(run: HeldRun) -> ShardSetReference | None:
     if not run.directory.shard_set_file.is_file():
         return None
     try:
-        return shard_set_at(Path(read_json(run.directory.shard_set_file)["path"]))
+        return shard_set_at(run.directory.shard_set())
     except CodecmillError as error:
         log.warning("The run's shard set is made again: %s", error)
         return None
@@ -29,10 +30,10 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
         CodecmillError: it began with another one.
     """
     file = run.directory.shard_set_file
-    former = read_json(file) if file.is_file() else {"fingerprint": made.fingerprint}
-    if former["fingerprint"] != made.fingerprint:
+    former = text(json_object(file.read_bytes()), "fingerprint") if file.is_file() else None
+    if former is not None and former != made.fingerprint:
         raise CodecmillError(
-            f"Run '{run.name}' began with shard set {former['fingerprint'][:16]}, which is not whole any more, and the "
+            f"Run '{run.name}' began with shard set {former[:16]}, which is not whole any more, and the "
             f"images now make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
         )
     write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path)})
@@ -47,7 +48,7 @@ def trained(run: HeldRun) -> tuple[ShardSetReference, CheckpointReference]:
     checkpoint = checkpoints.best(run.directory)
     if checkpoint is None:
         raise InputError(f"Run '{run.name}' has no checkpoint yet. Train it first: codecmill resume {run.name}")
-    return shard_set_at(Path(read_json(run.directory.shard_set_file)["path"])), reference(checkpoint)
+    return shard_set_at(run.directory.shard_set()), reference(checkpoint)
 
 
 def shard_set_at(path: Path) -> ShardSetReference:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -217,7 +218,7 @@ def test_a_copy_in_mlflow_is_named_as_a_way_out(run: RunDirectory):
     file = best / "training_state.json"
     with changed(file, b"{}"):
         _, how, way_out = only_problem(run)
-    assert how == "has 2 bytes instead of 42"
+    assert re.fullmatch(r"has 2 bytes instead of \d\d", how)
     run_id = read_json(run.mlflow_file)["run_id"]
     assert f"(MLflow has runs:/{run_id}/checkpoints/{best.name})" in way_out
 
@@ -469,7 +470,9 @@ def test_a_list_of_sources_that_is_none_is_named(run: RunDirectory):
         rows[0] |= {"sources_sha256": hashlib.sha256(lines).hexdigest(), "sources_bytes": len(lines)}
         with changed(sources, lines), changed(manifest, json_bytes(read_json(manifest) | {"shards": rows})):
             assert {p.file for p in verified(run, with_sources=True).problems} == {manifest, sources}
-            assert "Its list of sources cannot be read" in str(explain(found(run, every=False)).shard_set.problem)
+            assert "train-000000.sources.jsonl is damaged: line 1 says" in str(
+                explain(found(run, every=False)).shard_set.problem
+            )
 
 
 def test_the_commands_print_what_is_so_and_exit_with_what_is_wrong(run: RunDirectory, tmp_path: Path):

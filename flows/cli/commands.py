@@ -108,7 +108,7 @@ def _export(arguments: Arguments) -> None:
     file = arguments.output or Path(f"{arguments.run}-step_{checkpoint.step}.pt")
     export_classic(checkpoint, file)
     best_known = checkpoint.manifest.best
-    is_best = best_known is not None and best_known["step"] == checkpoint.step
+    is_best = best_known is not None and best_known.step == checkpoint.step
     why = "its best in validation" if is_best else "its newest, as no validated one can be used"
     print(f"Wrote step {checkpoint.step} of '{arguments.run}', {why}, to {file}")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_index, write_sources
+from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_sources
+from pipelines.data.shard_index import write_index
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.data.shard_format import SPAN, Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
+from pipelines.data.shard_format import Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
+from pipelines.data.shard_index import read_index
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
 
@@ -79,11 +80,11 @@ class EarlierSets:
     def samples(self, sha256: str, split: Split) -> tuple[Path, np.ndarray]:
         """The tar that holds a source's samples, and their SPAN records in it."""
         place = self._places[sha256, split]
-        index = _index(place.folder / place.shard.index)
+        index = _index(place.folder / place.shard.index, place.shard.samples, place.shard.bytes)
         return place.folder / place.shard.tar, index[place.first : place.first + place.row.samples]
 
 
 @lru_cache(maxsize=4)
-def _index(file: Path) -> np.ndarray:
+def _index(file: Path, samples: int, tar_bytes: int) -> np.ndarray:
     """Sources that follow each other lie in the same shard."""
-    return np.load(file, allow_pickle=False).astype(SPAN)
+    return read_index(file, samples, tar_bytes)

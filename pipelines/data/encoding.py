@@ -1,7 +1,6 @@
 """From one source to its part of a tar: decoded, cut, encoded, written whole or not at all, in any process."""
 
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import Section
 from pipelines.data.images import ImageError, encode_png, open_image, open_mask
@@ -57,6 +57,9 @@ class Part:
     spans: list[list[int]] = field(default_factory=list)
 
 
+_PART = TypeAdapter(Part)
+
+
 def part_files(folder: Path, sha256: str, split: str) -> tuple[Path, Path]:
     """The tar part (without the end-of-archive blocks) and its description, which is written last."""
     return folder / f"{sha256}.{split}.tar-part", folder / f"{sha256}.{split}.json"
@@ -66,9 +69,9 @@ def read_part(folder: Path, sha256: str, split: str) -> Part | None:
     """The complete part of a source, or None."""
     tar, description = part_files(folder, sha256, split)
     try:
-        part = Part(**json.loads(description.read_bytes()))
+        part = _PART.validate_json(description.read_bytes())
         return part if tar.stat().st_size == part.tar_bytes else None
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValidationError):
         return None
 
 

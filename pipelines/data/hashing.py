@@ -9,12 +9,15 @@ from pathlib import Path
 
 from pipelines.data.image_files import ImageFile
 from pipelines.data.sources import SetAside, Sources
-from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
+from pipelines.sealed_json import read_sealed, write_sealed
 
 MAX_FILE_BYTES = 4 * 2**30
 """Larger files are no images that fit in memory, and are not read."""
+
+MAX_CACHE_BYTES = 2 * 2**30
+"""Of the cache's file: some ten million images."""
 
 SETTLED_NS = 2_000_000_000
 """A file changed more recently may change again without its times showing it, so its hash is not remembered."""
@@ -48,10 +51,10 @@ class HashCache:
 
     def _read(self) -> dict[str, list[int | str]]:
         try:
-            known = read_json(self._file) if self._file.is_file() else {}
+            known, is_sealed = read_sealed(self._file, MAX_CACHE_BYTES) if self._file.is_file() else ({}, False)
         except CodecmillError:
             return {}  # a damaged cache costs time, nothing else
-        return known if isinstance(known, dict) else {}
+        return known if is_sealed else {}
 
     def sha256(self, path: str) -> tuple[str, int]:
         """Hash and size of a file; may be called from several threads.
@@ -74,7 +77,7 @@ class HashCache:
 
     def save(self) -> None:
         if self._fresh:
-            write_json(self._file, self._known | self._fresh)
+            write_sealed(self._file, self._known | self._fresh)
 
 
 def identify(sources: Sources, cache_file: Path, workers: int) -> tuple[list[Source], list[SetAside]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pipelines.config import NormalizationChoice
-from pipelines.data.pixels import read_rgb
+from pipelines.data.pixels import check_size, read_rgb
 from pipelines.errors import CodecmillError
 
 if TYPE_CHECKING:
@@ -79,9 +79,21 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def decode_png(content: bytes) -> Image.Image:
-    """What `encode_png` was given; only for what codecmill itself has stored."""
-    image = Image.open(BytesIO(content), formats=("PNG",))
-    image.load()
+    """What `encode_png` was given; only for what codecmill itself has stored.
+
+    Raises:
+        ImageError: it was not stored by codecmill, for it is too large, damaged, or of another mode.
+    """
+    try:
+        image = Image.open(BytesIO(content), formats=("PNG",))
+        check_size(image)
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `_open`
+        raise ImageError(f"A stored picture of {len(content)} bytes cannot be decoded: {error}.") from error
+    if image.mode not in ("RGB", "L"):
+        raise ImageError(f"A stored picture of {len(content)} bytes has mode {image.mode}; codecmill stores RGB and L.")
     return image
 
 

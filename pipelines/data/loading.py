@@ -19,6 +19,7 @@ from pipelines.data.images import decode_png
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import Sample, ShardSet
 from pipelines.data.transforms import Draw, draw
+from pipelines.errors import CodecmillError
 
 AHEAD = 3
 """Batches decoded ahead of the one that is trained on."""
@@ -149,6 +150,8 @@ def _batches(pool: ThreadPoolExecutor, requests: Iterator[_Request]) -> Generato
 
 def _item(sample: Sample, choose: Callable[[Image.Image], Draw], with_mask: bool) -> _Item:
     patch = decode_png(sample.image)
+    if patch.mode != "RGB":
+        raise CodecmillError(f"Sample {sample.key} is none of codecmill's: its picture has mode {patch.mode}.")
     drawn = choose(patch)
     image = np.asarray(drawn.apply(patch)).transpose(2, 0, 1)
     if not with_mask:

@@ -117,13 +117,22 @@ def _strip(
 
 def _open(content: bytes) -> ImageFile.ImageFile:
     image = Image.open(BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"its {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+    check_size(image)
     # In a JPEG's data the byte FF is followed by 00 or a marker, so this counts its scans, and those of thumbnails.
     scans = content.count(b"\xff\xda") if image.format == "JPEG" else 0
     if image.width * image.height * scans > MAX_SCANNED_PIXELS:
         raise ValueError(f"its {scans} scans of {image.width} x {image.height} pixels take too long to decode")
     return image
+
+
+def check_size(image: Image.Image) -> None:
+    """Before a picture is decoded.
+
+    Raises:
+        ValueError: it has more than `MAX_PIXELS`.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"its {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
 
 
 def _orientation(image: Image.Image) -> int:

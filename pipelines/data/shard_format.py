@@ -7,41 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from PIL import features
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.config import RunConfig, Section
 from pipelines.durable_files import read_json
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, first_fault
+from pipelines.tolerant_reading import is_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CODECS = ("pil", "zlib", "zlib_ng", "jpg", "libjpeg_turbo", "webp", "avif", "libtiff", "littlecms2")
-
-SPAN = np.dtype(
-    [
-        (name, "<u8")
-        for name in (
-            "offset",
-            "size",
-            "json_offset",
-            "json_size",
-            "mask_offset",
-            "mask_size",
-            "image_offset",
-            "image_size",
-            "crc32",
-        )
-    ]
-)
-"""A row of an index (.npy format, little-endian), one a sample in the order of the tar, in bytes.
-
-`offset` and `size` are the sample's span in the tar, tar headers included; the other offsets count from its start; a
-mask of size 0 is none; `crc32` (zlib's) is the whole span's checksum.
-"""
 
 
 @dataclass(frozen=True)
@@ -75,19 +53,22 @@ class SourceRow:
     note: str = ""
 
 
+_SOURCE_ROW = TypeAdapter(SourceRow)
+
+
 class ShardRow(Section):
     """One tar of a shard set; `inputs` names what went into it: equal inputs, equal bytes."""
 
     name: str = Field(pattern=f"^({'|'.join(SPLITS)})-[0-9a-f]{{6}}$")
     """Of files in the set's own folder: a manifest of somebody else's may name `../../elsewhere`."""
     split: Split
-    samples: int
-    bytes: int
+    samples: int = Field(ge=1)
+    bytes: int = Field(ge=0)
     sha256: str
     index_sha256: str
-    index_bytes: int
+    index_bytes: int = Field(ge=0)
     sources_sha256: str
-    sources_bytes: int
+    sources_bytes: int = Field(ge=0)
     inputs: str
 
     @property
@@ -145,7 +126,7 @@ class Manifest(Section):
             CodecmillError: it is missing, damaged or of another version.
         """
         file = folder / MANIFEST
-        if not file.is_file():
+        if not is_file(file):
             raise CodecmillError(f"{folder} is no shard set: it has no {MANIFEST}. Make it with: codecmill shards")
         value = read_json(file)
         version = value.get("format_version") if isinstance(value, dict) else None
@@ -157,10 +138,8 @@ class Manifest(Section):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
             raise CodecmillError(
-                f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}. "
-                f"Delete {folder} and run: codecmill shards"
+                f"{file} is damaged: {first_fault(error)}. Delete {folder} and run: codecmill shards"
             ) from error
 
 
@@ -207,15 +186,23 @@ def write_sources(file: Path, rows: Iterable[SourceRow]) -> None:
 
 
 def read_sources(file: Path) -> Iterator[SourceRow]:
-    with file.open("rb") as lines:
-        for line in lines:
-            yield SourceRow(**json.loads(line))
+    """The lines of a list of sources, in order.
+
+    Raises:
+        CodecmillError: it cannot be read, or a line is none of such a list.
+    """
+    number = 0
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007
+                yield _SOURCE_ROW.validate_json(line)
+    except OSError as error:
+        raise CodecmillError(f"{file} cannot be read: {error.strerror}. Run: codecmill shards") from error
+    except ValidationError as error:
+        raise CodecmillError(
+            f"{file} is damaged: line {number} says {first_fault(error)}. Delete the file and run: codecmill shards"
+        ) from error
 
 
 def is_whole(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
-
-
-def write_index(file: Path, spans: np.ndarray) -> None:
-    with file.open("wb") as stream:
-        np.lib.format.write_array(stream, spans, allow_pickle=False)

@@ -1,7 +1,5 @@
 """A finished shard set: its samples, each checked when it is read."""
 
-import hashlib
-import io
 import json
 import os
 import threading
@@ -14,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.data.images import Normalization
-from pipelines.data.shard_format import SPAN, SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
+from pipelines.data.shard_format import SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
+from pipelines.data.shard_index import read_index
 from pipelines.data.shard_verification import verify_shard
 from pipelines.errors import CodecmillError
+from pipelines.file_digests import difference
 
 OPEN_SHARDS = 128
 """Shards kept open at a time by one set: more than the default shuffle window, far fewer than a process may open."""
@@ -116,9 +116,12 @@ class ShardSet:
                 f"Sample {index} of {self.path / row.tar} is damaged: its checksum is not that of what was written. "
                 "Delete the file and run: codecmill shards"
             )
-        key = content[:100].partition(b".")[0].decode()
-        mask = _member(content, span, "mask") or None
-        return Sample(key, _member(content, span, "image"), mask, json.loads(_member(content, span, "json")))
+        try:
+            key = content[:100].partition(b".")[0].decode("ascii")
+            info = json.loads(_member(content, span, "json"))
+        except (ValueError, RecursionError) as error:
+            raise CodecmillError(f"Sample {index} of {self.path / row.tar} is none of codecmill's: {error}.") from error
+        return Sample(key, _member(content, span, "image"), _member(content, span, "mask") or None, info)
 
     def _opened(self, row: ShardRow) -> _OpenShard:
         with self._lock:
@@ -131,20 +134,17 @@ class ShardSet:
             return self._open[row.name]
 
     def _open_shard(self, row: ShardRow) -> _OpenShard:
+        how = difference(self.path / row.index, row.index_bytes, row.index_sha256)
+        if how:
+            raise CodecmillError(f"{self.path / row.index} {how}. Delete the file and run: codecmill shards")
+        index = read_index(self.path / row.index, row.samples, row.bytes)
         try:
-            content = (self.path / row.index).read_bytes()
             descriptor = os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CodecmillError(
                 f"{error.filename} cannot be opened: {error.strerror}. Run: codecmill shards"
             ) from error
-        if hashlib.sha256(content).hexdigest() != row.index_sha256:
-            os.close(descriptor)
-            raise CodecmillError(
-                f"{self.path / row.index} is damaged: its sha256 is not the manifest's. "
-                "Delete the file and run: codecmill shards"
-            )
-        return _OpenShard(descriptor, np.load(io.BytesIO(content), allow_pickle=False).astype(SPAN))
+        return _OpenShard(descriptor, index)
 
     def verify(self) -> list[str]:
         """Read everything; returns what is wrong, a sentence each."""

@@ -1,7 +1,6 @@
 """Everything about a shard read again: its three files, and in the tar each sample for itself."""
 
 import hashlib
-import io
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipelines.data.shard_format import SPAN, Manifest, ShardRow, fingerprint_of, settings_digest_of
+from pipelines.data.shard_format import Manifest, ShardRow, fingerprint_of, settings_digest_of
+from pipelines.data.shard_index import parsed_index
 from pipelines.file_digests import CHUNK, Heard, difference, differing, unheard
 
 NAMED = 5
@@ -60,15 +60,9 @@ def fingerprint_difference(manifest: Manifest, used: Iterable[str]) -> str | Non
 def _spans(index: Path, row: ShardRow) -> tuple[np.ndarray | None, str | None]:
     """The rows of an index, or why they cannot be used: they must lie one behind the other in the tar."""
     try:
-        spans = np.load(io.BytesIO(index.read_bytes()), allow_pickle=False).astype(SPAN)
-    except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
-        return None, str(error) or type(error).__name__
-    sizes = spans["size"].astype(object)  # Python's integers, which do not wrap around
-    if spans.shape != (row.samples,) or sum(sizes) > row.bytes:
-        return None, f"it has {len(spans)} rows of {sum(sizes)} bytes, the tar {row.samples} samples in {row.bytes}"
-    if not np.array_equal(spans["offset"], np.cumsum(spans["size"]) - spans["size"]):
-        return None, "its samples do not lie one behind the other"
-    return spans, None
+        return parsed_index(index.read_bytes(), row.samples, row.bytes), None
+    except (OSError, ValueError) as error:
+        return None, str(error)
 
 
 def _tar_difference(tar: Path, row: ShardRow, spans: np.ndarray | None, heard: Heard) -> str | None:

@@ -22,7 +22,6 @@ from pipelines.data.settling import RunParts, Settled, Settling
 from pipelines.data.shard_format import (
     FORMAT_VERSION,
     MANIFEST,
-    SPAN,
     SPLITS,
     Manifest,
     SetAsideRow,
@@ -35,6 +34,7 @@ from pipelines.data.shard_format import (
     settings_digest_of,
     settings_of,
 )
+from pipelines.data.shard_index import SPAN
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import SetAside, find_sources
 from pipelines.data.splitting import group

@@ -1,7 +1,6 @@
 """The proof, from what is on disk, that every committed step of a run consumed the samples that it should have."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from pipelines.data import consumed
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shard_verification import verify_shard
-from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import RunDirectory
@@ -52,7 +50,7 @@ def audit(run: RunDirectory) -> Audit:
     newest = checkpoints.latest(run)
     if newest is None or not run.shard_set_file.is_file():
         raise CodecmillError(f"Run '{run.path.name}' has no checkpoint yet: there is nothing to audit.")
-    shard_set = ShardSet.open(Path(read_json(run.shard_set_file)["path"]))
+    shard_set = ShardSet.open(run.shard_set())
     order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
     size = config.training.batch_size
     faults = list(_altered_shards(shard_set))

@@ -93,8 +93,6 @@ def _is_set(folder: Path) -> bool:
 def recorded_folder(run: RunDirectory) -> Path | None:
     """Where a run's `shard_set.json` says that its shard set is."""
     try:
-        recorded = read_json(run.shard_set_file)
+        return run.shard_set()
     except CodecmillError:
         return None
-    path = recorded.get("path") if isinstance(recorded, dict) else None
-    return Path(path) if isinstance(path, str) else None

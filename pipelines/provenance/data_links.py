@@ -74,7 +74,7 @@ def _verify_name(
     try:
         used = (row.sha256 for file in lists for row in read_sources(file))
         how = settings_difference(manifest) or fingerprint_difference(manifest, used)
-    except (OSError, ValueError, TypeError) as error:
+    except CodecmillError as error:
         how = f"names lists of sources that cannot be read: {error}"
     if how:
         ledger.wrong(folder / shard_format.MANIFEST, how, way_out)
@@ -90,6 +90,9 @@ def _verify_sources(lists: list[Path], ledger: Ledger) -> int:
                 ledger.check(Path(row.path), row.bytes, row.image_sha256, remedies.of_source())
                 if row.mask is not None and row.mask_sha256 is not None:
                     ledger.check(Path(row.mask), None, row.mask_sha256, remedies.of_source())
-        except (OSError, ValueError, TypeError) as error:  # somebody else's list, which is what its manifest says
+        except (
+            CodecmillError,
+            ValueError,
+        ) as error:  # a path that none can be; somebody else's list, which is what its manifest says
             ledger.wrong(file, f"is no list of sources: {error}", "Do not use this set.")
     return count

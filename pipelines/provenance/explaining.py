@@ -169,8 +169,8 @@ def _shard_set(chain: Chain, most_sources: int | None) -> ShardSetLines:
         return missing.model_copy(update={"problem": "It is not on this machine, or not under this root (--root)."})
     try:
         sources, problem = tuple(islice(_sources(folder, manifest), most_sources)), None
-    except (OSError, ValueError, TypeError) as error:  # damaged lines
-        sources, problem = (), f"Its list of sources cannot be read: {error}."
+    except CodecmillError as error:
+        sources, problem = (), str(error)
     return ShardSetLines(
         fingerprint=fingerprint,
         manifest_sha256=recorded,
@@ -187,7 +187,7 @@ def _sources(folder: Path, manifest: shard_format.Manifest) -> Iterator[SourceLi
     for split in SPLITS:
         for shard in (row for row in manifest.shards if row.split == split):
             if not is_whole(folder / shard.sources, shard.sources_bytes):
-                raise ValueError(f"{folder / shard.sources} is missing or cut")
+                raise CodecmillError(f"{folder / shard.sources} is missing or cut.")
             for source in read_sources(folder / shard.sources):
                 yield SourceLine(
                     path=source.path,

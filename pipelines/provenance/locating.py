@@ -102,7 +102,7 @@ def _best(run: RunDirectory, folders: tuple[Path, ...]) -> Path:
     if newest is None:
         return folders[-1]
     folder, manifest = newest
-    best = checkpoints.folder_of(run, int(manifest.best.get("step", 0))) if manifest.best else folder
+    best = checkpoints.folder_of(run, manifest.best.step) if manifest.best else folder
     return best if readable(best) else folder
 
 

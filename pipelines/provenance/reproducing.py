@@ -76,8 +76,8 @@ def _recorded(chain: Chain) -> RunConfig:
     Raises:
         CodecmillError: they are not.
     """
-    manifest = chain.manifest
-    if manifest.config is None:
+    manifest, config = chain.manifest, chain.manifest.run_config()
+    if config is None:
         raise CodecmillError(f"{chain.folder} is of an older codecmill and does not say what it was trained with.")
     if not manifest.step:
         raise CodecmillError(f"{chain.folder} is of step 0: there is nothing to train again.")
@@ -91,7 +91,7 @@ def _recorded(chain: Chain) -> RunConfig:
         raise CodecmillError(f"{chain.shard_folder / 'manifest.json'} {how}. {remedies.of_shards(chain)}")
     if manifest.parent is not None:
         _check_parent(chain, manifest.parent)
-    return RunConfig.model_validate(manifest.config)
+    return config
 
 
 def _check_parent(chain: Chain, sha256: str) -> None:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import RunDirectory
@@ -26,7 +25,7 @@ def begin(run: RunDirectory) -> None:
     open_run(run, run.read_config())
     if not run.shard_set_file.is_file():
         return
-    shard_set = ShardSet.open(Path(read_json(run.shard_set_file)["path"]))
+    shard_set = ShardSet.open(run.shard_set())
     profile = {"samples": {split: sum(shard_set.counts(split)) for split in ("train", "validation", "test")}}
     log_shard_set(run, shard_set.fingerprint, shard_set.path, profile | shard_set.measured.as_json())
 

@@ -16,7 +16,6 @@ from pipelines.data.loading import Batch, training_batches
 from pipelines.data.order import SampleOrder
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
-from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory
@@ -59,7 +58,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
-    best: dict[str, float] | None = None
+    best: checkpoints.Best | None = None
     parent: str | None = None
     beat: Beat = silent
     warm_up_seconds: float = 0.0
@@ -88,7 +87,7 @@ class Training:
             )
         restore_weights(self.model, checkpoint)
         optimization.restore(checkpoint, self.model, self.optimizer, self.scaler)
-        self._bad_in_a_row = int(read_json(checkpoint.path / checkpoints.STATE_SCALARS).get("bad_in_a_row", 0))
+        self._bad_in_a_row = checkpoints.read_training_state(checkpoint).bad_in_a_row
         self.step = checkpoint.step
         self.best = checkpoint.manifest.best
         self.parent = checkpoint.manifest.parent
@@ -232,8 +231,8 @@ class Training:
         return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step, self.beat)
 
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
-        if validation and math.isfinite(validation.psnr) and (self.best is None or validation.psnr > self.best["psnr"]):
-            self.best = {"step": self.step, "psnr": validation.psnr}
+        if validation and math.isfinite(validation.psnr) and (self.best is None or validation.psnr > self.best.psnr):
+            self.best = checkpoints.Best(step=self.step, psnr=validation.psnr)
         if journal is None:
             return
         self.beat(self.step, "saving")

@@ -1,16 +1,17 @@
 """Adam, its learning rate as a pure function of the step, and its state as named tensors."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS, Checkpoint
+from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS, Checkpoint, read_tensors, read_training_state
 from pipelines.config import TrainingConfig
-from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""Adam's state of a parameter: a scalar, and two tensors of its shape."""
 
 
 def build(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -51,16 +52,23 @@ def restore(
     Raises:
         CodecmillError: a moment of a parameter is missing or has another shape.
     """
-    scaler.load_state_dict(read_json(checkpoint.path / STATE_SCALARS)["scaler"])
+    if scaler.is_enabled():
+        _restore_scaler(scaler, checkpoint)
     optimizer.state.clear()
-    tensors = load_file(checkpoint.path / STATE_TENSORS)
+    file = checkpoint.path / STATE_TENSORS
+    tensors = read_tensors(file)
     for name, parameter in model.named_parameters() if tensors else ():  # none before the first step
-        moments = {key.split("/")[0]: value for key, value in tensors.items() if key.split("/", 1)[1] == name}
-        if moments.keys() != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != parameter.shape:
-            raise CodecmillError(f"{checkpoint.path / STATE_TENSORS} does not hold Adam's moments of '{name}'.")
-        optimizer.state[parameter] = {
-            "step": moments["step"].to(parameter.device),
-            # Of the parameter's own memory layout: a fused kernel walks both by the same index.
-            "exp_avg": torch.empty_like(parameter).copy_(moments["exp_avg"]),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(moments["exp_avg_sq"]),
-        }
+        moments = {moment: tensors.get(f"{moment}/{name}") for moment in MOMENTS}
+        if [None if m is None else m.shape for m in moments.values()] != [(), parameter.shape, parameter.shape]:
+            raise CodecmillError(f"{file} does not hold Adam's moments of '{name}'.")
+        step, *means = (cast("Tensor", moment) for moment in moments.values())
+        # Of the parameter's own memory layout: a fused kernel walks both by the same index.
+        own = [torch.empty_like(parameter).copy_(mean) for mean in means]
+        optimizer.state[parameter] = dict(zip(MOMENTS, (step.float().to(parameter.device), *own), strict=True))
+
+
+def _restore_scaler(scaler: torch.amp.GradScaler, checkpoint: Checkpoint) -> None:
+    found = read_training_state(checkpoint).scaler
+    if found.keys() != scaler.state_dict().keys():
+        raise CodecmillError(f"{checkpoint.path / STATE_SCALARS} does not hold the state of fp16's scaler.")
+    scaler.load_state_dict(found)

@@ -81,10 +81,10 @@ def _origin(config: RunConfig, shard_set: ShardSet, checkpoint: checkpoints.Chec
 
 def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoints.Leg) -> tuple[checkpoints.Leg, ...]:
     """What a checkpoint's steps were trained under, as far as `now` is not the same."""
-    manifest = checkpoint.manifest
-    if manifest.config is None or not checkpoint.step:
+    manifest, config = checkpoint.manifest, checkpoint.manifest.run_config()
+    if config is None or not checkpoint.step:
         return manifest.legs
-    before = _leg(RunConfig.model_validate(manifest.config), checkpoint.step, manifest.git_commit, manifest.versions)
+    before = _leg(config, checkpoint.step, manifest.git_commit, manifest.versions)
     is_same = before == now.model_copy(update={"until": checkpoint.step})
     return manifest.legs if is_same else (*manifest.legs, before)
 

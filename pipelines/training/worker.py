@@ -50,7 +50,6 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, 
     import torch
 
     from pipelines.data.shard_set import ShardSet
-    from pipelines.durable_files import read_json
     from pipelines.training.distributed import process_group
     from pipelines.training.heartbeat import open_heartbeat
     from pipelines.training.journal import Journal
@@ -69,7 +68,7 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, 
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
     # Every tensor that is about to be written would first be filled with NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
+    shard_set = ShardSet.open(directory.shard_set())
     with process_group(str(training.device)) as ranks:
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
