@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
-.PHONY: demo test test-full check bench chaos lock clean
+.PHONY: demo test test-full check bench chaos chaos-points lock clean
 
 demo: .venv/ready
 	$(BIN)/codecmill demo
@@ -31,6 +31,10 @@ bench: .venv/ready
 KILLS ?= 40
 chaos: .venv/ready
 	$(BIN)/python -m infra.chaos.run --kills $(KILLS)
+
+# Kills a small run at each write, fsync, rename, log call and collective, one by one: POINTS=40 for a sample of them.
+chaos-points: .venv/ready
+	$(BIN)/python -m infra.chaos.points $(if $(POINTS),--points $(POINTS)) --seed $(or $(SEED),0)
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Setting up .venv from requirements.lock (several GB with a CUDA build of torch; minutes the first time)"

@@ -1,0 +1,134 @@
+"""Steps through the crash points of a small run one by one: `make chaos-points`, hours for all of them.
+
+A recorded run tells every write, fsync, rename, link, removal, log call and collective of codecmill's, with the process
+and the function that makes it. For each, at its first and at its last time, before and after, a fresh run is killed at
+that very point (SIGKILL to all of its processes), resumed, and compared with the recorded one, which was left alone.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.chaos.results import result_of
+from infra.chaos.small_runs import SmallRun, make_pictures
+
+STEPS = 32
+CRASHING = Path(__file__).parent / "crashing"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run that was killed at a point.
+
+    Attributes:
+        reached: whether the point came at all; threads may pass it another number of times.
+        differing: in what the resumed run ended otherwise; None where it did not end.
+    """
+
+    point: dict[str, Any]
+    reached: bool
+    stage: str
+    redone: int
+    orphans: int
+    differing: list[str] | None
+
+    @property
+    def is_fine(self) -> bool:
+        return not self.reached or (self.differing == [] and not self.orphans)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, help="how many, drawn from all of them [all]")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw [0]")
+    parser.add_argument("--root", type=Path, default=Path("codecmill-data/points"), help="folder")
+    arguments = parser.parse_args()
+    folder = arguments.root.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    make_pictures(folder / "pictures")
+    record = folder / "record.jsonl"
+    seconds = SmallRun(folder, "alone", STEPS).finish(_environment({"CODECMILL_CRASH_RECORD": str(record)}))
+    alone = result_of(folder / "alone", "alone")
+    points = points_of(record)
+    chosen = random.Random(arguments.seed).sample(points, min(len(points), arguments.points or len(points)))  # noqa: S311
+    print(f"Left alone, a run takes {seconds:.0f} s and has {len(points)} crash points; {len(chosen)} are tried.")
+    outcomes: list[Outcome] = []
+    begun = time.monotonic()
+    for number, point in enumerate(chosen, start=1):
+        outcomes.append(_crashed(SmallRun(folder, f"point-{number:04d}", STEPS), point, alone))
+        left = (time.monotonic() - begun) / number * (len(chosen) - number)
+        print(f"{number} of {len(chosen)}, {left / 60:.0f} min left: {_told(outcomes[-1])}", flush=True)
+    (folder / "points.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
+    print(table(outcomes))
+    print(f"All of it: {folder / 'points.json'}")
+    return 0 if all(each.is_fine for each in outcomes) else 1
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    return {"PYTHONPATH": str(CRASHING)} | more
+
+
+def points_of(record: Path) -> list[dict[str, Any]]:
+    """Every distinct call at its first and at its last time, before and after it, in the order of the recording."""
+    last: dict[tuple[str, str, str], int] = {}
+    for line in record.read_text().splitlines():
+        each = json.loads(line)
+        if each["role"] != "service":
+            last[each["role"], each["kind"], each["place"]] = each["number"]
+    return [
+        {"role": role, "kind": kind, "place": place, "number": number, "moment": moment}
+        for (role, kind, place), count in last.items()
+        for number in sorted({1, count})
+        for moment in ("before", "after")
+    ]
+
+
+def _crashed(run: SmallRun, point: dict[str, Any], alone: dict[str, str]) -> Outcome:
+    process = run.start(_environment({"CODECMILL_CRASH_POINT": json.dumps(point)}))
+    code = process.wait()
+    if code == 0:
+        shutil.rmtree(run.root)
+        return Outcome(point, False, "", 0, 0, None)
+    stage, redone, orphans = run.stage(), run.redone(), run.orphans()
+    try:
+        run.finish()
+        differing = run.differences(alone)
+    except (SystemExit, OSError, KeyError, ValueError, StopIteration) as error:
+        print(f"{run.name} did not come to its end: {error}", flush=True)
+        differing = None
+    if differing == []:
+        shutil.rmtree(run.root)
+    return Outcome(point, True, stage, redone, orphans, differing)
+
+
+def _told(outcome: Outcome) -> str:
+    point = outcome.point
+    where = f"{point['moment']} {point['kind']} {point['number']} of {point['role']} in {point['place']}"
+    if not outcome.reached:
+        return f"{where}: not reached"
+    how = "not resumed" if outcome.differing is None else ", ".join(outcome.differing) or "identical"
+    return f"{where} ({outcome.stage}): {how}" + (f", {outcome.orphans} processes left" if outcome.orphans else "")
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """A line for each kind of call."""
+    lines = [f"{'killed at':12}{'points':>8}{'reached':>9}{'resumed':>9}{'identical':>11}{'most redone':>13}"]
+    for kind in Counter(each.point["kind"] for each in outcomes):
+        of = [each for each in outcomes if each.point["kind"] == kind]
+        reached = [each for each in of if each.reached]
+        resumed = sum(each.differing is not None for each in reached)
+        identical = sum(each.differing == [] for each in reached)
+        redone = max((each.redone for each in reached), default=0)
+        lines.append(f"{kind:12}{len(of):8}{len(reached):9}{resumed:9}{identical:11}{redone:13}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The small complete runs that a campaign disturbs: started, watched from outside, and known by a mark."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from infra.chaos.results import result_of
+
+PROJECT = Path(__file__).parents[2]
+GONE_SECONDS = 30.0
+"""After which no process of a killed run may be alive."""
+
+_MARK = "CODECMILL_CHAOS"
+"""The environment variable by which a run's processes are known, with the run's folder."""
+
+
+def make_pictures(folder: Path) -> None:
+    """What all runs of a campaign learn from."""
+    folder.mkdir(parents=True)
+    for number in range(24):
+        noise = np.random.Generator(np.random.Philox(number))
+        y, x = np.mgrid[0:144, 0:160] / noise.uniform(10, 60)
+        planes = [128 + 90 * np.sin(x * noise.uniform(0.5, 3) + y * noise.uniform(0.5, 3)) for _ in range(3)]
+        pixels = np.stack(planes, axis=-1) + noise.normal(0, 5, (144, 160, 3))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number:02d}.png")
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """One run under a root of its own, in a campaign's folder.
+
+    Attributes:
+        steps: of its training, with a checkpoint every sixteenth of them.
+    """
+
+    campaign: Path
+    name: str
+    steps: int
+
+    @property
+    def root(self) -> Path:
+        return self.campaign / self.name
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its commands have printed."""
+        return self.campaign / f"{self.name}.log"
+
+    def start(self, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Begin it, or go on with it once it has a config; `more` is added to the environment."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
+        resumes = (self.folder / "config.json").is_file()
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "flows", *(self._resume() if resumes else self._run())],
+                cwd=PROJECT,
+                env=environment | {_MARK: str(self.root)} | dict(more or {}),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _resume(self) -> list[str]:
+        return ["resume", self.name, "--root", str(self.root)]
+
+    def _run(self) -> list[str]:
+        flags = {
+            "name": self.name,
+            "root": self.root,
+            "data.images": self.campaign / "pictures",
+            "data.patch_size": 64,
+            "model.channels": 16,
+            "training.steps": self.steps,
+            "training.batch_size": 8,
+            "training.crop_size": 32,
+            "training.processes": 2,
+            "training.precision": "float32",
+            "training.checkpoint_interval": self.steps // 16,
+            "training.validation_interval": self.steps // 8,
+            "training.keep_latest": 2,
+        }
+        return ["run", *(f"--{flag}={value}" for flag, value in flags.items())]
+
+    def finish(self, more: Mapping[str, str] | None = None) -> float:
+        """Start it and wait for its end; returns the seconds."""
+        begun = time.monotonic()
+        code = self.start(more).wait()
+        if code != 0:
+            raise SystemExit(f"{self.name} failed by itself, exit code {code}: {self.log}")
+        return time.monotonic() - begun
+
+    def alive(self) -> dict[int, str]:
+        """The command lines of all living processes that its commands have started, by process id."""
+        wanted = f"{_MARK}={self.root}".encode()
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                        found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return found
+
+    def orphans(self) -> int:
+        """How many of them are alive still when `GONE_SECONDS` have passed."""
+        deadline = time.monotonic() + GONE_SECONDS
+        while (left := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return len(left)
+
+    def stage(self) -> str:
+        """The first that is not done."""
+        if not (self.folder / "shard_set.json").is_file():
+            return "shards" if (self.folder / "config.json").is_file() else "start"
+        if self.last_step() < self.steps:
+            return "training"
+        if not list(self.folder.glob("evaluation/*/evaluation.json")):
+            return "evaluation"
+        return "end" if (self.folder / "promotion.json").is_file() else "registration"
+
+    def last_step(self) -> int:
+        """The newest in its journal; 0 before the first."""
+        with contextlib.suppress(OSError):
+            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+            for line in reversed(lines):
+                with contextlib.suppress(ValueError):
+                    return int(json.loads(line)["step"])
+        return 0
+
+    def redone(self) -> int:
+        """Steps that are to be done again: those after the newest checkpoint."""
+        done = [path.parent.name for path in self.folder.glob("checkpoints/step_*/checkpoint.json")]
+        return self.last_step() - max((int(name[5:]) for name in done), default=0)
+
+    def differences(self, alone: dict[str, str]) -> list[str]:
+        """In what it ends otherwise than the run that was left alone."""
+        found = result_of(self.root, self.name)
+        return [what for what in alone if alone[what] != found.get(what)]
