@@ -1,7 +1,7 @@
 """Put first on PYTHONPATH by `infra.chaos.points`, this makes every process of a run record, or end at, a crash point.
 
 A crash point is a call that changes what is on disk, in MLflow, or between ranks. It is named by who makes it (role),
-what it is (kind), from which function of codecmill (place), and how many of these came before it in its process (number).
+what it is (kind), from which function of codecmill (place), and how many of these its process has made (number).
 Not part of codecmill: no process has it that a campaign has not started.
 """
 
