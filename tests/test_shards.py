@@ -29,7 +29,7 @@ from pipelines.data.shard_format import SPLITS, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.splitting import assign_splits
-from pipelines.durable_files import write_json
+from pipelines.durable_files import lock, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, listen
 from pipelines.sealed_json import read_sealed
@@ -257,6 +257,22 @@ except CodecmillError as error:
     )
     assert done.stdout.startswith("A process that encodes images was killed by SIGKILL. If memory ran out"), done.stderr
     assert create_shards(config).verify() == []
+
+
+def test_what_a_killed_build_left_is_deleted_after_a_week(config: RunConfig):
+    shards = config.root / "shards"
+    names, long_ago = ("recent", "abandoned", "held"), time.time() - 8 * 24 * 3600
+    for name in names:
+        (shards / f".tmp-{name}" / "parts").mkdir(parents=True)
+        (shards / f".tmp-{name}" / "parts" / "x.tar-part").write_bytes(bytes(100))
+        if name != "recent":
+            for folder in (shards / f".tmp-{name}" / "parts", shards / f".tmp-{name}"):
+                os.utime(folder, times=(long_ago, long_ago))
+    with lock(shards / ".tmp-held.lock", "held", wait=0):
+        create_shards(config)
+    assert {name for name in names if (shards / f".tmp-{name}").exists()} == {"recent", "held"}
+    create_shards(config)
+    assert {name for name in names if (shards / f".tmp-{name}").exists()} == {"recent"}
 
 
 def test_two_builders_of_one_set_make_it_once(config: RunConfig, tmp_path: Path):

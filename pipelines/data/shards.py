@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import RunConfig
+from pipelines.data.abandoned import remove_abandoned
 from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
 from pipelines.data.earlier_sets import EarlierSets
 from pipelines.data.encoding import Part, part_files, read_part
@@ -94,6 +95,7 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
         CodecmillError: more images than `data.max_bad_fraction` are broken, or one changes meanwhile.
     """
     plan = make_plan(config)
+    remove_abandoned(plan.shards)
     if not _is_complete(plan.folder):
         with _alone(plan):
             if not _is_complete(plan.folder):

@@ -1,0 +1,25 @@
+"""What builds of shard sets that were killed have left behind, and nobody came back for."""
+
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from pipelines.durable_files import lock
+from pipelines.errors import BusyError
+
+ABANDONED_SECONDS = 7 * 24 * 3600.0
+"""Until then what is encoded already waits for the same build to be tried again."""
+
+
+def remove_abandoned(shards: Path) -> None:
+    """Delete working folders that no process holds, and that none has written into for a week."""
+    for folder in shards.glob(".tmp-*/"):
+        held = lock(folder.with_name(f"{folder.name}.lock"), folder.name, wait=0.0)
+        with suppress(BusyError, FileNotFoundError), held:
+            if time.time() - _last_written(folder) > ABANDONED_SECONDS:
+                shutil.rmtree(folder)
+
+
+def _last_written(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.glob("parts")))
