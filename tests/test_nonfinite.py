@@ -81,7 +81,8 @@ def test_what_does_not_get_better_by_skipping_stops_the_run(tiny: dict[str, Any]
     assert all(line["nonfinite"]["then"] == "skip" and "train/loss" not in line for line in bad)
 
 
-@pytest.mark.parametrize(("then", "goes_back_to"), [("rollback", 6), pytest.param("skip", 7, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("then", "goes_back_to"), [("rollback", 6), ("skip", 7)])
 def test_a_step_is_passed_over_also_when_it_is_interrupted(
     tiny: dict[str, Any], tmp_path: Path, then: str, goes_back_to: int
 ):

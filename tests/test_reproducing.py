@@ -51,6 +51,7 @@ def test_a_checkpoint_that_others_were_wrongly_said_to_have_made_is_found_out(ti
     assert f"{last.path} was not reproduced: model.safetensors, training_state.safetensors came out" in done.stderr
 
 
+@pytest.mark.full
 def test_what_it_was_made_of_must_be_what_it_was(tiny: dict[str, Any], tmp_path: Path):
     run = begin(make(tiny))
     last = train(run)

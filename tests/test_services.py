@@ -130,6 +130,7 @@ def start_flow(root: Path, *kill_the_server: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.full
 def test_two_flows_at_once_over_one_new_root_leave_their_records(tmp_path: Path):
     """Both make Prefect's database at the same moment, with a server each."""
     root = tmp_path / "root"
@@ -202,6 +203,7 @@ def test_ui_serves_both_pages_and_leaves_no_process_however_it_ends(tmp_path: Pa
             assert wait_gone(below, 15) == set()
 
 
+@pytest.mark.full
 def test_ui_says_which_server_died_and_ends_the_other(tmp_path: Path):
     with pages(tmp_path / "root") as (process, _, below):
         commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below}

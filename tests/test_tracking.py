@@ -452,6 +452,7 @@ def test_a_champion_that_is_not_ours_is_named(root: Root, tmp_path: Path) -> Non
         tracking.champion(root)
 
 
+@pytest.mark.full
 def test_runs_that_start_at_once_share_a_new_database_and_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
