@@ -4,6 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +51,53 @@ def test_every_checkpoint_reaches_mlflow_and_only_then_makes_room(tiny: dict[str
     assert points_in_mlflow(run, "train/loss") == list(range(1, 13))
 
 
+class Broken(BaseHTTPRequestHandler):
+    """A server that has lost its database, or its mind."""
+
+    seconds = 0.0
+
+    def answer(self) -> None:
+        time.sleep(self.seconds)
+        self.send_error(500)
+
+    do_GET = do_POST = do_PUT = do_PATCH = answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+class Slow(Broken):
+    seconds = 3600.0
+
+
+@contextmanager
+def serving(handler: type[Broken] | None) -> Iterator[str]:
+    """The address of such a server; without a handler, one where nobody listens."""
+    if handler is None:
+        yield "http://127.0.0.1:1"
+        return
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.mark.full
-def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(tiny: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize("handler", [None, Broken, Slow], ids=["refused", "500", "slow"])
+def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(
+    tiny: dict[str, Any], tmp_path: Path, handler: type[Broken] | None
+):
     undisturbed = begin(make(tiny, name="undisturbed"))
     with undisturbed.locked(wait=5) as lock:
         launch.train(undisturbed, lock, on_line=print)
     run = begin(make(tiny, name="away"))
     warnings: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
+    with serving(handler) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
         process = start(run)
         wait_for(lambda: steps_done(run) >= 6)
         os.killpg(process.pid, signal.SIGKILL)
