@@ -43,17 +43,20 @@ def main() -> int:
     chance = random.Random(arguments.seed)  # noqa: S311  # no secret
     kills: list[Kill] = []
     differing: dict[str, list[str]] = {}
-    while len(kills) < arguments.kills:
-        run = SmallRun(folder, f"run-{len(differing) + 1:03d}", STEPS)
-        kills += _disturbed(run, min(KILLS_A_RUN, arguments.kills - len(kills)), seconds, chance)
-        differing[run.name] = run.differences(alone)
-        found = f"differs: {', '.join(differing[run.name])}" if differing[run.name] else "identical"
-        print(f"{run.name}: {found}; {len(kills)} of {arguments.kills} kills", flush=True)
-    report = report_of(kills, differing, arguments.seed, time.monotonic() - begun)
-    (folder / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
+    report = report_of(kills, differing, arguments.seed, 0)
+    with contextlib.suppress(KeyboardInterrupt):  # what has been found by then is told
+        while len(kills) < arguments.kills:
+            run = SmallRun(folder, f"run-{len(differing) + 1:03d}", STEPS)
+            kills += _disturbed(run, min(KILLS_A_RUN, arguments.kills - len(kills)), seconds, chance)
+            differing[run.name] = run.differences(alone)
+            found = f"differs: {', '.join(differing[run.name])}" if differing[run.name] else "identical"
+            print(f"{run.name}: {found}; {len(kills)} of {arguments.kills} kills", flush=True)
+            report = report_of(kills, differing, arguments.seed, time.monotonic() - begun)
+            (folder / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))
     print(f"All of it: {folder / 'chaos.json'}")
-    return 0 if report["identical"] == report["runs"] and not report["orphans"] else 1
+    is_done = report["kills"] == arguments.kills
+    return 0 if is_done and report["identical"] == report["runs"] and not report["orphans"] else 1
 
 
 def _disturbed(run: SmallRun, wanted: int, usual: float, chance: random.Random) -> list[Kill]:
