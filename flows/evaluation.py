@@ -6,11 +6,11 @@ from pipelines.config import RunConfig
 from tasks.checkpoints import trained
 from tasks.evaluation import evaluate
 from tasks.promotion import register
-from tasks.runs import flow_run_name, held_as_it_is
+from tasks.runs import HOOKS, flow_run_name, held_as_it_is
 from tasks.values import EvaluationReference
 
 
-@flow(name="evaluation", flow_run_name=flow_run_name)
+@flow(name="evaluation", flow_run_name=flow_run_name, **HOOKS)
 def evaluation(config: RunConfig) -> EvaluationReference:
     """Evaluate the best checkpoint of a run; on its test split, register and promote it too."""
     with held_as_it_is(config) as run:

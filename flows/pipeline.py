@@ -6,12 +6,12 @@ from flows.shards import shards_of
 from pipelines.config import RunConfig
 from tasks.evaluation import evaluate
 from tasks.promotion import register
-from tasks.runs import flow_run_name, held
+from tasks.runs import HOOKS, flow_run_name, held
 from tasks.training import train
 from tasks.values import RunSummary
 
 
-@flow(name="codecmill", flow_run_name=flow_run_name)
+@flow(name="codecmill", flow_run_name=flow_run_name, **HOOKS)
 def training_pipeline(config: RunConfig) -> RunSummary:
     """From a folder of images to an evaluated, registered model."""
     with held(config) as run:

@@ -4,12 +4,12 @@ from prefect import flow
 
 from flows.shards import shards_of
 from pipelines.config import RunConfig
-from tasks.runs import flow_run_name, held
+from tasks.runs import HOOKS, flow_run_name, held
 from tasks.training import train
 from tasks.values import CheckpointReference
 
 
-@flow(name="training", flow_run_name=flow_run_name)
+@flow(name="training", flow_run_name=flow_run_name, **HOOKS)
 def training(config: RunConfig) -> CheckpointReference:
     """Train a run to its last step, from wherever it is."""
     with held(config) as run:

@@ -38,6 +38,11 @@ class Root:
     def prefect_home(self) -> Path:
         return self.path / "prefect"
 
+    @property
+    def attendance(self) -> Path:
+        """Who is at work here: see pipelines.attendance."""
+        return self.path / "at_work"
+
     def run(self, name: str) -> "RunDirectory":
         return RunDirectory(self.runs / name)
 

@@ -1,12 +1,20 @@
-"""Hold a run for the length of a flow; no task, since a lock cannot be retried or cached."""
+"""Hold a run for the length of a flow, known to be at work; no task, since a lock cannot be retried or cached."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from pipelines import attendance
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.runs import start_or_continue
+from tasks.dead_runs import put_right_beside
 from tasks.values import HeldRun
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.flows import Flow
 
 
 def named(config: RunConfig) -> RunConfig:
@@ -23,6 +31,36 @@ def flow_run_name() -> str:
     return f"{flow_run.flow_name} {named(RunConfig.model_validate(flow_run.parameters['config'])).name}"
 
 
+def at_work(config: RunConfig, run: str | None = None) -> None:
+    """Leave word that this flow run is at work, until Prefect has heard how it ended, and see to those that died.
+
+    Args:
+        run: the name of the run that it works on, where it is one.
+    """
+    from prefect.runtime import flow_run
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+    root = Root(config.root.absolute())
+    identity = attendance.FlowRun(
+        id=str(flow_run.id),
+        run_count=flow_run.run_count,
+        api=PREFECT_API_URL.value(),
+        home=PREFECT_HOME.value(),
+    )
+    entry = attendance.Entry(id=identity.id, process=os.getpid(), run=run, flow_run=identity)
+    attendance.sign_in(root, entry)
+    put_right_beside(root)
+
+
+def has_ended(flow: "Flow[..., object]", flow_run: "FlowRun", state: "State[object]") -> None:
+    """A hook of each flow: Prefect knows how the flow run ended, so whoever dies from now on leaves nothing behind."""
+    config = RunConfig.model_validate(flow_run.parameters["config"])
+    attendance.sign_out(Root(config.root.absolute()), str(flow_run.id))
+
+
+HOOKS: dict[str, Any] = {"on_completion": [has_ended], "on_failure": [has_ended], "on_crashed": [has_ended]}
+
+
 @contextmanager
 def held(config: RunConfig) -> Iterator[HeldRun]:
     """Start or continue the run that a config names, and hold it alone.
@@ -32,6 +70,7 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
         InputError: it exists with settings that cannot change.
     """
     config = named(config)
+    at_work(config, config.name)
     with Root(config.root.absolute()).run(config.name).locked() as lock:
         yield HeldRun(path=start_or_continue(config).path, lock=lock)
 
@@ -45,5 +84,6 @@ def held_as_it_is(config: RunConfig) -> Iterator[HeldRun]:
         InputError: there is no such run.
     """
     run = Root(config.root.absolute()).existing_run(config.name)
+    at_work(config, config.name)
     with run.locked() as lock:
         yield HeldRun(path=run.path, lock=lock)

@@ -1,5 +1,6 @@
 """The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
 
+import os
 import shlex
 import sys
 import tempfile
@@ -12,12 +13,13 @@ from flows.cli import listing, starting
 from flows.cli.config_file import as_yaml, checked, combined, effective_config
 from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
-from pipelines import status
+from pipelines import attendance, status
 from pipelines.config import RunConfig
 from pipelines.data.sources import find_images, find_sources
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import go_on_with, merge
+from tasks.dead_runs import put_right_beside
 
 if TYPE_CHECKING:
     from pipelines.provenance.locating import Found
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 def perform(arguments: Arguments) -> None:
     """Carry out a command; see flows.cli.endings for how what it raises is told."""
+    put_right_beside(Root(arguments.root))
     {
         "run": _run,
         "shards": _shards,
@@ -76,7 +79,8 @@ def _sync(arguments: Arguments) -> None:
     from flows.cli.display import shown_progress
     from pipelines import tracking
 
-    with run.locked(), shown_progress():
+    entry = attendance.Entry(id=f"sync-{run.path.name}-{os.getpid()}", process=os.getpid(), run=run.path.name)
+    with run.locked(), attendance.present(run.root, entry), shown_progress():
         tracking.bring_level(run)
     print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
 

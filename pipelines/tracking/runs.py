@@ -83,7 +83,7 @@ def opened(run: RunDirectory) -> Marks:
 def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "Run"]:
     experiment = experiment_id(client, run.root)
     marks = read_marks(run)
-    known = _marked(client, run, marks) or _searched(client, run, experiment)
+    known = marked(client, run, marks) or _searched(client, run, experiment)
     if known is None:
         tags = {RUN_TAG: run.path.name, DIRECTORY_TAG: str(run.path.resolve())}
         known = client.create_run(experiment, run_name=run.path.name, tags=tags)
@@ -99,7 +99,7 @@ def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "R
     return marks, known
 
 
-def _marked(client: "MlflowClient", run: RunDirectory, marks: Marks | None) -> "Run | None":
+def marked(client: "MlflowClient", run: RunDirectory, marks: Marks | None) -> "Run | None":
     """The MLflow run that the marks name, if MLflow still has it and the marks were not copied from another run."""
     from mlflow.exceptions import MlflowException
 

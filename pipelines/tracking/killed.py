@@ -1,0 +1,47 @@
+"""What MLflow says of a run whose processes were all killed, put right; a program, since MLflow takes long to import.
+
+`python -m pipelines.tracking.killed ROOT RUN...`
+"""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from pipelines.errors import BusyError
+from pipelines.process_lifetime import die_with_parent
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.status import run_status
+from pipelines.tracking.connection import connected
+from pipelines.tracking.marks import read_marks
+from pipelines.tracking.runs import marked
+
+LOCK_SECONDS = 3.0
+"""How long ranks whose command was killed may hold the run: they die with it."""
+
+
+def mark_killed(run: RunDirectory) -> None:
+    """Set the run's status in MLflow to KILLED, or to FINISHED where all of it is done; never that of one at work.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached.
+    """
+    marks = read_marks(run)
+    if marks is None:
+        return  # MLflow has not heard of it
+    with connected(run.root) as client, suppress(BusyError), run.locked(LOCK_SECONDS):
+        is_done = all(stage.state == "done" for stage in run_status(run).stages)
+        status = "FINISHED" if is_done else "KILLED"
+        known = marked(client, run, marks)
+        if known is not None and known.info.status != status:
+            client.set_terminated(known.info.run_id, status=status)
+
+
+def main(root: Root, names: list[str]) -> None:
+    die_with_parent()
+    for name in names:
+        if root.run(name).config_file.is_file():
+            mark_killed(root.run(name))
+
+
+if __name__ == "__main__":
+    main(Root(Path(sys.argv[1])), sys.argv[2:])
