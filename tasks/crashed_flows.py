@@ -36,14 +36,19 @@ async def mark_crashed(client: PrefectClient, flow_run: UUID, run_count: int) ->
         return
     if known.run_count != run_count:
         return
+    await mark_tasks_crashed(client, flow_run, MESSAGE)
+    if known.state is not None and known.state.type in _UNDER_WAY:
+        await client.set_flow_run_state(flow_run, Crashed(message=MESSAGE), force=True)
+
+
+async def mark_tasks_crashed(client: PrefectClient, flow_run: UUID, message: str) -> None:
+    """Set those tasks of a flow run that are said to run to Crashed."""
     tasks = await client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNDER_WAY))),
     )
     for task in tasks:
-        await client.set_task_run_state(task.id, Crashed(message=MESSAGE), force=True)
-    if known.state is not None and known.state.type in _UNDER_WAY:
-        await client.set_flow_run_state(flow_run, Crashed(message=MESSAGE), force=True)
+        await client.set_task_run_state(task.id, Crashed(message=message), force=True)
 
 
 async def main(flow_runs: Sequence[str]) -> None:

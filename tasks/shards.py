@@ -1,9 +1,12 @@
 """Shard creation as tasks: each encodes some of the images, on the task runner that the config names."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from uuid import UUID
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.futures import PrefectFuture, as_completed
@@ -12,11 +15,15 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from pipelines.config import DataConfig
 from pipelines.data.encoding import EncodingOrder, encode_sources
+from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
+from tasks.crashed_flows import mark_tasks_crashed
 from tasks.retrying import unless_explained
 
+RESTARTS = 2
+"""Of the pool of processes."""
 
-# A retry helps where a process was killed for want of memory; images that are encoded already are not encoded again.
+
 @task(
     name="encode",
     task_run_name="encode from {order.jobs[0].path}",
@@ -37,13 +44,40 @@ def encode(order: EncodingOrder) -> int:
 def encode_all(orders: Sequence[EncodingOrder], data: DataConfig) -> Iterator[int]:
     """Encode all orders in parallel; yields the number of images of each as it is done.
 
+    A killed process breaks the whole pool, and no retry of a task reaches beyond its process: what is left is given to
+    a new pool, `RESTARTS` times.
+
     Raises:
-        CodecmillError: what the first failing order raised.
+        CodecmillError: what the first failing order raised, or that processes were killed again and again.
     """
-    with _runner(data) as runner:
-        futures: Sequence[PrefectFuture[int]] = [runner.submit(encode, {"order": order}) for order in orders]
-        for future in as_completed(list(futures)):
-            yield future.result()
+    left = list(orders)
+    for restarts in range(RESTARTS + 1):
+        try:
+            with _runner(data) as runner:
+                futures: dict[PrefectFuture[int], EncodingOrder] = {
+                    runner.submit(encode, {"order": order}): order for order in left
+                }
+                for future in as_completed(list(futures)):
+                    count = future.result()
+                    left.remove(futures[future])
+                    yield count
+            return
+        except BrokenProcessPool as error:
+            asyncio.run(_mark_crashed())
+            if restarts == RESTARTS:
+                raise CodecmillError(
+                    f"A process that encodes images was killed, {RESTARTS + 1} times. If memory ran out, lower "
+                    "data.workers; what is done is kept."
+                ) from error
+            get_run_logger().warning("A process that encodes images was killed; the rest goes on in new ones.")
+
+
+async def _mark_crashed() -> None:
+    """The tasks of this flow run whose processes were killed cannot say so themselves."""
+    from prefect.runtime import flow_run
+
+    async with get_client() as client:
+        await mark_tasks_crashed(client, UUID(str(flow_run.id)), "The process that encoded was killed.")
 
 
 @contextmanager
