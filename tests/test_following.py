@@ -14,7 +14,7 @@ ENDED = Ending(code=1, hung=(), spoken=())
 
 
 def fail(attempt: Path, rank: int, seconds_ago: float, message: str, explained: bool, restart: int = 0) -> None:
-    about = {"rank": rank, "restart": restart, "time": time.time() - seconds_ago, "explained": explained}
+    about = {"rank": rank, "restart": restart, "monotonic": time.monotonic() - seconds_ago, "explained": explained}
     content: dict[str, Any] = about | {"message": message, "traceback": f"Traceback of {message}"}
     write_json(attempt / f"failure_{restart}_rank_{rank}.json", content)
 

@@ -54,9 +54,9 @@ def evaluate_run(
 
 
 def _training_seconds(run: RunDirectory, step: int) -> float:
-    """How long the steps took, interruptions left out."""
+    """How long the steps took, interruptions left out, and the jumps of a clock that is set."""
     times = [line["time"] for line in journal.read(run.journal) if line["step"] <= step]
-    gaps = [after - before for before, after in pairwise(times)]
+    gaps = [after - before for before, after in pairwise(times) if after >= before]
     usual = 100 * median(gaps) + 60 if gaps else 0.0
     return round(sum(gap for gap in gaps if gap < usual), 1)
 

@@ -130,7 +130,7 @@ def failure(attempt: Path, ending: Ending) -> CodecmillError:
     output = f"All output is in {attempt / 'output.log'}."
     failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
     last = max((each["restart"] for each in failures), default=0)
-    failures = sorted((each for each in failures if each["restart"] == last), key=lambda each: each["time"])
+    failures = sorted((each for each in failures if each["restart"] == last), key=lambda each: each["monotonic"])
     explained = next((each for each in failures if each["explained"]), None)
     if explained:
         return CodecmillError(str(explained["message"]))
@@ -139,7 +139,7 @@ def failure(attempt: Path, ending: Ending) -> CodecmillError:
     exit_codes = read_json(attempt / EXIT_CODES) if (attempt / EXIT_CODES).is_file() else {}
     # SIGTERM is how torchrun ends the others, SIGKILL after 30 s; and what they raise when a peer is gone is no cause.
     killed = [(rank, -exit_code) for rank, exit_code in exit_codes.items() if exit_code < 0 and -exit_code != SIGTERM]
-    raised_long_ago = bool(failures) and time.time() - failures[0]["time"] > TORCHRUN_PATIENCE
+    raised_long_ago = bool(failures) and time.monotonic() - failures[0]["monotonic"] > TORCHRUN_PATIENCE
     if killed and not raised_long_ago:
         rank, number = killed[0]
         return RankFailure(f"Rank {rank} was killed by {Signals(number).name}, for want of memory perhaps. {output}")

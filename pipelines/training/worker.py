@@ -81,13 +81,16 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, 
 
 
 def _record_failure(attempt: Path, error: Exception) -> None:
-    """Leave the traceback where the launcher finds it: which rank failed first is told by the time."""
+    """Leave the traceback where the launcher finds it: which rank failed first is told by the time.
+
+    By that of the clock which all processes share and nobody sets: the other may jump.
+    """
     rank = int(os.environ.get("RANK", "0"))
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     failure = {
         "rank": rank,
         "restart": restart,
-        "time": time.time(),
+        "monotonic": time.monotonic(),
         "explained": isinstance(error, CodecmillError),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
