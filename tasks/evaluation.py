@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
 from tasks.progress import logged
+from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
 
@@ -40,6 +41,7 @@ def evaluate(
         evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
     if choice.images is not None:  # the test split's goes with the registration
         _show_in_mlflow(run, evaluation.folder)
+    wait_until_heard("The evaluation", run.name)
     create_markdown_artifact(summary(evaluation), key="evaluation", description=f"Evaluation of {run.name}")
     return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)
 

@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
 from tasks.progress import logged
+from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Registration, ShardSetReference
 
@@ -42,4 +43,5 @@ def register(
             evaluation.path,
             choice,
         )
+    wait_until_heard("The registration", run.name)
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

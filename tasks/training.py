@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 from pipelines import checkpoints
 from tasks.checkpoints import record_shard_set, reference
 from tasks.progress import logged
+from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
 
@@ -30,4 +31,5 @@ def train(run: HeldRun, shard_set: ShardSetReference) -> CheckpointReference:
     record_shard_set(run, shard_set)
     with logged(), Shipping(run.directory, warn=log.warning):
         checkpoint = launch.train(run.directory, run.lock, on_line=log.info)
+    wait_until_heard("Training", run.name)
     return reference(checkpoints.best(run.directory) or checkpoint)

@@ -47,7 +47,11 @@ def pipeline() -> "Callable[[RunConfig], RunSummary]":
 
 
 def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) -> T:
-    """Run a flow with progress shown and a Prefect server beside it."""
+    """Run a flow with progress shown and a Prefect server beside it.
+
+    Raises:
+        Unreported: the work is done on disk, and Prefect was away for too long to hear of it.
+    """
     from flows.cli.display import shown_progress
     from flows.cli.prefect_server import embedded_prefect
 
@@ -58,7 +62,21 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         flow = load()
         if server is not None:
             server.wait_ready()
-        return flow(config)
+        try:
+            return flow(config)
+        except Exception as error:
+            _raise_what_went_unreported(error)
+            raise
+
+
+def _raise_what_went_unreported(error: BaseException | None) -> None:
+    """Where Prefect is away for good, its client fails in the end as well: nobody is there to be told of a failure."""
+    from tasks.reporting import Unreported
+
+    while error is not None:
+        if isinstance(error, Unreported):
+            raise error from None
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

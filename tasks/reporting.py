@@ -1,0 +1,58 @@
+"""A task ends only when Prefect is there to hear of it: its work is done by then, and does not fail with its witness.
+
+Prefect's own client gives up after a minute, at the start of the next task already after a second.
+"""
+
+import time
+
+import httpx
+from prefect import get_run_logger
+from prefect.settings import PREFECT_API_URL, get_current_settings
+
+from pipelines.errors import CodecmillError
+
+PATIENCE_SECONDS = 600.0
+INTERVAL_SECONDS = 2.0
+
+
+class Unreported(CodecmillError):
+    """The work is done on disk, and Prefect is not there to hear of it."""
+
+
+def wait_until_heard(done: str, run: str) -> None:
+    """Return when Prefect's server answers, at once where it does.
+
+    Args:
+        done: what is on disk by now: "Training".
+        run: the name of the run.
+
+    Raises:
+        Unreported: it does not answer for `PATIENCE_SECONDS`.
+    """
+    api = PREFECT_API_URL.value()
+    if api is None:  # Prefect keeps one of its own beside this process
+        return
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    warned = False
+    while (reason := _silence(api)) is not None:
+        if time.monotonic() > deadline:
+            # Its client would ask for minutes more, once for each thing that it wants to say.
+            get_current_settings().client.max_retries = 0
+            raise Unreported(
+                f"{done} of '{run}' is done on disk, unreported: Prefect at {api} did not answer for "
+                f"{PATIENCE_SECONDS:.0f} s ({reason}). Once it does, or without PREFECT_API_URL, go on with: "
+                f"codecmill resume {run}"
+            )
+        if not warned:
+            get_run_logger().warning("Prefect at %s does not answer; %s is done, and waits to say so.", api, done)
+            warned = True
+        time.sleep(INTERVAL_SECONDS)
+
+
+def _silence(api: str) -> str | None:
+    """Why the server does not answer, or None where it does."""
+    try:
+        answer = httpx.get(f"{api.rstrip('/')}/health", timeout=5)
+    except httpx.HTTPError as error:
+        return str(error) or type(error).__name__
+    return f"status {answer.status_code}" if answer.status_code >= 500 else None
