@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Services:
 
     api: str
     environment: dict[str, str]
+    worker: "subprocess.Popen[bytes]"
 
     def run(self, deployment: str, config: RunConfig) -> str:
         """Start a deployment; returns the id of the flow run."""
@@ -72,9 +74,8 @@ def answers(url: str) -> Callable[[], bool]:
     return ask
 
 
-@pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    home = tmp_path_factory.mktemp("prefect")
+@contextmanager
+def running_services(home: Path) -> Iterator[Services]:
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     environment = {
@@ -106,7 +107,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
             )
             assert done.returncode == 0, done.stdout + done.stderr
         start("worker", "start", "--pool", "codecmill", "--name", "test")
-        yield Services(api, environment)
+        yield Services(api, environment, started[-1])
     finally:
         for process in reversed(started):
             if process.poll() is None:
@@ -116,6 +117,12 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    with running_services(tmp_path_factory.mktemp("prefect")) as services:
+        yield services
 
 
 def directory_of(config: RunConfig) -> RunDirectory:
