@@ -1,0 +1,184 @@
+"""Services that die: a worker with its flow, and a Prefect server in mid-training that comes back late, or never."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import make
+from test_dead_runs import Command, start, written  # noqa: F401  # start is a fixture
+from test_deployment import PREFECT, PROJECT, answers, directory_of, flow_process, long, running_services
+from test_pipeline import clean_environment
+from test_training import ranks_alive, steps_done, wait_for
+
+from flows.cli.services import free_port
+from pipelines.durable_files import read_json
+from pipelines.status import run_status
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+
+
+def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_within_3_minutes(
+    tiny: dict[str, Any], tmp_path: Path
+):
+    (tmp_path / "home").mkdir()
+    with running_services(tmp_path / "home") as services:
+        created = subprocess.run(
+            [*PREFECT, "automation", "create", "--from-file", "infra/automations.yaml"],
+            cwd=PROJECT,
+            env=services.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert created.returncode == 0, created.stdout + created.stderr
+        config = long(tiny, "orphaned")
+        flow_run = services.run("training/training", config)
+        run = directory_of(config)
+        wait_for(lambda: steps_done(run) >= 20, 180)
+        victim = flow_process(flow_run)
+        services.worker.kill()
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        services.worker.wait()
+        wait_for(lambda: not ranks_alive(run), 30)
+        assert services.state(flow_run) == "Running", "nobody is left to say otherwise"
+        services.wait_for_state(flow_run, "Crashed", seconds=180)
+        print(f"Crashed after {time.monotonic() - killed:.0f} s")
+
+
+@dataclass
+class Server:
+    """A Prefect server of its own, on 127.0.0.1, that can be killed and started again."""
+
+    home: Path
+    port: int = field(default_factory=free_port)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def start(self) -> None:
+        self.home.mkdir(exist_ok=True)
+        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+        with (self.home / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)],
+                env=clean_environment() | quiet | {"PREFECT_HOME": str(self.home)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(answers(f"{self.api}/health"), 180)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.process = None
+
+    def states(self, what: str) -> dict[str, str]:
+        """The states of all 'flow_runs' or 'task_runs' by name."""
+        found = httpx.post(f"{self.api}/{what}/filter", json={}, timeout=30).raise_for_status().json()
+        return {each["name"]: each["state"]["name"] for each in found}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "server")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def test_a_training_outlives_a_prefect_server_that_is_away_for_more_than_a_minute(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    server: Server,
+    start: Callable[..., Command],  # noqa: F811
+):
+    config = make(tiny, name="patient", training={"steps": 1500, "checkpoint_interval": 100})
+    run = directory_of(config)
+    home = {"PREFECT_API_URL": server.api, "PREFECT_HOME": str(tmp_path / "home")}
+    command = start("run", "--config", written(config, tmp_path), **home)
+    wait_for(lambda: steps_done(run) >= 20, 120)
+    server.kill()
+    away = time.monotonic()
+    wait_for(lambda: steps_done(run) == 1500, 120)
+    time.sleep(max(0.0, 70 - (time.monotonic() - away)))
+    assert command.process.poll() is None, command.log.read_text()
+    server.start()
+    assert command.process.wait(120) == 0, command.log.read_text()
+    assert len(list(run.logs.glob("attempt_*"))) == 1, "it was not trained again"
+    assert read_json(run.promotion_file)["alias"] == "champion"
+    assert server.states("flow_runs") == {"codecmill patient": "Completed", "shards patient": "Completed"}
+    tasks = server.states("task_runs")
+    assert set(tasks.values()) == {"Completed"}, tasks
+    assert {"train patient", "register patient"} <= set(tasks)
+    assert "Prefect at" in (said := command.log.read_text())
+    assert "Traceback" not in said
+
+
+IMPATIENT = """
+import sys
+from tasks import reporting
+reporting.PATIENCE_SECONDS = 5.0
+from flows.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_where_prefect_stays_away_the_command_says_what_is_done_and_resume_goes_on_without_it(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    server: Server,
+    start: Callable[..., Command],  # noqa: F811
+):
+    """Five seconds of patience here, ten minutes else."""
+    config = make(tiny, name="alone", training={"steps": 1000, "checkpoint_interval": 100})
+    run = directory_of(config)
+    environment = clean_environment() | {"PREFECT_API_URL": server.api, "PREFECT_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, "run", "--config", written(config, tmp_path)],
+        cwd=PROJECT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for(lambda: steps_done(run) >= 20, 120)
+        server.kill()
+        wait_for(lambda: steps_done(run) == 1000, 120)
+        trained = time.monotonic()
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 1, said
+    assert time.monotonic() - trained < 90, "Prefect's client asked on and on"
+    (told,) = [line for line in said.splitlines() if line.startswith("codecmill: ")]
+    begins = (
+        f"codecmill: Training of 'alone' is done on disk, unreported: Prefect at {server.api} did not answer for 5 s"
+    )
+    assert told.startswith(begins)
+    assert told.endswith("go on with: codecmill resume alone")
+    assert "Traceback" not in said
+    assert {stage.name: stage.state for stage in run_status(run).stages}["training"] == "done"
+    command = start("resume", "alone", "--root", str(config.root))
+    assert command.process.wait(120) == 0, command.log.read_text()
+    assert len(list(run.logs.glob("attempt_*"))) == 1, "it was not trained again"
+    server.start()
+    subprocess.run(
+        [sys.executable, "-m", "flows", "list", "--root", str(config.root)],
+        env=clean_environment(),
+        cwd=PROJECT,
+        check=True,
+    )
+    wait_for(lambda: server.states("flow_runs")["codecmill alone"] == "Crashed", 15)
+    wait_for(lambda: not list((config.root / "at_work").glob("*.json")), 10)
