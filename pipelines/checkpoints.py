@@ -6,113 +6,32 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
-from pipelines.config import ModelConfig, RunConfig, Section
-from pipelines.data.images import Normalization
+from pipelines.checkpoint_format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    STATE_SCALARS,
+    STATE_TENSORS,
+    WEIGHTS,
+    FileRecord,
+    Manifest,
+    TrainingState,
+    file_names,
+    read_manifest,
+)
 from pipelines.durable_files import built_folder, read_json, write_bytes, write_json
 from pipelines.errors import CodecmillError, first_fault
 from pipelines.file_digests import difference, file_sha256
 from pipelines.run_directory import RunDirectory
-from pipelines.sealed_json import read_sealed, write_sealed
+from pipelines.sealed_json import write_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
-STATE_TENSORS = "training_state.safetensors"
-STATE_SCALARS = "training_state.json"
-MANIFEST = "checkpoint.json"
-
-SHAPING = ("steps", "processes", "device", "threads", "compile")
-"""The learning rate's course depends on the number of steps, the order of sums on the others."""
-
 log = logging.getLogger("codecmill.checkpoints")
-
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-"""Of a file in the very folder: a manifest of somebody else's may name `../../elsewhere`."""
-
-
-class FileRecord(Section):
-    """Size in bytes and sha256 of a file."""
-
-    bytes: int
-    sha256: str
-
-
-class Leg(Section):
-    """Steps of a run that were trained under other circumstances than those after them, which may cost the bits."""
-
-    until: int
-    """The last of its steps."""
-    training: dict[str, bool | int | str]
-    """Those choices of `training` that a run may change and that touch the bits: see `SHAPING`."""
-    git_commit: str | None
-    versions: dict[str, str]
-
-
-class Best(Section):
-    """The best validated checkpoint up to some step."""
-
-    step: int = Field(ge=1)
-    psnr: float
-    """In dB."""
-
-
-class TrainingState(Section):
-    """`training_state.json`: what is no tensor."""
-
-    optimizer: str
-    scaler: dict[str, float]
-    """Of torch.amp.GradScaler; empty where nothing is scaled."""
-    bad_in_a_row: int = Field(default=0, ge=0)
-    """Steps passed over up to here without a good one between them: see `training.on_nonfinite`."""
-
-
-class Manifest(Section):
-    """`checkpoint.json`: what a checkpoint is, what it came from, and the digests of its files."""
-
-    format_version: int
-    run: str
-    step: int = Field(ge=0)
-    position: int = Field(ge=0)
-    """Training samples consumed: the place in the global sample order."""
-    model: ModelConfig
-    normalization: Normalization
-    shard_set: str
-    """The whole fingerprint of the shard set."""
-    shard_manifest_sha256: str | None = None
-    """sha256 of the shard set's manifest, which names the digests of all of its files."""
-    config: dict[str, Any] | None = None
-    """The run's config, as it was trained with. Plain JSON, so that a later codecmill with other fields reads it."""
-    git_commit: str | None = None
-    """Of codecmill itself, with '+changes' if it was edited since; None where it is no checkout."""
-    parent: str | None
-    """sha256 of the weights that the run started from, if it did not start from nothing."""
-    validation: dict[str, float]
-    """Validation metrics at this very step; empty when none was made there."""
-    best: Best | None
-    versions: dict[str, str]
-    legs: tuple[Leg, ...] = ()
-    """What the earlier steps were trained under, where config, commit and versions are not those of all steps."""
-    files: dict[FileName, FileRecord]
-
-    def run_config(self) -> RunConfig | None:
-        """The config that it was trained with; None where it does not say.
-
-        Raises:
-            CodecmillError: it says something else than a config of this version.
-        """
-        try:
-            return RunConfig.model_validate(self.config) if self.config is not None else None
-        except ValidationError as error:
-            raise CodecmillError(
-                f"The checkpoint of step {self.step} of run '{self.run}' names no config of this version: "
-                f"{first_fault(error)}."
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -178,35 +97,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     for name in file_names(manifest):
         _check(path / name, manifest.files.get(name))
     return Checkpoint(path, manifest)
-
-
-def file_names(manifest: Manifest) -> list[str]:
-    """The files that a checkpoint has, or should have, beside its manifest."""
-    return sorted({WEIGHTS, STATE_TENSORS, STATE_SCALARS, *manifest.files})
-
-
-def read_manifest(path: Path) -> Manifest:
-    """What a checkpoint's folder says that it holds; of its files only the manifest is read, and verified.
-
-    Raises:
-        CodecmillError: it is missing, altered, or of a version that this codecmill does not read.
-    """
-    raw, is_sealed = read_sealed(path / MANIFEST)
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise CodecmillError(
-            f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION}."
-        )
-    raw.pop("digest", None)  # for a day, what is now the seal
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        raise CodecmillError(f"{path / MANIFEST} is damaged: {first_fault(error)}.") from error
-    except CodecmillError as error:
-        raise CodecmillError(f"{path / MANIFEST} is damaged: {error}") from error
-    if manifest.config is not None and not is_sealed:  # who writes a config down has sealed it, too
-        raise CodecmillError(f"{path / MANIFEST} was altered after it was written: it has lost its seal.")
-    return manifest
 
 
 def read_tensors(file: Path) -> dict[str, "Tensor"]:

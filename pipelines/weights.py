@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
@@ -96,7 +96,10 @@ def restore_weights(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Non
         CodecmillError: it is the checkpoint of another model.
     """
     apply_weights(
-        model, checkpoints.read_tensors(checkpoint.path / checkpoints.WEIGHTS), strict=True, source=str(checkpoint.path)
+        model,
+        checkpoints.read_tensors(checkpoint.path / checkpoint_format.WEIGHTS),
+        strict=True,
+        source=str(checkpoint.path),
     )
 
 
@@ -114,7 +117,7 @@ def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tens
 
 def _from_path(path: Path, source: str) -> dict[str, Tensor]:
     if path.is_dir():
-        return checkpoints.read_tensors(checkpoints.open_checkpoint(path).path / checkpoints.WEIGHTS)
+        return checkpoints.read_tensors(checkpoints.open_checkpoint(path).path / checkpoint_format.WEIGHTS)
     if not path.is_file():
         raise InputError(f"There are no weights at {source}: no such file or folder.")
     if path.suffix == ".safetensors":
@@ -152,7 +155,7 @@ def _is_plain(value: object) -> bool:
 
 def export_classic(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
     """Write a checkpoint's weights as the classic single torch file, readable with `weights_only=True`."""
-    weights = checkpoints.read_tensors(checkpoint.path / checkpoints.WEIGHTS)
+    weights = checkpoints.read_tensors(checkpoint.path / checkpoint_format.WEIGHTS)
     states = {
         f"{part}_state_dict": {
             name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")

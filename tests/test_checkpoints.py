@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
 from pipelines.config import ModelConfig
 from pipelines.durable_files import json_bytes
 from pipelines.errors import CodecmillError
@@ -120,9 +120,9 @@ def test_every_byte_of_the_manifest_counts(run: RunDirectory):
     for place in range(len(content)):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(CodecmillError, match=re.escape(str(file))):
-            checkpoints.read_manifest(file.parent)
+            checkpoint_format.read_manifest(file.parent)
     file.write_bytes(content)
-    assert checkpoints.read_manifest(file.parent).step == 10
+    assert checkpoint_format.read_manifest(file.parent).step == 10
 
 
 def test_a_manifest_from_before_there_were_seals_is_read_and_one_that_lost_its_seal_is_not(run: RunDirectory):

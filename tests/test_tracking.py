@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import checkpoints, tracking
+from pipelines import checkpoint_format, checkpoints, tracking
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
@@ -332,7 +332,7 @@ def test_a_checkpoint_that_was_cut_off_on_its_way_is_not_taken_for_one(root: Roo
     tracking.log_checkpoint(run, whole.path)
     cut = save_checkpoint(run, config, 400)
     artifacts = root.mlflow_artifacts / tracked.run_id / "artifacts" / "checkpoints"
-    state = cut.path / checkpoints.STATE_TENSORS
+    state = cut.path / checkpoint_format.STATE_TENSORS
     # As when a newer checkpoint makes the training delete this one in the middle of its sending.
     content = state.read_bytes()
     state.unlink()

@@ -16,7 +16,7 @@ import torch
 from conftest import make
 from PIL import Image
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import training_batches
@@ -94,7 +94,7 @@ def result(directory: RunDirectory) -> dict[str, str]:
     assert last is not None
     files = {
         name: hashlib.sha256((last.path / name).read_bytes()).hexdigest()
-        for name in (checkpoints.WEIGHTS, checkpoints.STATE_TENSORS, checkpoints.STATE_SCALARS)
+        for name in (checkpoint_format.WEIGHTS, checkpoint_format.STATE_TENSORS, checkpoint_format.STATE_SCALARS)
     }
     timings = {"time", "train/images_per_second", "train/data_wait_fraction"}
     lines = [

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format
 from pipelines.data import shard_format
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
@@ -21,14 +21,14 @@ class Chain:
     """
 
     folder: Path
-    manifest: checkpoints.Manifest
+    manifest: checkpoint_format.Manifest
     run: RunDirectory | None
     shard_folder: Path | None
 
     @property
     def kept_parent(self) -> Path | None:
         """The weights that the run started from, as it keeps them."""
-        return self.run.start_weights / checkpoints.WEIGHTS if self.run and self.manifest.parent else None
+        return self.run.start_weights / checkpoint_format.WEIGHTS if self.run and self.manifest.parent else None
 
     def shard_manifest(self) -> shard_format.Manifest | None:
         """What the shard set's manifest says; None where there is no set.
@@ -63,7 +63,7 @@ def chain_of(folder: Path, run: RunDirectory | None, root: Root) -> Chain:
     Raises:
         CodecmillError: its manifest is missing, damaged or altered.
     """
-    manifest = checkpoints.read_manifest(folder)
+    manifest = checkpoint_format.read_manifest(folder)
     return Chain(folder, manifest, run, shard_folder(manifest.shard_set, run, root))
 
 

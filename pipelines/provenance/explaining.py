@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format
 from pipelines.config import Section
 from pipelines.data import shard_format
 from pipelines.data.shard_format import SPLITS, ShardRow, Split, is_whole, read_sources
@@ -89,13 +89,13 @@ class Explanation(Section):
     run: str
     run_directory: Path | None
     step: int
-    files: dict[str, checkpoints.FileRecord]
+    files: dict[str, checkpoint_format.FileRecord]
     samples: Samples
     config_file: Path | None
     config: dict[str, Any] | None
     git_commit: str | None
     versions: dict[str, str]
-    legs: tuple[checkpoints.Leg, ...]
+    legs: tuple[checkpoint_format.Leg, ...]
     parent: Parent | None
     shard_set: ShardSetLines
 
@@ -114,7 +114,7 @@ def explain(found: Found, most_sources: int | None = None) -> Explanation:
     shard_set = _shard_set(chain, most_sources)
     return Explanation(
         checkpoint=chain.folder,
-        manifest_sha256=file_sha256(chain.folder / checkpoints.MANIFEST),
+        manifest_sha256=file_sha256(chain.folder / checkpoint_format.MANIFEST),
         how=found.how,
         is_sealed=manifest.config is not None,
         run=manifest.run,

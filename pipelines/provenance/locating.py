@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import checkpoints, tracking
+from pipelines import checkpoint_format, checkpoints, tracking
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
@@ -44,9 +44,9 @@ def find(what: str, root: Root, scratch: Path, every: bool = False) -> Found:
     if what.startswith(ADDRESSES):
         return _at_address(what, root, scratch)
     place = Path(what).absolute()
-    if place.name in (checkpoints.MANIFEST, checkpoints.WEIGHTS):
+    if place.name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS):
         place = place.parent
-    if (place / checkpoints.MANIFEST).exists() or (place.is_dir() and place.parent.name == "checkpoints"):
+    if (place / checkpoint_format.MANIFEST).exists() or (place.is_dir() and place.parent.name == "checkpoints"):
         return found_at(place, root)
     run = _run(what, place, root)
     folders = tuple(checkpoints.folder_of(run, step) for step in checkpoints.steps_on_disk(run))
@@ -60,7 +60,9 @@ def _run(what: str, place: Path, root: Root) -> RunDirectory:
     named = [root.run(what)] if Path(what).name == what else []
     run = next((run for run in [RunDirectory(place), *named] if run.checkpoints.is_dir()), None)
     if run is None and place.is_dir() and "/" in what and not (place / "config.json").is_file():
-        raise InputError(f"{place} is no checkpoint: it has no {checkpoints.MANIFEST}. Name its folder, or a run.")
+        raise InputError(
+            f"{place} is no checkpoint: it has no {checkpoint_format.MANIFEST}. Name its folder, or a run."
+        )
     return run or root.existing_run(what)
 
 
@@ -83,16 +85,16 @@ def _all_checkpoints(root: Root) -> Iterator[tuple[Path, str]]:
                 yield folder, weights
 
 
-def readable(folder: Path) -> checkpoints.Manifest | None:
+def readable(folder: Path) -> checkpoint_format.Manifest | None:
     try:
-        return checkpoints.read_manifest(folder)
+        return checkpoint_format.read_manifest(folder)
     except CodecmillError:
         return None
 
 
 def _weights_of(folder: Path) -> str | None:
     manifest = readable(folder)
-    weights = manifest.files.get(checkpoints.WEIGHTS) if manifest else None
+    weights = manifest.files.get(checkpoint_format.WEIGHTS) if manifest else None
     return weights.sha256 if weights else None
 
 

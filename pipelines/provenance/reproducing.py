@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoints, versions
+from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig, Section
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
@@ -18,7 +18,7 @@ from pipelines.run_directory import Root, RunDirectory
 from pipelines.training import launch
 from pipelines.training.following import Listen
 
-COMPARED = (checkpoints.WEIGHTS, checkpoints.STATE_TENSORS, checkpoints.STATE_SCALARS)
+COMPARED = (checkpoint_format.WEIGHTS, checkpoint_format.STATE_TENSORS, checkpoint_format.STATE_SCALARS)
 
 
 class Reproduction(Section):
@@ -62,7 +62,7 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
     return Reproduction(
         checkpoint=chain.folder,
         step=chain.manifest.step,
-        sha256=chain.manifest.files[checkpoints.WEIGHTS].sha256,
+        sha256=chain.manifest.files[checkpoint_format.WEIGHTS].sha256,
         sha256_again=again.sha256,
         differing=differing,
         other_versions=tuple(_other_versions(chain.manifest)),
@@ -103,7 +103,7 @@ def _check_parent(chain: Chain, sha256: str) -> None:
 
 def _scratch_run(chain: Chain, root: Root) -> RunDirectory:
     """Where the checkpoint is trained again: named by what it is, so that the next call finds what this one has."""
-    name = hashlib.sha256((chain.folder / checkpoints.MANIFEST).read_bytes()).hexdigest()[:16]
+    name = hashlib.sha256((chain.folder / checkpoint_format.MANIFEST).read_bytes()).hexdigest()[:16]
     return RunDirectory(root.runs / f".tmp-reproduced-{name}")
 
 
@@ -122,7 +122,7 @@ def _train(
     return launch.train(run, lock, on_line, until)
 
 
-def _other_versions(manifest: checkpoints.Manifest) -> Iterator[str]:
+def _other_versions(manifest: checkpoint_format.Manifest) -> Iterator[str]:
     here = versions.package_versions() | {"codecmill's commit": versions.git_commit() or "unknown"}
     recorded = manifest.versions | {"codecmill's commit": manifest.git_commit or "unknown"}
     for name, version in recorded.items():

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format
 from pipelines.config import Section
 from pipelines.errors import CodecmillError
 from pipelines.provenance import remedies
@@ -67,7 +67,7 @@ def verify(found: Found, with_sources: bool = False) -> Verification:
 
 def _opened(folder: Path, found: Found, ledger: Ledger) -> Chain | None:
     """A checkpoint by its manifest, whose seal says whether any byte of it has changed."""
-    file = folder / checkpoints.MANIFEST
+    file = folder / checkpoint_format.MANIFEST
     ledger.begin(file)
     try:
         chain = chain_of(folder, found.run, found.root)
@@ -90,10 +90,10 @@ def _opened(folder: Path, found: Found, ledger: Ledger) -> Chain | None:
 
 def _verify_files(chain: Chain, ledger: Ledger) -> None:
     way_out = remedies.of_checkpoint(chain.folder, chain.run)
-    for name in checkpoints.file_names(chain.manifest):
+    for name in checkpoint_format.file_names(chain.manifest):
         record, known = chain.manifest.files.get(name), len(ledger.problems)
         if record is None:
-            ledger.wrong(chain.folder / checkpoints.MANIFEST, f"does not name {name}", way_out)
+            ledger.wrong(chain.folder / checkpoint_format.MANIFEST, f"does not name {name}", way_out)
         else:
             ledger.check(chain.folder / name, record.bytes, record.sha256, way_out)
         if not chain.folder.exists():  # a training that goes on has deleted it

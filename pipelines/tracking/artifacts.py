@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format
 from pipelines.durable_files import read_json
 from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected, patience_for
@@ -70,10 +70,10 @@ def log_checkpoint(run: RunDirectory, folder: Path) -> str:
     with connected(run.root) as client:
         marks = opened(run)
         where = f"{CHECKPOINTS}/{folder.name}"
-        files = read_json(folder / checkpoints.MANIFEST)["files"]
-        sha256 = files[checkpoints.WEIGHTS]["sha256"]
+        files = read_json(folder / checkpoint_format.MANIFEST)["files"]
+        sha256 = files[checkpoint_format.WEIGHTS]["sha256"]
         if marks.checkpoints.get(folder.name) != sha256:
-            for name in (*files, checkpoints.MANIFEST):
+            for name in (*files, checkpoint_format.MANIFEST):
                 with patience_for((folder / name).stat().st_size):
                     client.log_artifact(marks.run_id, str(folder / name), where)
             sent = marks.checkpoints | {folder.name: sha256}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.artifacts import CHECKPOINTS
@@ -69,7 +69,7 @@ def _checkpoints(client: "MlflowClient", run_id: str, where: str) -> list[str]:
 
 def _is_checkpoint(client: "MlflowClient", run_id: str, path: str) -> bool:
     names = {file.path.rpartition("/")[2] for file in client.list_artifacts(run_id, path)}
-    return {checkpoints.WEIGHTS, checkpoints.MANIFEST} <= names
+    return {checkpoint_format.WEIGHTS, checkpoint_format.MANIFEST} <= names
 
 
 def _source_of_version(client: "MlflowClient", source: str, where: str) -> str:

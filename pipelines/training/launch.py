@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
 from pipelines.durable_files import built_folder, write_bytes
 from pipelines.errors import Interrupted
@@ -71,7 +71,7 @@ def _fetch_start_weights(directory: RunDirectory, config: RunConfig, done: check
     # A foreign file may hold tensors that share memory, which safetensors does not store.
     own = {name: tensor.clone().contiguous() for name, tensor in weights.items()}
     with built_folder(directory.start_weights) as building:
-        write_bytes(building / checkpoints.WEIGHTS, save(own))
+        write_bytes(building / checkpoint_format.WEIGHTS, save(own))
 
 
 def _new_attempt(directory: RunDirectory) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch, training_batches
@@ -58,7 +58,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
-    best: checkpoints.Best | None = None
+    best: checkpoint_format.Best | None = None
     parent: str | None = None
     beat: Beat = silent
     warm_up_seconds: float = 0.0
@@ -232,7 +232,7 @@ class Training:
 
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
         if validation and math.isfinite(validation.psnr) and (self.best is None or validation.psnr > self.best.psnr):
-            self.best = checkpoints.Best(step=self.step, psnr=validation.psnr)
+            self.best = checkpoint_format.Best(step=self.step, psnr=validation.psnr)
         if journal is None:
             return
         self.beat(self.step, "saving")

@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipelines.checkpoints import STATE_SCALARS, STATE_TENSORS, Checkpoint, read_tensors, read_training_state
+from pipelines.checkpoint_format import STATE_SCALARS, STATE_TENSORS
+from pipelines.checkpoints import Checkpoint, read_tensors, read_training_state
 from pipelines.config import TrainingConfig
 from pipelines.errors import CodecmillError
 

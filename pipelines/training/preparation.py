@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipelines import checkpoints, versions
+from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch
@@ -79,7 +79,7 @@ def _origin(config: RunConfig, shard_set: ShardSet, checkpoint: checkpoints.Chec
     }
 
 
-def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoints.Leg) -> tuple[checkpoints.Leg, ...]:
+def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoint_format.Leg) -> tuple[checkpoint_format.Leg, ...]:
     """What a checkpoint's steps were trained under, as far as `now` is not the same."""
     manifest, config = checkpoint.manifest, checkpoint.manifest.run_config()
     if config is None or not checkpoint.step:
@@ -89,10 +89,10 @@ def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoints.Leg) -> tuple[che
     return manifest.legs if is_same else (*manifest.legs, before)
 
 
-def _leg(config: RunConfig, until: int, commit: str | None, packages: dict[str, str]) -> checkpoints.Leg:
-    return checkpoints.Leg(
+def _leg(config: RunConfig, until: int, commit: str | None, packages: dict[str, str]) -> checkpoint_format.Leg:
+    return checkpoint_format.Leg(
         until=until,
-        training={name: getattr(config.training, name) for name in checkpoints.SHAPING},
+        training={name: getattr(config.training, name) for name in checkpoint_format.SHAPING},
         git_commit=commit,
         versions=packages,
     )
@@ -122,10 +122,10 @@ def _warm_up(state: Training) -> float:
 def _start_from(state: Training) -> None:
     """Begin with the weights that `launch` has fetched into the run directory; report what was taken."""
     folder = state.directory.start_weights
-    weights = read_weights(folder / checkpoints.WEIGHTS)
+    weights = read_weights(folder / checkpoint_format.WEIGHTS)
     source = str(state.config.training.start_from)
     report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
-    state.parent = file_sha256(folder / checkpoints.WEIGHTS)
+    state.parent = file_sha256(folder / checkpoint_format.WEIGHTS)
     if state.ranks.is_first:
         write_json(state.directory.load_report, asdict(report))
         print(f"Starting from {source}: {report.summary(source)}", flush=True)
