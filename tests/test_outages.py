@@ -131,9 +131,17 @@ def test_a_training_outlives_a_prefect_server_that_is_away_for_more_than_a_minut
 
 IMPATIENT = """
 import sys
-from tasks import reporting
-reporting.PATIENCE_SECONDS = 5.0
 from flows.__main__ import main
+from flows.cli import starting
+load = starting.pipeline
+
+def impatient():
+    flow = load()
+    from tasks import reporting
+    reporting.PATIENCE_SECONDS = 5.0
+    return flow
+
+starting.pipeline = impatient
 sys.exit(main(sys.argv[1:]))
 """
 
