@@ -114,7 +114,7 @@ def test_a_training_outlives_a_prefect_server_that_is_away_for_more_than_a_minut
     wait_for(lambda: steps_done(run) >= 20, 120)
     server.kill()
     away = time.monotonic()
-    wait_for(lambda: steps_done(run) == 1500, 120)
+    wait_for(lambda: steps_done(run) == 1500, 240)
     time.sleep(max(0.0, 70 - (time.monotonic() - away)))
     assert command.process.poll() is None, command.log.read_text()
     server.start()
@@ -165,7 +165,7 @@ def test_where_prefect_stays_away_the_command_says_what_is_done_and_resume_goes_
     ) as process:
         wait_for(lambda: steps_done(run) >= 20, 120)
         server.kill()
-        wait_for(lambda: steps_done(run) == 1000, 120)
+        wait_for(lambda: steps_done(run) == 1000, 240)
         trained = time.monotonic()
         _, said = process.communicate(timeout=300)
     assert process.returncode == 1, said
@@ -188,5 +188,5 @@ def test_where_prefect_stays_away_the_command_says_what_is_done_and_resume_goes_
         cwd=PROJECT,
         check=True,
     )
-    wait_for(lambda: server.states("flow_runs")["codecmill alone"] == "Crashed", 15)
-    wait_for(lambda: not list((config.root / "at_work").glob("*.json")), 10)
+    wait_for(lambda: server.states("flow_runs")["codecmill alone"] == "Crashed", 120)
+    wait_for(lambda: not list((config.root / "at_work").glob("*.json")), 120)
