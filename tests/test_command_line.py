@@ -280,14 +280,17 @@ def test_all_problems_are_told_at_once_with_their_file(tmp_path: Path):
         (b"a: [1\n", "no valid YAML: line 2"),
         (b"- 1\n- 2\n", "has no 'key: value' lines"),
         (b"\xff\xfe\x00", "cannot be read: it is no UTF-8 text"),
-        (b"name: 2026-13-45\n", "no valid YAML: month must be in 1..12"),
+        (b"name: 2026-13-45\n", "no valid YAML: line 1: '2026-13-45' is no timestamp"),
+        (b"seed: !!bool maybe\n", "no valid YAML: line 1: 'maybe' is no bool"),
+        (b"seed: 0x" + b"f" * 5000, "no valid YAML: line 1: a number has too many digits"),
+        (b"data: {<<: {images: a}}\n", "no valid YAML: line 1: '<<' is not understood here"),
         (
             b"name: !!python/object/apply:os.system ['true']\n",
             "no valid YAML: line 1: could not determine a constructor",
         ),
         (b"? [a, b]\n: 1\n", "no valid YAML: line 1"),
-        (b"[" * 5000, "no valid YAML"),
-        (b"#" * 1_000_001, "has 1000001 bytes: too large to be one"),
+        (b"[" * 5000, "no valid YAML: line 1: there are too many brackets in brackets"),
+        (b"#" * 50_001, "has more than 50,000 bytes: too large to be one"),
     ],
 )
 def test_a_file_that_is_no_config_is_explained(content: bytes, message: str, tmp_path: Path):

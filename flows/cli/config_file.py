@@ -13,8 +13,17 @@ from flows.cli.choices import choices, sections
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
 
-LARGEST_FILE = 1_000_000
-"""Bytes. A config has 3 kB; what is a thousand times that is another file."""
+LARGEST_FILE = 50_000
+"""Bytes. A config has 6 kB with all its comments; PyYAML takes half a second for the worst file of this size."""
+
+DEEPEST = 20
+"""Brackets in brackets. A config has two; PyYAML takes seconds to find that it cannot read a thousand."""
+
+LONGEST_NUMBER = 100
+"""Characters. The time for 1:1:1:... (to base 60) grows with its square, and Python shows no number of 5,000 digits."""
+
+MOST_FAULTS = 20
+"""Of a file, that are explained one by one."""
 
 Values = dict[str, Any]
 
@@ -53,14 +62,40 @@ def checked(values: Values, file: Path | None, overrides: Values) -> RunConfig:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which no key may be given twice; PyYAML itself would silently take the last."""
+    """YAML of plain values and plain keys, none given twice: PyYAML itself would silently take the last.
+
+    What makes a short file an endless one is refused: maps merged into maps, lists as keys, brackets without end.
+    """
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803  # PyYAML's name
+        if self.flow_level == DEEPEST:
+            raise yaml.MarkedYAMLError(problem="there are too many brackets in brackets", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
+        if is_number and len(node.value) > LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(problem="a number has too many digits", problem_mark=node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML does not look whether a value is what its tag says: !!bool maybe, or the 45th of a month.
+            problem = f"{reprlib.repr(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # `!!map x` is none
+            problem = None
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key is not text"
+            elif key.tag == "tag:yaml.org,2002:merge":
+                problem = "'<<' is not understood here"
+            elif key.value in seen:
+                problem = f"'{key.value}' is given twice"
+            if problem:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -71,9 +106,11 @@ def read_config_file(path: Path) -> Values:
         InputError: it is missing, too large, no YAML, or no `key: value` lines.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"The config {path} has {path.stat().st_size} bytes: too large to be one.")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise InputError(f"The config {path} has more than {LARGEST_FILE:,} bytes: too large to be one.")
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise InputError(
@@ -81,7 +118,7 @@ def read_config_file(path: Path) -> Values:
         ) from error
     try:
         values = yaml.load(text, _StrictLoader)  # noqa: S506  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 45th of a month
+    except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"The config {path} is no valid YAML: {_where(error)}.") from error
     if values is None:
         return {}
@@ -101,6 +138,8 @@ def _explanations(error: ValidationError, file: Path | None, overrides: Values) 
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         name = _field_of(problem["loc"])
+        if name not in lines and len(lines) == MOST_FAULTS:
+            return [*lines.values(), "And more than these."]
         if name not in lines:
             lines[name] = _explanation(name, problem, file, overrides)
     return list(lines.values())
