@@ -1,7 +1,7 @@
 """What lies in a checkpoint's folder, and what its manifest says of it and of where it comes from."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -49,12 +49,22 @@ class Best(Section):
     """In dB."""
 
 
+class ScalerState(Section):
+    """Of torch.amp.GradScaler, by its own names; torch takes a count for no float, and its scale is a float32."""
+
+    scale: float = Field(gt=0, le=2.0**127)
+    growth_factor: float = Field(gt=1)
+    backoff_factor: float = Field(gt=0, lt=1)
+    growth_interval: int = Field(ge=1, lt=2**31)
+    growth_tracker: int = Field(alias="_growth_tracker", ge=0, lt=2**31)
+
+
 class TrainingState(Section):
     """`training_state.json`: what is no tensor."""
 
-    optimizer: str
-    scaler: dict[str, float]
-    """Of torch.amp.GradScaler; empty where nothing is scaled."""
+    optimizer: Literal["adam"]
+    scaler: ScalerState | Annotated[dict[str, float], Field(max_length=0)]
+    """Empty where nothing is scaled."""
     bad_in_a_row: int = Field(default=0, ge=0)
     """Steps passed over up to here without a good one between them: see `training.on_nonfinite`."""
 

@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codecmill.checkpoints")
 
+PLAIN_TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+"""Of torch's types of numbers, those that any other is copied from. There are complex, quantised and 4-bit ones, too."""
+
+LARGEST_HEADER = 2 * 2**20
+"""Bytes. Adam's moments of the largest model are named in half of it; safetensors takes 30 us a tensor, named or not."""
+
+LISTED = 20
+"""Tensors that a message names."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -103,15 +112,40 @@ def read_tensors(file: Path) -> dict[str, "Tensor"]:
     """The named tensors in a safetensors file, on the CPU.
 
     Raises:
-        CodecmillError: it is none, or is damaged.
+        CodecmillError: it is none, is damaged, or holds complex numbers or other than plain ones.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+        if header > LARGEST_HEADER:
+            raise ValueError(f"its header is said to have {header} bytes")
+        tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise CodecmillError(f"{file} is no intact safetensors file: {error}.") from error
+    check_plain(tensors, str(file))
+    return tensors
+
+
+def check_plain(values: Mapping[str, object], source: str) -> None:
+    """Of values that somebody else may have written, all must be tensors that can be copied into weights.
+
+    Raises:
+        CodecmillError: some are none.
+    """
+    import torch
+
+    def is_plain(value: object) -> bool:
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+            return False
+        return str(value.dtype).removeprefix("torch.") in PLAIN_TYPES
+
+    strange = sorted(name for name, value in values.items() if not is_plain(value))
+    if strange:
+        named = ", ".join(strange[:LISTED]) + (f" and {len(strange) - LISTED} more" if len(strange) > LISTED else "")
+        raise CodecmillError(f"{source} holds something that is no plain tensor of numbers: {named}.")
 
 
 def read_training_state(checkpoint: Checkpoint) -> TrainingState:
@@ -147,9 +181,16 @@ def sound_checkpoints(run: RunDirectory, interval: int = 1) -> Iterator[Checkpoi
     """Newest first, of a multiple of `interval` steps; damaged ones are skipped with a warning, and none is deleted."""
     for step in (step for step in reversed(steps_on_disk(run)) if step % interval == 0):
         try:
-            yield open_checkpoint(folder_of(run, step))
+            yield _of_step(run, step)
         except CodecmillError as error:
             log.warning("Skipping a damaged checkpoint: %s", error)
+
+
+def _of_step(run: RunDirectory, step: int) -> Checkpoint:
+    found = open_checkpoint(folder_of(run, step))
+    if found.step != step:
+        raise CodecmillError(f"{found.path / MANIFEST} is of step {found.step}.")
+    return found
 
 
 def latest(run: RunDirectory, interval: int = 1) -> Checkpoint | None:
@@ -173,7 +214,7 @@ def best(run: RunDirectory) -> Checkpoint | None:
     if newest is None or newest.manifest.best is None:
         return newest
     try:
-        return open_checkpoint(folder_of(run, newest.manifest.best.step))
+        return _of_step(run, newest.manifest.best.step)
     except CodecmillError as error:
         log.warning("The best checkpoint cannot be used, the newest stands in: %s", error)
         return newest

@@ -187,7 +187,7 @@ class _Reader:
         files = manifest.get("files", {})
         try:
             return all((folder / name).stat().st_size == record["bytes"] for name, record in files.items())
-        except (OSError, AttributeError, TypeError, KeyError):
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):  # ValueError: no file has such a name
             return False
 
     def _shards(self) -> StageStatus:

@@ -139,18 +139,8 @@ def _from_classic(content: object, source: str) -> dict[str, Tensor]:
     weights = {
         f"{part}.{name}": tensor for part in PARTS for name, tensor in (states.get(f"{part}_state_dict") or {}).items()
     }
-    strange = [name for name, tensor in weights.items() if not _is_plain(tensor)]
-    if strange:
-        raise CodecmillError(f"{source} holds something that is no plain tensor of numbers: {', '.join(strange)}.")
+    checkpoints.check_plain(weights, source)
     return weights
-
-
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_complex() or value.is_quantized or value.is_meta)
-    )
 
 
 def export_classic(checkpoint: checkpoints.Checkpoint, path: Path) -> None:

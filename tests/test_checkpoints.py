@@ -43,7 +43,7 @@ def save(
     }
     weights = weights or {"encoder.w": torch.full((3, 4), value), "decoder.b": torch.arange(5.0)}
     moments = {"exp_avg/encoder.w": torch.zeros(3, 4)}
-    return checkpoints.save(run, about, weights, moments, {"scaler": {}})
+    return checkpoints.save(run, about, weights, moments, {"optimizer": "adam", "scaler": {}})
 
 
 @pytest.fixture

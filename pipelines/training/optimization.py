@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipelines.checkpoint_format import STATE_SCALARS, STATE_TENSORS
+from pipelines.checkpoint_format import STATE_SCALARS, STATE_TENSORS, ScalerState
 from pipelines.checkpoints import Checkpoint, read_tensors, read_training_state
 from pipelines.config import TrainingConfig
 from pipelines.errors import CodecmillError
@@ -70,6 +70,6 @@ def restore(
 
 def _restore_scaler(scaler: torch.amp.GradScaler, checkpoint: Checkpoint) -> None:
     found = read_training_state(checkpoint).scaler
-    if found.keys() != scaler.state_dict().keys():
+    if not isinstance(found, ScalerState):
         raise CodecmillError(f"{checkpoint.path / STATE_SCALARS} does not hold the state of fp16's scaler.")
-    scaler.load_state_dict(found)
+    scaler.load_state_dict(found.model_dump(by_alias=True))
