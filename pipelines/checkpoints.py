@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("codecmill.checkpoints")
 
 PLAIN_TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-"""Of torch's types of numbers, those that any other is copied from. There are complex, quantised and 4-bit ones, too."""
+"""Of torch's types of numbers, those that others are copied from. There are complex, quantised and 4-bit ones, too."""
 
 LARGEST_HEADER = 2 * 2**20
-"""Bytes. Adam's moments of the largest model are named in half of it; safetensors takes 30 us a tensor, named or not."""
+"""Bytes. Adam's moments of the largest model are named in half of it; safetensors takes 30 us a tensor."""
 
 LISTED = 20
 """Tensors that a message names."""

@@ -67,7 +67,7 @@ class _StrictLoader(yaml.SafeLoader):
     What makes a short file an endless one is refused: maps merged into maps, lists as keys, brackets without end.
     """
 
-    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803  # PyYAML's name
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # PyYAML's name
         if self.flow_level == DEEPEST:
             raise yaml.MarkedYAMLError(problem="there are too many brackets in brackets", problem_mark=self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
