@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ from pipelines.durable_files import read_json
 from pipelines.status import run_status
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+
+
+def signs_of_life(api: str, flow_run: str) -> list[datetime]:
+    """When a flow run said that it lives, oldest first."""
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{flow_run}"]}}
+    found = httpx.post(f"{api}/events/filter", json={"filter": wanted}, timeout=30).raise_for_status().json()["events"]
+    return sorted(datetime.fromisoformat(each["occurred"].replace("Z", "+00:00")) for each in found)
 
 
 def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_within_3_minutes(
@@ -43,6 +51,9 @@ def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_wit
         flow_run = services.run("training/training", config)
         run = directory_of(config)
         wait_for(lambda: steps_done(run) >= 20, 180)
+        wait_for(lambda: len(signs_of_life(services.api, flow_run)) >= 2, 60)
+        first, second = signs_of_life(services.api, flow_run)[:2]
+        assert 25 < (second - first).total_seconds() < 45, "one that lives would be taken for dead"
         victim = flow_process(flow_run)
         services.worker.kill()
         os.kill(victim, signal.SIGKILL)
