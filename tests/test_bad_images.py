@@ -196,7 +196,7 @@ def bad() -> Files:
 
 
 def slow() -> dict[str, tuple[bytes, str]]:
-    """Some kB that would keep Pillow's decoders busy for a minute, or for hours if they were MB; and why they are refused."""
+    """Some kB that would keep Pillow busy for a minute, or for hours if they were MB, and why they are refused."""
     flat = Image.new("L", (4000, 4000), 128)
     jpeg = saved(flat, "JPEG", progressive=True)
     scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
