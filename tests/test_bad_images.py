@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from conftest import make, picture
 from PIL import Image
 from test_pipeline import clean_environment
 
-from pipelines.data.pixels import MAX_PIXELS
+from pipelines.data.images import ImageError, open_image
+from pipelines.data.picture_limits import MAX_PIXELS
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 
@@ -141,9 +143,7 @@ def flipped() -> Files:
     """One byte changed somewhere; some are pictures still."""
     chance = np.random.default_rng(0)
     return {
-        f"flipped {number}.{suffix}": content[:place]
-        + bytes([content[place] ^ chance.integers(1, 256)])
-        + content[place + 1 :]
+        f"flipped {number}.{suffix}": content[:place] + bytes([content[place] ^ change]) + content[place + 1 :]
         for number in range(300, 310)
         for suffix, content in every_kind(number).items()
         for place, change in [(int(chance.integers(len(content))), int(chance.integers(1, 256)))]
@@ -160,8 +160,6 @@ def bad() -> Files:
         saved(image, "WEBP"),
     )
     size = jpeg.index(b"\xff\xc0") + 5
-    scans = saved(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True)
-    scan = scans[scans.rindex(b"\xff\xda") : -2]
     side = int(MAX_PIXELS**0.5) + 1
     bomb = zlib.compress(bytes(100_000_000))
     floats = saved(Image.new("F", (64, 64)), "TIFF")
@@ -189,12 +187,41 @@ def bad() -> Files:
         "long chunk.png": png(64, 64)[:33] + b"\xff\xff\xff\xffIDAT" + bytes(50),
         "text bomb.png": png(64, 64, chunk(b"zTXt", b"a\0\0" + bomb)),
         "profile bomb.png": png(64, 64, chunk(b"iCCP", b"a\0\0" + bomb)),
-        "scans.jpg": scans[:-2] + scan * 2000 + b"\xff\xd9",
+        "huge tile.tif": tiff(64, 64, 32_768, 65_536, zlib.compress(bytes(100))),
         "riff.webp": webp[:4] + b"\xff\xff\xff\x7f" + webp[8:30],
         "loop.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
         "floats.tif": floats,
         "comments.ppm": b"P3\n9 9\n255\n" + b"#" * 1_000_000,
+    } | {name: content for name, (content, _) in slow().items()}
+
+
+def slow() -> dict[str, tuple[bytes, str]]:
+    """Some kB that would keep Pillow busy for a minute, or for hours if they were MB, and why they are refused."""
+    flat = Image.new("L", (4000, 4000), 128)
+    jpeg = saved(flat, "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    index = saved(flat, "MPO", save_all=True, append_images=[Image.new("L", (8, 8))])
+    start = index.index(b"MPF\0") - 4
+    (length,) = struct.unpack(">H", index[start + 2 : start + 4])
+    scans = jpeg[2:-2] + scan * 1_400 + b"\xff\xd9"
+    return {
+        "scans.jpg": (jpeg[:2] + scans, r"its 14\d\d scans of 4000 x 4000 pixels take too long to decode"),
+        "scans of many.jpg": (
+            jpeg[:2] + index[start : start + 2 + length] + scans,
+            r"its 14\d\d scans of 4000 x 4000 pixels take too long to decode",
+        ),
+        "remarks.ppm": (b"P3\n1000 1000\n255\n" + b"#\n" * 200_000, "its 200000 comments are more than 1000"),
     }
+
+
+def tiff(width: int, height: int, tile_width: int, tile_height: int, tile: bytes) -> bytes:
+    """A zlib-packed RGB picture of one tile, packed by hand, so that the tile can be larger than the picture."""
+    numbers = {256: width, 257: height, 259: 8, 262: 2, 277: 3, 322: tile_width, 323: tile_height, 325: len(tile)}
+    rows = {258: struct.pack("<HHII", 258, 3, 3, 146), 324: struct.pack("<HHII", 324, 4, 1, 152)}
+    rows |= {tag: struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items()}
+    entries = b"".join(rows[tag] for tag in sorted(rows))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(rows)) + entries + bytes(4)
+    return head.ljust(146, b"\0") + struct.pack("<HHH", 8, 8, 8) + tile
 
 
 def special(folder: Path) -> set[str]:
@@ -252,6 +279,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
         for name, content in files.items():
             (folder / name).write_bytes(content)
     named = special(mixed)
+    (place / "far").write_bytes(saved(picture(502, 64, 64)))
+    for folder in (mixed, readable):
+        (folder / "points out.png").symlink_to(place / "far")
     assert len(broken) + len(named) + len(readables) > 400
     yield mixed, readable, {*broken, *named}
     shutil.rmtree(place)
@@ -301,9 +331,72 @@ def test_bad_images_never_take_good_ones_with_them(corpus: tuple[Path, Path, set
     assert done.returncode == 0, done.stderr
     remarks = [line for line in done.stderr.splitlines() if not line.startswith("tempfile.tif: ")]  # libtiff's own
     assert remarks == [], "nothing of what the decoders remark reaches the user"
-    # 11 bytes a pixel of the largest picture, and what Python, torch and webdataset take by themselves.
+    # 11 bytes a pixel of the largest picture, a PNG, and what Python, torch and webdataset take by themselves.
     assert int(done.stdout) * 1024 < 11 * BOMB_SIDE**2 + 800e6
     check(tmp_path / "root", readable, broken, tmp_path)
+
+
+@pytest.mark.parametrize("name", slow())
+def test_what_would_take_too_long_is_refused_before_it_is_decoded(name: str):
+    content, reason = slow()[name]
+    start = time.process_time()
+    with pytest.raises(ImageError, match=reason):
+        open_image(content)
+    assert time.process_time() - start < 5
+
+
+def test_pictures_like_those_but_real_are_read():
+    image = picture(600, 64, 48)
+    index = saved(image, "MPO", save_all=True, append_images=[picture(601, 64, 48)])
+    plain = b"P3\n# by hand\n64 48 # so large\n255\n" + " ".join(map(str, image.tobytes())).encode()
+    assert Image.open(BytesIO(index)).format == "MPO"
+    assert open_image(index).tobytes() == Image.open(BytesIO(saved(image, "JPEG"))).tobytes()
+    assert open_image(plain).tobytes() == image.tobytes()
+
+
+# The high-water mark of the process itself: that of getrusage begins with that of the process which started it.
+DECODE = """
+import re, sys
+from pathlib import Path
+from pipelines.data.pixels import read_rgb
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+content = Path(sys.argv[1]).read_bytes()
+before = peak()
+image = read_rgb(content, (0, 0, 0), manage_colour=True)
+print((peak() - before) / (image.width * image.height))
+"""
+
+
+def large_ones(side: int) -> dict[str, tuple[bytes, int]]:
+    """Large pictures, and how many bytes a pixel they may take.
+
+    Pillow has 4 bytes a pixel of the picture, and as many of the result; strips come to 60 MB, which is less than 3.
+    """
+    colour, clear = Image.new("RGB", (side, side), "teal"), Image.new("RGBA", (side, side), "teal")
+    deep = zlib.compress((b"\0" + bytes(8 * side)) * side, 1)
+    return {
+        "rgb.png": (saved(colour, compress_level=1), 8 + 3),
+        "rgba.png": (saved(clear, compress_level=1), 8 + 3),
+        "rgb.jpg": (saved(colour, "JPEG"), 8 + 3),
+        "cmyk.jpg": (saved(colour.convert("CMYK"), "JPEG", progressive=True), 4 + 8 + 3),  # 16-bit coefficients
+        "rgba 16 bit.png": (png(side, side, depth=16, colour=6, data=deep), 8 + 4 + 3),
+        "rgba.webp": (saved(clear, "WEBP", method=0), 4 + 3 * 4 + 3),  # two canvases and the bytes of the frame
+        "rgba.avif": (saved(clear, "AVIF", speed=10, subsampling="4:4:4"), 4 + 8 + 3),
+    }
+
+
+@pytest.mark.full
+def test_the_memory_that_a_picture_takes_is_bounded_by_its_pixels(tmp_path: Path):
+    taken, allowed = {}, {}
+    for name, (content, most) in large_ones(5000).items():
+        (tmp_path / name).write_bytes(content)
+        command = [sys.executable, "-c", DECODE, str(tmp_path / name)]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+        taken[name], allowed[name] = float(done.stdout), most
+    assert {name: peak for name, peak in taken.items() if not 4 < peak < allowed[name]} == {}
 
 
 @pytest.mark.full
@@ -315,5 +408,5 @@ def test_the_command_gets_through_them_too(corpus: tuple[Path, Path, set[str]], 
         [*POWERLESS, *command], cwd=PROJECT, env=clean_environment(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     check(tmp_path / "root", readable, broken, tmp_path)

@@ -486,16 +486,6 @@ def test_too_many_broken_images_fail_with_the_list(config: RunConfig, folder: Pa
     assert len(create_shards(varied(config, max_bad_fraction=0.2)).manifest.set_aside) == 2
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(config: RunConfig, folder: Path):
-    def changing(orders: Sequence[EncodingOrder]) -> Iterator[int]:
-        picture(99, 64, 64).save(folder / "05.png")
-        yield from run_here(orders)
-
-    with pytest.raises(CodecmillError, match=r"05\.png changed while the shards were being made. Run again"):
-        create_shards(config, run_parts=changing)
-    create_shards(config)
-
-
 def test_a_file_rewritten_with_its_old_size_and_time_is_seen(config: RunConfig, folder: Path):
     file = folder / "raw.bmp"
     picture(70, 64, 64).save(file)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_sources
 from pipelines.data.shard_index import write_index
+from pipelines.durable_files import link_or_copy
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
 
@@ -67,10 +67,7 @@ def link_shard(folder: Path, outline: Outline, rows: Sequence[SourceRow], earlie
     """Take over the tar and the index of an earlier shard with the same inputs; only the paths are written anew."""
     for before, after in ((shard.tar, f"{outline.name}.tar"), (shard.index, f"{outline.name}.index")):
         (folder / after).unlink(missing_ok=True)
-        try:
-            os.link(earlier / before, folder / after)
-        except OSError:  # not every file system has hard links
-            shutil.copyfile(earlier / before, folder / after)
+        link_or_copy(earlier / before, folder / after)
     return _finish(folder, outline, rows, shard.sha256)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,14 @@ from pipelines.data.images import ImageError, encode_png, open_image, open_mask
 from pipelines.data.patches import Box, PatchSettings, choose_patches, enlarge
 from pipelines.data.shard_format import Split, canonical
 from pipelines.errors import CodecmillError
+
+
+class UnreadableSourceError(CodecmillError):
+    """A source could be read when its hash was taken, and cannot be read any more."""
+
+
+class ChangedSourceError(CodecmillError):
+    """A source is not what it was when its hash was taken."""
 
 
 class Job(Section):
@@ -78,12 +87,24 @@ def read_part(folder: Path, sha256: str, split: str) -> Part | None:
 def encode_sources(order: EncodingOrder) -> None:
     """Encode each source of an order that is not encoded yet.
 
-    Raises:
-        CodecmillError: a file is not what it was when its hash was taken.
+    One that changed or can no longer be read gets no part, and the others go on: whoever gave the order sees what is
+    missing, and learns from `read_source` why.
     """
     for job in order.jobs:
         if read_part(order.folder, job.sha256, job.split) is None:
-            _encode(job, order)
+            with suppress(UnreadableSourceError, ChangedSourceError):
+                _encode(job, order)
+
+
+def read_source(job: Job) -> tuple[bytes, bytes | None]:
+    """The content of a source and of its mask, as they were when their hashes were taken.
+
+    Raises:
+        UnreadableSourceError: one of the two cannot be read.
+        ChangedSourceError: one of the two has another hash.
+    """
+    mask = _unchanged(job.mask, job.mask_sha256, "its mask ") if job.mask and job.mask_sha256 else None
+    return _unchanged(job.path, job.image_sha256, ""), mask
 
 
 def _encode(job: Job, order: EncodingOrder) -> None:
@@ -101,9 +122,8 @@ def _encode(job: Job, order: EncodingOrder) -> None:
 
 def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
     about: dict[str, Any] = {"sha256": job.sha256, "split": job.split}
+    content, mask_content = read_source(job)
     file.touch()
-    content = _unchanged(job.path, job.image_sha256)
-    mask_content = _unchanged(job.mask, job.mask_sha256) if job.mask and job.mask_sha256 else None
     try:
         notes: list[str] = []
         image = open_image(content, settings.background, notes)
@@ -125,13 +145,18 @@ def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
     return _write_samples(file, job, _cut(image, mask, boxes), about)
 
 
-def _unchanged(path: str, sha256: str) -> bytes:
+def _unchanged(path: str, sha256: str, what: str) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise CodecmillError(f"{path} can no longer be read: {error.strerror}. Put it back, or run again.") from error
+        which = f"{what}{path} " if what else "it "
+        reason = error.strerror or str(error)
+        raise UnreadableSourceError(f"{which}could no longer be read when its turn came: {reason}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise CodecmillError(f"{path} changed while the shards were being made. Run again once it stays as it is.")
+        raise ChangedSourceError(
+            f"{path} changed while the shards were being made. Run again once it stays as it is; what is encoded is "
+            "kept."
+        )
     return content
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pipelines.config import NormalizationChoice
-from pipelines.data.pixels import check_size, read_rgb
+from pipelines.data.picture_limits import check_size
+from pipelines.data.pixels import read_rgb
 from pipelines.errors import CodecmillError
 
 if TYPE_CHECKING:

@@ -11,23 +11,13 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
+from pipelines.data.picture_limits import check_size, check_work
+
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM")
 """Pillow's readers that are used. Others are left out: EPS, for one, starts Ghostscript."""
 
-MAX_PIXELS = 400_000_000
-"""Larger pictures are refused: a few bytes can claim to be one. The largest cameras' pictures have so many.
-
-The way to RGB takes 8 bytes a pixel as a rule and up to 17 (WebP, 16-bit RGBA), decoders included: 6.8 GB.
-"""
-
-MAX_SCANNED_PIXELS = 50 * MAX_PIXELS
-"""A progressive JPEG of a few kB can have thousands of scans, each a pass over all pixels. Real ones have some 10."""
-
 STRIP_PIXELS = 2**20
 """Rows are converted in strips of about so many pixels, so that what is needed on the way stays small."""
-
-# Pillow's own bound, a quarter of this, would refuse panoramas and scans. This sets it for the whole process.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258
@@ -60,7 +50,7 @@ def read_rgb(
     (255 - C)(255 - K) / 255.
 
     Raises:
-        ValueError: over `MAX_PIXELS`, or samples without a defined scale.
+        ValueError: beyond `picture_limits`, or samples without a defined scale.
     """
     with silence():
         image = _open(content)
@@ -89,8 +79,10 @@ def _converted(
     background: tuple[int, int, int],
 ) -> Image.Image:
     """A decoded picture as RGB, not yet upright, strip by strip."""
-    rgb = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return _strip(image, low, deep, to_srgb, background)
+    rgb = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         rgb.paste(_strip(image.crop(box), low.crop(box) if low else None, deep, to_srgb, background), box)
@@ -118,21 +110,8 @@ def _strip(
 def _open(content: bytes) -> ImageFile.ImageFile:
     image = Image.open(BytesIO(content), formats=FORMATS)
     check_size(image)
-    # In a JPEG's data the byte FF is followed by 00 or a marker, so this counts its scans, and those of thumbnails.
-    scans = content.count(b"\xff\xda") if image.format == "JPEG" else 0
-    if image.width * image.height * scans > MAX_SCANNED_PIXELS:
-        raise ValueError(f"its {scans} scans of {image.width} x {image.height} pixels take too long to decode")
+    check_work(image, content)
     return image
-
-
-def check_size(image: Image.Image) -> None:
-    """Before a picture is decoded.
-
-    Raises:
-        ValueError: it has more than `MAX_PIXELS`.
-    """
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"its {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pipelines.config import DataConfig
 from pipelines.data.earlier_sets import EarlierSets
-from pipelines.data.encoding import EncodingOrder, Job, Part, read_part
+from pipelines.data.encoding import (
+    EncodingOrder,
+    Job,
+    Part,
+    UnreadableSourceError,
+    read_part,
+    read_source,
+)
 from pipelines.data.hashing import Source
 from pipelines.data.patches import PatchSettings
 from pipelines.data.shard_format import SourceRow, Split
@@ -25,6 +32,18 @@ LARGEST_ORDER = 64
 
 LISTED = 20
 """Broken images that an error lists."""
+
+
+class LostSourcesError(CodecmillError):
+    """Sources can no longer be read, so the set that is being made cannot be; one without them can.
+
+    Attributes:
+        reasons: by the path of the source.
+    """
+
+    def __init__(self, reasons: dict[str, str]):
+        super().__init__("\n".join(f"{path}: {reason}" for path, reason in reasons.items()))
+        self.reasons = reasons
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,8 @@ class Settling:
 
         Raises:
             InputError: too few sources are left.
+            LostSourcesError: some can no longer be read.
+            ChangedSourceError: one is not what it was.
             CodecmillError: too many are broken.
         """
         while True:
@@ -94,11 +115,15 @@ class Settling:
                 for count in counts:
                     done += count
                     report(Progress("shards", done, total, "images", "encoding"))
+        lost: dict[str, str] = {}
         for job in missing:
             part = self._part(job.sha256, job.split)
-            if part is None:
-                raise CodecmillError(f"{job.path} is not encoded, though no process failed. Run again.")
-            self.known[job.sha256, job.split] = part
+            if part:
+                self.known[job.sha256, job.split] = part
+            else:
+                lost[job.path] = _why_lost(job)
+        if lost:
+            raise LostSourcesError(lost)
 
     def _found(self, sha256: str, split: Split) -> Part | SourceRow | None:
         useless = self.earlier.useless(sha256, split)
@@ -137,6 +162,15 @@ class Settling:
             f"{self.data.max_bad_fraction:g} allows fewer. Repair or remove them, or raise it:\n  "
             + "\n  ".join(listed + more)
         )
+
+
+def _why_lost(job: Job) -> str:
+    """Why a source that is not encoded cannot be read."""
+    try:
+        read_source(job)
+    except UnreadableSourceError as error:
+        return str(error)
+    raise CodecmillError(f"{job.path} could not be read for a while. Run again; what is encoded is kept.")
 
 
 @contextmanager

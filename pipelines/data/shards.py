@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from pipelines.config import RunConfig
 from pipelines.data.abandoned import remove_abandoned
 from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
 from pipelines.data.earlier_sets import EarlierSets
-from pipelines.data.encoding import Part, part_files, read_part
+from pipelines.data.encoding import ChangedSourceError, Part, part_files, read_part
 from pipelines.data.encoding_worker import run_here, run_in_processes
-from pipelines.data.hashing import Source, identify
-from pipelines.data.settling import RunParts, Settled, Settling
+from pipelines.data.hashing import Source
+from pipelines.data.planning import Plan, discard, hand_over, make_plan
+from pipelines.data.settling import LostSourcesError, RunParts, Settled, Settling
 from pipelines.data.shard_format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -30,19 +31,14 @@ from pipelines.data.shard_format import (
     SourceRow,
     canonical,
     codec_versions,
-    fingerprint_of,
     is_whole,
-    settings_digest_of,
-    settings_of,
 )
 from pipelines.data.shard_index import SPAN
 from pipelines.data.shard_set import ShardSet
-from pipelines.data.sources import SetAside, find_sources
 from pipelines.data.splitting import group
 from pipelines.durable_files import lock, room_for, sync_folder, write_json
 from pipelines.errors import BusyError, CodecmillError
 from pipelines.progress import Progress, report
-from pipelines.run_directory import Root
 
 LONGEST_WAIT = 7 * 24 * 3600.0
 """Seconds to wait for another process that makes the same set."""
@@ -51,41 +47,12 @@ SMALLEST_STD = 0.5 / 255
 """For a channel that hardly changes: half a level, so that normalising with it stays finite."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A shard set to be made: what goes in, what it is called, and where it lies."""
-
-    config: RunConfig
-    sources: dict[str, Source]
-    set_aside: tuple[SetAside, ...]
-    files: int
-    settings: dict[str, Any]
-    settings_digest: str
-    fingerprint: str
-    shards: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.shards / self.fingerprint[:16]
-
-    @property
-    def working(self) -> Path:
-        return self.shards / f".tmp-{self.fingerprint[:16]}"
-
-    @property
-    def parts(self) -> Path:
-        return self.working / "parts"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.shards / f".tmp-{self.fingerprint[:16]}.lock"
-
-
 def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> ShardSet:
     """Make the shard set of a config, or find it made.
 
     What an interrupted call has encoded is used; so is what an earlier set under the same root holds already. A damaged
-    shard (a file missing or of another size) is made again, and no other.
+    shard (a file missing or of another size) is made again, and no other. What vanishes or becomes unreadable meanwhile
+    is set aside, as if it had been so from the start.
 
     Args:
         run_parts: what encodes in parallel; by default `data.workers` processes.
@@ -96,34 +63,25 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     """
     plan = make_plan(config)
     remove_abandoned(plan.shards)
-    if not _is_complete(plan.folder):
+    given_up: list[Plan] = []
+    lost: dict[str, str] = {}
+    while not _is_complete(plan.folder):
         with _alone(plan):
-            if not _is_complete(plan.folder):
-                if not _is_complete(plan.working):
-                    _make(plan, run_parts or _default_runner(config.data.workers))
-                _publish(plan)
+            try:
+                _complete(plan, run_parts or _default_runner(config.data.workers))
+                break
+            except LostSourcesError as error:
+                lost |= error.reasons
+                given_up.append(plan)
+                plan = make_plan(config, lost)
+                hand_over(given_up[-1], plan)
+            except ChangedSourceError:
+                hand_over(plan, make_plan(config, lost))
+                raise
+    for other in given_up:
+        if other.working != plan.working:
+            discard(other)
     return ShardSet.open(plan.folder)
-
-
-def make_plan(config: RunConfig) -> Plan:
-    """Find and hash the sources, and name the set that they make."""
-    shards = Root(config.root.absolute()).shards
-    shards.mkdir(parents=True, exist_ok=True)
-    found = find_sources(config)
-    sources, set_aside = identify(found, shards / "hash-cache.json", config.data.workers)
-    settings = settings_of(config)
-    settings_digest = settings_digest_of(settings, codec_versions())
-    hashes = [source.sha256 for source in sources]
-    return Plan(
-        config=config,
-        sources=dict(zip(hashes, sources, strict=True)),
-        set_aside=tuple(set_aside),
-        files=len(found.images) + len(found.set_aside),
-        settings=settings,
-        settings_digest=settings_digest,
-        fingerprint=fingerprint_of(settings_digest, hashes),
-        shards=shards,
-    )
 
 
 def _is_complete(folder: Path) -> bool:
@@ -135,7 +93,7 @@ def _is_complete(folder: Path) -> bool:
 
 @contextmanager
 def _alone(plan: Plan) -> Iterator[None]:
-    what = f"Shard set {plan.fingerprint[:16]}"
+    what = plan.title.capitalize()
     with ExitStack() as stack:
         try:
             stack.enter_context(lock(plan.lock_file, what, wait=0.0))
@@ -144,6 +102,13 @@ def _alone(plan: Plan) -> Iterator[None]:
             report(Progress("shards", 0, plan.files, "images", message))
             stack.enter_context(lock(plan.lock_file, what, LONGEST_WAIT))
         yield
+
+
+def _complete(plan: Plan, run_parts: RunParts) -> None:
+    if not _is_complete(plan.folder):
+        if not _is_complete(plan.working):
+            _make(plan, run_parts)
+        _publish(plan)
 
 
 def _default_runner(workers: int) -> RunParts:
@@ -164,7 +129,7 @@ def _make(plan: Plan, run_parts: RunParts) -> None:
         earlier=earlier,
         run_parts=run_parts,
     )
-    with room_for(plan.shards, f"shard set {plan.fingerprint[:16]}", 0):
+    with room_for(plan.shards, plan.title, 0):
         settled = settling.settle()
         rows = _shards(plan, settled, earlier)
         write_json(plan.working / MANIFEST, _manifest(plan, settled, rows).model_dump(mode="json"))
