@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+MOST_STEPS = 1_000_000_000
+"""`training.steps` has no more; a journal that says so does not say the truth, and no database takes any integer."""
+
 _TAIL = 65_536
 """Bytes at the journal's end in which the newest figures are looked for."""
 
@@ -27,9 +30,7 @@ def last_figures(journal: Path) -> dict[str, Any]:
     """The newest value of each figure among the journal's last lines; a torn or damaged line is passed over."""
     figures: dict[str, Any] = {}
     for line in _read(journal, lambda size: max(0, size - _TAIL)).split(b"\n"):
-        entry = json_object(line)
-        if isinstance(entry.get("step"), int):
-            figures |= entry
+        figures |= journal_entry(line) or {}
     return figures
 
 
@@ -53,6 +54,14 @@ def json_object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def journal_entry(line: bytes) -> dict[str, Any] | None:
+    """The object in a line of a journal, or None where it is none with the number of a step."""
+    entry = json_object(line)
+    step = entry.get("step")
+    is_step = isinstance(step, int) and not isinstance(step, bool) and 0 < step <= MOST_STEPS
+    return entry if is_step else None
 
 
 def is_file(path: Path) -> bool:

@@ -32,6 +32,8 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.data.shard_verification import verify_shard
 from pipelines.durable_files import json_bytes, read_json
 from pipelines.errors import CodecmillError
+from pipelines.evaluation.results import REPORT, RESULT, TABLE, Broken, Evaluation, ImageRow, read_evaluation
+from pipelines.evaluation.summary import summary
 from pipelines.file_digests import file_sha256
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.provenance.explaining import explain
@@ -40,6 +42,7 @@ from pipelines.provenance.verifying import verify
 from pipelines.run_directory import RunDirectory
 from pipelines.sealed_json import SEAL, read_sealed, write_sealed
 from pipelines.status import run_status
+from pipelines.tracking.lines import read_lines
 from pipelines.tracking.marks import read_marks
 from pipelines.training import journal, optimization
 from pipelines.weights import load_weights, restore_weights
@@ -376,6 +379,9 @@ def test_what_lies_in_a_runs_folder(run: RunDirectory, data: st.DataObject, name
             run_status(run)
             read_marks(run)
             assert all(isinstance(line["step"], int) for line in journal.read(run.journal))
+            for line in read_lines(run.journal):
+                assert 0 < line.step < 2**31 and 0 <= line.milliseconds < 2**53
+                assert all(math.isfinite(value) for value in line.figures.values())
             with allowed(), journal.Journal(run.journal, 0) as opened:
                 opened.append(1, {})
             with allowed():
@@ -385,6 +391,21 @@ def test_what_lies_in_a_runs_folder(run: RunDirectory, data: st.DataObject, name
     finally:
         for other in ("mlflow_run.json", "promotion.json"):
             (run.path / other).unlink()
+
+
+@quick
+@given(data=st.data())
+def test_an_evaluation(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    folder = tmp_path_factory.getbasetemp() / "hostile-evaluation"
+    folder.mkdir(exist_ok=True)
+    images = tuple(ImageRow(name, 40, 30, psnr, None, name) for name, psnr in (("a", 20.0), ("b", 30.0)))
+    whole = Evaluation(folder, {"run": "r", "step": 2}, 10, 0.5, images, (Broken("c", "cut"),))
+    for name in (REPORT, TABLE):
+        (folder / name).touch()
+    (folder / RESULT).write_bytes(data.draw(json_from(json_bytes(whole.as_json()))))
+    found = read_evaluation(folder)
+    if found:
+        assert 0 <= found.step < 2**31 and "PSNR" in summary(found)
 
 
 LINES = [

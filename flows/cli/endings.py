@@ -1,5 +1,6 @@
 """How a command ends: its exit code, one clear message, and what Ctrl-C and SIGTERM do."""
 
+import io
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ class Terminated(BaseException):
 def carry_out(typed: Sequence[str]) -> int:
     """Do what a command line says; returns the exit code. Whatever goes wrong is one message on standard error."""
     arguments: Arguments | None = None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be UTF-8, and shall end no command
     try:
         with _stopping_by_signals():
             arguments = parse(typed)

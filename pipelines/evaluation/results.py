@@ -4,12 +4,15 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
+from pipelines.tolerant_reading import MOST_STEPS
 
 FORMAT_VERSION = 1
 RESULT = "evaluation.json"
@@ -35,7 +38,7 @@ class ImageRow:
     height: int
     psnr: float
     ms_ssim: float | None
-    pictures: str | None
+    pictures: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]+$")] | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Evaluation:
 
     @property
     def step(self) -> int:
-        return int(self.about.get("step", 0))
+        return self.about.get("step", 0)
 
     @property
     def report(self) -> Path:
@@ -129,17 +132,35 @@ class Evaluation:
         return "\n".join([*lines, "", f"Report with pictures: {code(str(self.report.absolute()))}", ""])
 
 
+class _About(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    step: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 0
+
+
+class _Written(BaseModel):
+    """What is read of `evaluation.json`."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    format_version: int
+    about: _About
+    parameters: int
+    seconds: float
+    images: Annotated[tuple[ImageRow, ...], Field(min_length=1)]
+    broken: tuple[Broken, ...]
+
+
 def read_evaluation(folder: Path) -> Evaluation | None:
     """The complete evaluation in a folder; None where there is none, or one that is damaged or of another version."""
     try:
-        value = read_json(folder / RESULT)
-        if value["format_version"] != FORMAT_VERSION or not all((folder / name).is_file() for name in (REPORT, TABLE)):
-            return None
-        images = tuple(ImageRow(**row) for row in value["images"])
-        broken = tuple(Broken(**row) for row in value["broken"])
-        return Evaluation(folder, dict(value["about"]), value["parameters"], value["seconds"], images, broken)
-    except (CodecmillError, KeyError, TypeError, ValueError):
+        value = _Written.model_validate(read_json(folder / RESULT))
+    except (CodecmillError, ValidationError):
         return None
+    if value.format_version != FORMAT_VERSION or not all((folder / name).is_file() for name in (REPORT, TABLE)):
+        return None
+    about = value.about.model_dump()
+    return Evaluation(folder, about, value.parameters, value.seconds, value.images, value.broken)
 
 
 def printable(name: str) -> str:

@@ -15,10 +15,11 @@ from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, open_image
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
-from pipelines.durable_files import read_json
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import RunDirectory
+from pipelines.tolerant_reading import number
+from pipelines.tracking.marks import read_marks
 from pipelines.training import journal
 from pipelines.versions import git_commit
 from pipelines.weights import restore_weights
@@ -47,7 +48,7 @@ def evaluate_run(
     about |= {
         "git_commit": git_commit(),
         "training_seconds": _training_seconds(run, checkpoint.step),
-        "mlflow_run": read_json(run.mlflow_file)["run_id"] if run.mlflow_file.is_file() else None,
+        "mlflow_run": marks.run_id if (marks := read_marks(run)) else None,
     }
     model, normalization = load(checkpoint)
     return evaluate(model, normalization, images_of(run, shard_set, choice), folder, choice, about)
@@ -55,7 +56,8 @@ def evaluate_run(
 
 def _training_seconds(run: RunDirectory, step: int) -> float:
     """How long the steps took, interruptions left out, and the jumps of a clock that is set."""
-    times = [line["time"] for line in journal.read(run.journal) if line["step"] <= step]
+    told = (number(line, "time") for line in journal.read(run.journal) if line["step"] <= step)
+    times = [time for time in told if time is not None]
     gaps = [after - before for before, after in pairwise(times) if after >= before]
     usual = 100 * median(gaps) + 60 if gaps else 0.0
     return round(sum(gap for gap in gaps if gap < usual), 1)

@@ -10,11 +10,11 @@ SHOWN = 3
 
 def summary(evaluation: Evaluation) -> str:
     """`Evaluation.markdown`, then for the worst images original, reconstruction and error side by side."""
-    worst = [row for row in evaluation.ranked if row.pictures][:SHOWN]
+    worst = [(row, evaluation.folder / PICTURES / row.pictures) for row in evaluation.ranked if row.pictures][:SHOWN]
     parts = [evaluation.markdown()]
-    for row in worst:
-        file = evaluation.folder / PICTURES / str(row.pictures) / "side_by_side.png"
-        parts.append(
-            f"{code(row.name)}, {row.psnr:.2f} dB\n\n![]({data_uri(preview(decode_png(file.read_bytes())))})\n"
-        )
+    for row, folder in worst:
+        file = folder / "side_by_side.png"
+        if file.is_file():  # somebody may have removed it since
+            shown = data_uri(preview(decode_png(file.read_bytes())))
+            parts.append(f"{code(row.name)}, {row.psnr:.2f} dB\n\n![]({shown})\n")
     return "\n".join(parts)

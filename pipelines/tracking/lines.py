@@ -1,10 +1,18 @@
 """The journal as MLflow is to get it: whole lines, each step once, with the offset that was reached."""
 
-import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipelines.tolerant_reading import journal_entry, number
+
+FIGURE = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", re.ASCII)
+"""What a figure is called. MLflow takes no name like `../x`, nor anything else that comes with it."""
+
+LATEST = 1e12
+"""Seconds since 1970; milliseconds beyond it fit into no column of a database."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,13 @@ def read_lines(journal: Path, offset: int = 0, after_step: int = 0) -> Iterator[
 
 
 def _parse(raw: bytes, end: int) -> Line | None:
-    try:
-        entry = json.loads(raw)
-        step, seconds = entry.pop("step"), entry.pop("time")
-        figures = {key: float(value) for key, value in entry.items() if isinstance(value, int | float)}
-        return Line(end, int(step), round(seconds * 1000), figures)
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError):
+    entry = journal_entry(raw) or {}
+    seconds = number(entry, "time")
+    if seconds is None or not 0 <= seconds < LATEST:
         return None
+    values = {key: number(entry, key) for key in entry if key not in ("step", "time") and FIGURE.fullmatch(key)}
+    figures = {key: value for key, value in values.items() if value is not None}
+    return Line(end, entry["step"], round(seconds * 1000), figures)
 
 
 def in_batches(lines: Iterator[Line], most: int) -> Iterator[list[Line]]:

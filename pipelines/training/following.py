@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.progress import Progress, report
-from pipelines.training.journal import parse
+from pipelines.tolerant_reading import journal_entry
 
 Listen = Callable[[str], None]
 
@@ -117,7 +117,7 @@ class StepProgress:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for entry in filter(None, map(parse, whole.splitlines())):
+        for entry in filter(None, map(journal_entry, whole.splitlines())):
             self.done = entry["step"]
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pipelines.durable_files import room_for
 from pipelines.errors import CodecmillError
-from pipelines.tolerant_reading import json_object
+from pipelines.tolerant_reading import journal_entry
 
 
 class Journal:
@@ -24,10 +24,11 @@ class Journal:
         self._path = path
         self._last_step = done
         self._to_be_redone: dict[int, object] = {}
-        for line in read(path):
-            self._last_step = max(self._last_step, line["step"])
-            if line["step"] > done:
-                self._to_be_redone[line["step"]] = line.get("samples")
+        with path.open("rb") as file:
+            for number, line in enumerate(map(journal_entry, file), start=1):
+                # No step can come so far ahead of its line: a byte has changed.
+                if line and done < line["step"] <= done + number:
+                    self._to_be_redone[line["step"]] = line.get("samples")
         self._file = path.open("ab")
 
     def append(self, step: int, figures: Mapping[str, Any]) -> None:
@@ -36,13 +37,16 @@ class Journal:
         Raises:
             CodecmillError: it has that step with other samples.
         """
-        if step <= self._last_step:
-            before = self._to_be_redone.pop(step, None)
+        if step in self._to_be_redone:
+            before = self._to_be_redone.pop(step)
+            self._last_step = max(self._last_step, step)
             if before is not None and before != figures.get("samples"):
                 raise CodecmillError(
                     f"Step {step} was done again with other samples than {self._path} says it had. The shard set or "
                     "the journal is not what it was: see codecmill verify."
                 )
+            return
+        if step <= self._last_step:
             return
         line = json.dumps({"step": step, "time": round(time.time(), 3), **figures}, allow_nan=False).encode() + b"\n"
         with room_for(self._path.parent, f"the line of step {step} in {self._path.name}", len(line)):
@@ -82,10 +86,4 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        yield from filter(None, map(parse, file))
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """The object in a line of a journal, or None where it is none with a step."""
-    entry = json_object(line)
-    return entry if isinstance(entry.get("step"), int) else None
+        yield from filter(None, map(journal_entry, file))
