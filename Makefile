@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
-.PHONY: demo test test-full check bench chaos chaos-points lock clean
+.PHONY: demo test test-full check bench chaos chaos-points photos lock clean
 
 demo: .venv/ready
 	$(BIN)/codecmill demo
@@ -35,6 +35,10 @@ chaos: .venv/ready
 # Kills a small run at each write, fsync, rename, log call and collective, one by one: POINTS=40 for a sample of them.
 chaos-points: .venv/ready
 	$(BIN)/python -m infra.chaos.points $(if $(POINTS),--points $(POINTS)) --seed $(or $(SEED),0)
+
+# Photographs to train and to measure codecs on, from Debian packages, into codecmill-data/photos and photos-heldout.
+photos: .venv/ready
+	$(BIN)/python -m infra.photos.run
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Setting up .venv from requirements.lock (several GB with a CUDA build of torch; minutes the first time)"

@@ -23,10 +23,16 @@ CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 """A count, or what the machine suggests; resolved at a run's first start."""
 
 
+SMALLEST_STEP, LARGEST_STEP = 2.0, 256.0
+"""Of a codec's quantiser, in grey levels."""
+
+
 class Section(BaseModel):
     """A frozen group of choices in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 class NormalizationChoice(Section):
@@ -127,12 +133,55 @@ class ModelConfig(Section):
     sigma: float = Field(
         default=1.0, gt=0, le=1e4, description="Hardness of the soft assignment of soft_to_hard, per squared unit"
     )
+    entropy: Literal["none", "factorized", "hyperprior"] = Field(
+        default="none",
+        description="Entropy model of the latents, which makes the model a codec that writes files; its quantiser "
+        "rounds, with steps from finest_step to coarsest_step",
+    )
+    entropy_channels: int = Field(
+        default=96, ge=4, le=2048, description="Width of the hyperprior's networks, in channels"
+    )
+    hyper_channels: int = Field(default=32, ge=1, le=2048, description="Width of the hyper-latents, in channels")
+    finest_step: float | None = Field(
+        default=None,
+        ge=SMALLEST_STEP,
+        le=LARGEST_STEP,
+        description="Smallest quantiser step of a codec, in grey levels; null: 14",
+    )
+    coarsest_step: float | None = Field(
+        default=None,
+        ge=SMALLEST_STEP,
+        le=LARGEST_STEP,
+        description="Largest quantiser step of a codec, in grey levels; null: 130",
+    )
+
+    @property
+    def step_range(self) -> tuple[float, float]:
+        """The finest and the coarsest step, in grey levels."""
+        return self.finest_step or 14.0, self.coarsest_step or 130.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        finest, coarsest = self.step_range
+        if finest > coarsest:
+            raise ValueError(f"finest_step {finest:g} is above coarsest_step {coarsest:g}")
+        if self.entropy != "none" and self.quantizer != "round":
+            raise ValueError(f"an entropy model takes quantizer round, not {self.quantizer}")
+        return self
 
 
 class LossConfig(Section):
     """What the training minimises."""
 
     distortion: Literal["mse", "l1"] = Field(default="mse", description="Pixel distance, on the scale 0 to 1")
+    lambda_: float | None = Field(
+        default=None,
+        alias="lambda",
+        gt=0,
+        le=10,
+        description="Weight of 255^2 * MSE against bits per pixel, for a codec of one quality; null: 22 / step^2, for "
+        "all steps at once",
+    )
     mask_weight: float = Field(
         default=4.0, ge=0, le=1e4, description="Weight of pixels inside a mask, where all others have 1"
     )

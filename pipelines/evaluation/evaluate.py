@@ -34,7 +34,7 @@ from pipelines.evaluation.results import (
     read_evaluation,
 )
 from pipelines.evaluation.tiling import receptive_radius, reconstruct_tiled
-from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.build import Model
 from pipelines.progress import Progress, report
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation", "reconstruct", "score"]
@@ -44,7 +44,7 @@ NamedImage = tuple[str, Image.Image | ImageError]
 
 
 def evaluate(
-    model: Autoencoder,
+    model: Model,
     normalization: Normalization,
     images: Iterable[NamedImage],
     folder: Path,
@@ -85,7 +85,7 @@ def evaluate(
 
 
 def score(
-    model: Autoencoder, normalization: Normalization, images: Iterable[NamedImage], config: EvaluationConfig
+    model: Model, normalization: Normalization, images: Iterable[NamedImage], config: EvaluationConfig
 ) -> dict[str, float]:
     """Only the means, as `Evaluation.means` has them; nothing is written.
 
@@ -97,7 +97,7 @@ def score(
 
 
 @torch.inference_mode()
-def reconstruct(model: Autoencoder, normalization: Normalization, image: Image.Image, tile_size: int) -> Image.Image:
+def reconstruct(model: Model, normalization: Normalization, image: Image.Image, tile_size: int) -> Image.Image:
     """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels.
 
     Raises:
@@ -124,7 +124,7 @@ def reconstruct(model: Autoencoder, normalization: Normalization, image: Image.I
 
 
 def _reconstructions(
-    model: Autoencoder,
+    model: Model,
     normalization: Normalization,
     images: Iterable[NamedImage],
     config: EvaluationConfig,

@@ -16,7 +16,7 @@ from pipelines.data.images import ImageError, Normalization, decode_png, open_im
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
-from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.build import Model, build_model
 from pipelines.run_directory import RunDirectory
 from pipelines.tolerant_reading import number
 from pipelines.tracking.marks import read_marks
@@ -78,10 +78,10 @@ def score_on_test_split(run: RunDirectory, checkpoint: checkpoints.Checkpoint, s
     return score(model, normalization, images_of(run, shard_set, choice), choice)
 
 
-def load(checkpoint: checkpoints.Checkpoint) -> tuple[Autoencoder, Normalization]:
+def load(checkpoint: checkpoints.Checkpoint) -> tuple[Model, Normalization]:
     """The model of a checkpoint, ready to evaluate, and the constants that it was trained with."""
     manifest = checkpoint.manifest
-    model = Autoencoder(manifest.model)
+    model = build_model(manifest.model)
     restore_weights(model, checkpoint)
     torch.backends.cudnn.allow_tf32 = False  # a champion may have been scored on a CPU
     torch.backends.cudnn.deterministic = True

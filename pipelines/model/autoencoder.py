@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from pipelines.config import ModelConfig
 from pipelines.errors import InputError
+from pipelines.model.checked_input import check_images, describe
 from pipelines.model.initial_weights import initialise
+from pipelines.model.layers import convolution
 from pipelines.model.straight_through import (
     FSQ,
     Binarizer,
@@ -40,13 +41,6 @@ class Reconstruction(NamedTuple):
     latents: Tensor
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    # skip_init: the usual constructor would draw from, and so advance, the global generator.
-    return skip_init(  # type: ignore[return-value]  # typed as a plain Module
-        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2
-    )
-
-
 def _act(x: Tensor) -> Tensor:
     return F.leaky_relu(x, SLOPE)
 
@@ -56,8 +50,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.first = _convolution(channels, channels, 3)
-        self.last = _convolution(channels, channels, 3)
+        self.first = convolution(channels, channels, 3)
+        self.last = convolution(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.last(_act(self.first(_act(x))))
@@ -69,7 +63,7 @@ class EncoderStage(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, unshuffle: bool):
         super().__init__()
         self.unshuffle = unshuffle
-        self.down = _convolution(4 * inputs, outputs, 3) if unshuffle else _convolution(inputs, outputs, 5, stride=2)
+        self.down = convolution(4 * inputs, outputs, 3) if unshuffle else convolution(inputs, outputs, 5, stride=2)
         self.blocks = nn.Sequential(*(ResidualBlock(outputs) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +77,7 @@ class DecoderStage(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int):
         super().__init__()
         self.blocks = nn.Sequential(*(ResidualBlock(inputs) for _ in range(blocks)))
-        self.up = _convolution(inputs, 4 * outputs, 3)
+        self.up = convolution(inputs, 4 * outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.up(_act(self.blocks(x))), 2)
@@ -100,8 +94,8 @@ class Encoder(nn.Module):
             EncoderStage(widths[i], widths[i + 1], config.residual_blocks, unshuffle=i == 0)
             for i in range(config.downsamplings)
         )
-        self.head = _convolution(widths[-1], config.latent_channels, 3)
-        self.shortcut = _convolution(3 * self.stride**2, config.latent_channels, 1)
+        self.head = convolution(widths[-1], config.latent_channels, 3)
+        self.shortcut = convolution(3 * self.stride**2, config.latent_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         blocks = F.pixel_unshuffle(x, self.stride)
@@ -117,11 +111,11 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [3, *_widths(config)]
         self.stride = 2**config.downsamplings
-        self.head = _convolution(config.latent_channels, widths[-1], 3)
+        self.head = convolution(config.latent_channels, widths[-1], 3)
         self.stages = nn.ModuleList(
             DecoderStage(widths[i + 1], widths[i], config.residual_blocks) for i in range(config.downsamplings)
         )
-        self.shortcut = _convolution(config.latent_channels, 3 * self.stride**2, 1)
+        self.shortcut = convolution(config.latent_channels, 3 * self.stride**2, 1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.head(latents)
@@ -164,7 +158,10 @@ class Autoencoder(nn.Module):
 
     Attributes:
         stride: pixels a latent, in each direction; H and W must be multiples of it.
+        parts: of a bit stream, none.
     """
+
+    parts: tuple[str, ...] = ()
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
@@ -186,7 +183,7 @@ class Autoencoder(nn.Module):
             InputError: x has another shape or type; the message says what to do.
             CodecmillError: the noise is missing or has another shape.
         """
-        self._check(x)
+        check_images(x, self.stride, self.decoder.head.weight.dtype)
         latents = self.encoder(x)
         quantised = self.quantizer(latents, noise) if self._takes_noise else self.quantizer(latents)
         return Reconstruction(self.decoder(quantised), quantised)
@@ -221,7 +218,7 @@ class Autoencoder(nn.Module):
         if not is_image or not (image.is_floating_point() or image.dtype == torch.uint8):
             raise InputError(
                 "reconstruct takes images (3, H, W) or (N, 3, H, W), uint8 or floating point on 0 to 1, but got "
-                f"{_describe(image)}: convert it first."
+                f"{describe(image)}: convert it first."
             )
         weight = self.decoder.head.weight
         pixels = image.to(weight.device, weight.dtype).reshape(-1, *image.shape[-3:])
@@ -236,28 +233,3 @@ class Autoencoder(nn.Module):
         decoded = self.decoder(quantised)
         decoded = normalization.denormalize(decoded) if normalization else decoded
         return decoded[..., :height, :width].reshape(image.shape)
-
-    def _check(self, x: Tensor) -> None:
-        if not x.is_floating_point():
-            fix = "call model.reconstruct(image), or convert to floating point on 0 to 1 and normalise"
-        elif x.dim() == 3:
-            fix = "add the batch axis with x.unsqueeze(0), or call model.reconstruct(image)"
-        elif x.dim() != 4 or x.shape[1] != 3:
-            fix = "bring it to that layout, red, green and blue"
-        elif x.numel() == 0:
-            fix = "give it at least one image of at least one pixel"
-        elif x.shape[2] % self.stride or x.shape[3] % self.stride:
-            fix = (
-                f"make H and W multiples of {self.stride}, or call model.reconstruct(image), which pads and crops back"
-            )
-        elif x.dtype != self.decoder.head.weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            fix = f"convert it to the type of the weights with x.to({self.decoder.head.weight.dtype})"
-        else:
-            return
-        raise InputError(
-            f"The model takes normalised floating-point images (N, 3, H, W), but got {_describe(x)}: {fix}."
-        )
-
-
-def _describe(x: Tensor) -> str:
-    return f"{x.dtype} of shape {tuple(x.shape)}"

@@ -32,8 +32,8 @@ def initialise(model: "Autoencoder", slope: float, seed: int) -> None:
             if name.endswith(".last") or name in ("encoder.head", "decoder.stages.0.up"):
                 nn.init.zeros_(module.weight)
             else:
-                _draw(module.weight, gain, seed, name)
-    basis, spread = _cosine_basis(model.stride, model.config.latent_channels)
+                draw(module.weight, gain, seed, name)
+    basis, spread = cosine_basis(model.stride, model.config.latent_channels)
     encoder_gain, decoder_gain = _latent_gains(model.config, spread)
     used = len(spread)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def initialise(model: "Autoencoder", slope: float, seed: int) -> None:
         model.decoder.head.weight[:, :used] /= (encoder_gain * spread)[:, None, None]
 
 
-def _draw(weight: Tensor, gain: float, seed: int, name: str) -> None:
+def draw(weight: Tensor, gain: float, seed: int, name: str) -> None:
     """Normal weights that multiply the variance of their input by gain^2, from a generator of the tensor's own."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -55,7 +55,7 @@ def _draw(weight: Tensor, gain: float, seed: int, name: str) -> None:
         weight.copy_(normal * (gain / math.sqrt(fan_in)))
 
 
-def _cosine_basis(size: int, count: int) -> tuple[Tensor, Tensor]:
+def cosine_basis(size: int, count: int) -> tuple[Tensor, Tensor]:
     """The rows of the orthonormal cosine transform of RGB blocks that hold most of a photograph.
 
     Returns:

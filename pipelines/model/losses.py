@@ -9,6 +9,9 @@ from torch import Tensor
 from pipelines.config import LossConfig
 from pipelines.errors import CodecmillError
 
+LAMBDA_STEP_SQUARED = 22.0
+"""lambda times the square of the quantiser's step, in grey levels, at the best step: measured on photographs."""
+
 
 def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """The mean pixel distance of each sample, (N,), weighted towards a region of interest.
@@ -55,6 +58,20 @@ def _mask_fraction(mask: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
         )
     fraction = mask.to(dtype).squeeze(1)
     return fraction / 255 if mask.dtype == torch.uint8 else fraction
+
+
+def rate_distortion(config: LossConfig, bits_per_pixel: Tensor, distortion: Tensor, step: Tensor) -> Tensor:
+    """`R + lambda * 255^2 * D` of each sample, (N,), in the field's scale (Minnen 2018, arXiv:1809.02736).
+
+    Without a `loss.lambda`, lambda follows the quantiser's step as the optimum does, `22 / step^2`, and the loss is
+    multiplied by `sqrt(step / 48)`, so that coarse and fine steps pull alike on weights that they share.
+
+    Args:
+        bits_per_pixel, distortion, step: (N,); the distortion on the scale 0 to 1, the step in grey levels.
+    """
+    if config.lambda_ is not None:
+        return bits_per_pixel + config.lambda_ * 255**2 * distortion
+    return (bits_per_pixel + LAMBDA_STEP_SQUARED / step**2 * 255**2 * distortion) * (step / 48).sqrt()
 
 
 @overload

@@ -22,24 +22,40 @@ class Agreement:
     Attributes:
         losses: one a sample.
         decibels: the PSNR of each sample's reconstruction.
+        rates: bits per pixel of each sample, one list for each of a codec's parts.
         samples: `consumed.digest` of the keys that the ranks read.
         stop: whether any rank wants to stop after this step.
     """
 
     losses: list[float]
     decibels: list[float]
+    rates: list[list[float]]
     samples: str
     stop: bool
 
-    def figures(self) -> dict[str, float]:
-        """The means over the batch, summed exactly: the same bits whatever the number of ranks."""
-        count = len(self.losses)
-        return {"train/loss": math.fsum(self.losses) / count, "train/psnr": math.fsum(self.decibels) / count}
+    def figures(self, parts: tuple[str, ...]) -> dict[str, float]:
+        """The means over the batch, summed exactly: the same bits whatever the number of ranks.
+
+        Args:
+            parts: the names of a codec's parts.
+        """
+        return {f"train/{name}": mean for name, mean in means(self.losses, self.decibels, self.rates, parts).items()}
 
     @property
     def nonfinite(self) -> list[int]:
         """Which samples' losses are NaN or infinite, as places in the batch."""
         return [place for place, loss in enumerate(self.losses) if not math.isfinite(loss)]
+
+
+def means(
+    losses: list[float], decibels: list[float], rates: list[list[float]], parts: tuple[str, ...]
+) -> dict[str, float]:
+    """Of samples' figures, each summed exactly: loss, psnr, and of a codec bpp with its parts, such as bpp_hyper."""
+    found = {"loss": math.fsum(losses), "psnr": math.fsum(decibels)}
+    if parts:
+        found["bpp"] = math.fsum(rate for part in rates for rate in part)
+        found |= {f"bpp_{name}": math.fsum(part) for name, part in zip(parts, rates, strict=True)}
+    return {name: total / len(losses) for name, total in found.items()}
 
 
 def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop: bool) -> Agreement:
@@ -52,11 +68,13 @@ def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop:
             psnr(output.mse.double()).cpu(),
             torch.tensor(numbers, dtype=torch.float64),
             torch.full((len(numbers),), float(stop), dtype=torch.float64),
+            *output.rates.double().cpu().T,
         ]
     )
     places = [position - first for position in batch.positions]
-    losses, decibels, keys, stops = ranks.gather(places, columns, batch_size)
-    return Agreement(losses, decibels, consumed.digest([int(number) for number in keys]), stop=any(stops))
+    losses, decibels, keys, stops, *rates = ranks.gather(places, columns, batch_size)
+    samples = consumed.digest([int(number) for number in keys])
+    return Agreement(losses, decibels, rates, samples, stop=any(stops))
 
 
 def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) -> checkpoints.Checkpoint | None:

@@ -79,7 +79,7 @@ class OrderedGradients:
             outputs.append(output)
         self._add_up()
         self._put(self._sum_views)
-        return StepOutput(*(torch.stack(parts, dim=1).flatten() for parts in zip(*outputs, strict=True)))
+        return StepOutput(*(torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*outputs, strict=True)))
 
     def _add_up(self) -> None:
         """All rows, in their order, into the sum: each rank adds its share of the columns."""

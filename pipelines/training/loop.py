@@ -17,7 +17,7 @@ from pipelines.data.order import SampleOrder
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
-from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.build import Model
 from pipelines.run_directory import RunDirectory
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
@@ -70,7 +70,7 @@ class Training:
         self._overflows_in_a_row = 0
 
     @property
-    def model(self) -> Autoencoder:
+    def model(self) -> Model:
         return self.module.model
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
@@ -163,7 +163,7 @@ class Training:
         if is_bad:
             return line | self._pass_over(agreed), agreed.stop
         self._bad_in_a_row = 0
-        line |= agreed.figures()
+        line |= agreed.figures(self.model.parts)
         return line | ({"train/gradient_norm": norm} if math.isfinite(norm) else {}), agreed.stop
 
     def compute(self, batch: Batch) -> StepOutput:
@@ -174,7 +174,7 @@ class Training:
         return self.gradients.compute(images, masks, self._noise(batch), self.scaler.scale)
 
     def _noise(self, batch: Batch) -> Tensor | None:
-        """The quantiser's uniform noise on [-0.5, 0.5), keyed by seed, step and sample: the same on any rank."""
+        """The model's uniform noise on [-0.5, 0.5), keyed by seed, step and sample: the same on any rank."""
         side = self.config.training.crop_size
         shape = self.model.noise_shape(1, side, side)
         if shape is None:

@@ -5,8 +5,9 @@ import shutil
 
 import torch
 
-from pipelines.config import RunConfig, TrainingConfig
+from pipelines.config import LARGEST_STEP, SMALLEST_STEP, ModelConfig, RunConfig, TrainingConfig
 from pipelines.errors import InputError
+from pipelines.model.losses import LAMBDA_STEP_SQUARED
 
 COMPILE_PAYS_FROM_STEPS = 1000
 """On a GPU: compiling costs tens of seconds, and below this many steps an eager run is done sooner.
@@ -47,7 +48,16 @@ def resolve(config: RunConfig) -> RunConfig:
         }
     )
     check(resolved)
-    return config.model_copy(update={"training": resolved})
+    return config.model_copy(update={"training": resolved, "model": _with_steps(config)})
+
+
+def _with_steps(config: RunConfig) -> ModelConfig:
+    """A codec of one lambda has one step, that which is best for it, unless others are named."""
+    model, weight = config.model, config.loss.lambda_
+    if weight is None or model.entropy == "none" or (model.finest_step or model.coarsest_step):
+        return model
+    step = min(max((LAMBDA_STEP_SQUARED / weight) ** 0.5, SMALLEST_STEP), LARGEST_STEP)
+    return model.model_copy(update={"finest_step": step, "coarsest_step": step})
 
 
 def check(training: TrainingConfig) -> None:

@@ -5,16 +5,20 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig
+from pipelines.data.block_statistics import block_transform
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch
 from pipelines.data.shard_format import MANIFEST
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_json
 from pipelines.file_digests import file_sha256
-from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.build import build_model
+from pipelines.model.codec import TransformCodec
+from pipelines.model.codec_start import BlockTransform, start_from
 from pipelines.run_directory import RunDirectory
 from pipelines.training import gradients, optimization
 from pipelines.training.agreement import agreed_checkpoint
@@ -38,7 +42,7 @@ def prepare(
     )
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    model = Autoencoder(config.model, seed=config.seed).to(ranks.device, dtype).to(memory_format=layout)
+    model = build_model(config.model, config.seed).to(ranks.device, dtype).to(memory_format=layout)
     module = TrainingStep(model, normalization, config.loss, training, ranks.device.type)
     if training.compile:
         torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion
@@ -59,7 +63,10 @@ def prepare(
     state.warm_up_seconds = _warm_up(state)
     if checkpoint:
         state.restore(checkpoint)
-    elif training.start_from:
+        return state
+    if isinstance(model, TransformCodec):
+        _start_from_transform(state, model)
+    if training.start_from:
         _start_from(state)
     return state
 
@@ -117,6 +124,15 @@ def _warm_up(state: Training) -> float:
     if state.ranks.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def _start_from_transform(state: Training, model: TransformCodec) -> None:
+    """Give a codec the transform that fits its photographs best, the same bits on every rank."""
+    transform = block_transform(state.shard_set, model.stride, model.config.latent_channels)
+    for tensor in transform:
+        dist.broadcast(on_device := tensor.to(state.ranks.device), src=0)
+        tensor.copy_(on_device)
+    start_from(model, BlockTransform(*transform), state.normalization, state.config.seed)
 
 
 def _start_from(state: Training) -> None:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from pipelines.config import LossConfig, TrainingConfig
 from pipelines.data.images import Normalization, to_unit
-from pipelines.model.autoencoder import Autoencoder
-from pipelines.model.losses import distortion
+from pipelines.model.build import Model
+from pipelines.model.codec import Coded
+from pipelines.model.losses import distortion, rate_distortion
 
 SMALLEST_MSE = 1e-10
 """100 dB: far above what an 8-bit picture can tell from its original."""
@@ -17,21 +18,23 @@ SMALLEST_MSE = 1e-10
 class StepOutput(NamedTuple):
     """Per sample: the loss (N,), and the mean squared error (N,) of the clamped output on the scale 0 to 1.
 
-    The error is at least `SMALLEST_MSE`, so that a perfect picture has a PSNR that a chart can show.
+    The error is at least `SMALLEST_MSE`, so that a perfect picture has a PSNR that a chart can show. A codec's rates
+    are bits per pixel of each part, (N, P); others have no part.
     """
 
     loss: Tensor
     mse: Tensor
+    rates: Tensor
 
 
 class TrainingStep(nn.Module):
     """Pixels to per-sample losses: normalise, encode, quantise, decode, de-normalise, compare.
 
-    Its forward takes images uint8 (N, 3, H, W), masks uint8 (N, 1, H, W) or None, and the quantiser's noise or None.
+    Its forward takes images uint8 (N, 3, H, W), masks uint8 (N, 1, H, W) or None, and the model's noise or None.
     """
 
     def __init__(
-        self, model: Autoencoder, normalization: Normalization, loss: LossConfig, training: TrainingConfig, device: str
+        self, model: Model, normalization: Normalization, loss: LossConfig, training: TrainingConfig, device: str
     ):
         super().__init__()
         self.model = model
@@ -54,7 +57,11 @@ class TrainingStep(nn.Module):
         picture = self.normalization.denormalize(output.image.to(target.dtype))
         loss = distortion(self.loss, picture, target, masks)
         mse = (picture.detach().clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
-        return StepOutput(loss, mse.clamp_min(SMALLEST_MSE)), picture
+        rates = loss.new_zeros(len(images), 0)
+        if isinstance(output, Coded):
+            rates = output.bits / (images.shape[2] * images.shape[3])
+            loss = rate_distortion(self.loss, rates.sum(dim=1), loss, output.step)
+        return StepOutput(loss, mse.clamp_min(SMALLEST_MSE), rates.detach()), picture
 
     def _autocast(self) -> torch.autocast:
         """Mixed precision for bf16 and fp16; float32 and float64 compute as they are."""

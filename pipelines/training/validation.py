@@ -14,6 +14,7 @@ from pipelines.durable_files import write_bytes
 from pipelines.evaluation.pictures import grid
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory
+from pipelines.training.agreement import means
 from pipelines.training.distributed import Ranks
 from pipelines.training.heartbeat import Beat
 from pipelines.training.step import TrainingStep
@@ -23,15 +24,17 @@ PICTURES = 6
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the validated patches; PSNR in dB."""
+    """Means over the validated patches: `loss`, `psnr` in dB, and of a codec `bpp` with its parts."""
 
-    loss: float
-    psnr: float
+    means: dict[str, float]
+
+    @property
+    def psnr(self) -> float:
+        return self.means["psnr"]
 
     def figures(self) -> dict[str, float]:
         """Those that are numbers: a diverged model has none."""
-        figures = {"validation/loss": self.loss, "validation/psnr": self.psnr}
-        return {name: value for name, value in figures.items() if math.isfinite(value)}
+        return {f"validation/{name}": value for name, value in self.means.items() if math.isfinite(value)}
 
 
 def validate(
@@ -59,12 +62,13 @@ def validate(
             beat(step, "validating")
             masks = None if batch.masks is None else batch.masks.to(ranks.device)
             output, pictures = module.compare(batch.images.to(ranks.device), masks, noise=None)
-            columns.append(torch.stack([output.loss.double(), psnr(output.mse.double())]).cpu())
+            columns.append(torch.stack([output.loss, psnr(output.mse.double()), *output.rates.T]).double().cpu())
             if ranks.is_first and not places:
                 sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
                 write_bytes(directory.pictures / f"step_{step:08d}_validation.png", encode_png(sheet))
             places += batch.positions
     module.train()
-    mine = torch.cat(columns, dim=1) if columns else torch.zeros(2, 0)
-    losses, decibels = ranks.gather(places, mine, total)
-    return Validation(math.fsum(losses) / total, math.fsum(decibels) / total)
+    parts = module.model.parts
+    mine = torch.cat(columns, dim=1) if columns else torch.zeros(2 + len(parts), 0)
+    losses, decibels, *rates = ranks.gather(places, mine, total)
+    return Validation(means(losses, decibels, rates, parts))

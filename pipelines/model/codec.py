@@ -1,0 +1,154 @@
+"""A transform codec: images to latents, quantised with a step that is chosen at use, and what they cost in bits."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.config import ModelConfig
+from pipelines.errors import CodecmillError
+from pipelines.model.checked_input import check_images
+from pipelines.model.entropy import laplace
+from pipelines.model.entropy.arithmetic import FRACTION
+from pipelines.model.entropy.coding import SymbolCoder
+from pipelines.model.entropy.factorized import Factorized
+from pipelines.model.entropy.hyperprior import Hyperprior
+from pipelines.model.transforms import Analysis, Synthesis
+
+MIDDLE = 5.5
+"""log2 of the step that the networks see as zero."""
+
+STEP_FRACTION = 8
+"""Bits after the point of a step's logarithm: what a file holds is 256 log2(step), a whole number."""
+
+
+class Coded(NamedTuple):
+    """What becomes of images.
+
+    Attributes:
+        image: (N, 3, H, W), normalised.
+        latents: quantised, in steps, (N, L, h, w).
+        bits: of each part, (N, P).
+        step: of the quantiser, in grey levels, (N,).
+    """
+
+    image: Tensor
+    latents: Tensor
+    bits: Tensor
+    step: Tensor
+
+
+class TransformCodec(nn.Module):
+    """`Analysis -> quantiser -> Synthesis` with an entropy model, for a whole range of quantiser steps.
+
+    Args:
+        config: sizes, entropy model, and the range of the step.
+
+    Attributes:
+        stride: pixels a latent, in each direction; H and W must be multiples of it.
+        parts: what the columns of `Coded.bits` are.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.stride = 2**config.downsamplings
+        self.encoder = Analysis(config)
+        self.decoder = Synthesis(config)
+        self.entropy = _entropy_model(config)
+        self.gain = nn.Parameter(torch.zeros(config.latent_channels, 1, 1))
+        self.gain_slope = nn.Parameter(torch.zeros(config.latent_channels, 1, 1))
+        self.register_buffer("tables", laplace.frequency_tables())
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.entropy.parts
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, step: Tensor | None = None) -> Coded:
+        """Encode, quantise and decode.
+
+        Args:
+            x: normalised images (N, 3, H, W), floating point.
+            noise: of `noise_shape(N, H, W)`, uniform on [-0.5, 0.5), in training.
+            step: (N,) in grey levels; by default in training `drawn_step(noise)`, else the middle of the range.
+
+        Raises:
+            InputError: x has another shape or type; the message says what to do.
+            CodecmillError: the noise is missing or has another shape.
+        """
+        check_images(x, self.stride, self.gain.dtype)
+        noise = self._checked_noise(x, noise)
+        if step is None:
+            step = self.middle_step(x) if noise is None else self.drawn_step(noise)
+        step = step.to(x.dtype)
+        log2_step = torch.log2(step)[:, None, None, None] - MIDDLE
+        levels = step[:, None, None, None] / self._gain(log2_step)
+        y = self.encoder(x, log2_step) / levels
+        quantised, bits = self.entropy(y, log2_step, None if noise is None else noise[:, 1:])
+        return Coded(self.decoder(quantised * levels, log2_step), quantised, bits, step)
+
+    def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int]:
+        """Random numbers that training on n images of h x w pixels takes: one row an image, the step's first."""
+        return n, 1 + self.entropy.noise_size(h // self.stride, w // self.stride)
+
+    def drawn_step(self, noise: Tensor) -> Tensor:
+        """The step of each image, (N,) in grey levels, log-uniform over the range, from its row of noise."""
+        finest, coarsest = (math.log2(step) for step in self.config.step_range)
+        return torch.exp2(finest + (noise[:, 0] + 0.5) * (coarsest - finest))
+
+    def middle_step(self, x: Tensor) -> Tensor:
+        """The geometric mean of the range, for each image: (N,)."""
+        return torch.full((len(x),), math.sqrt(math.prod(self.config.step_range)), dtype=x.dtype, device=x.device)
+
+    @torch.no_grad()
+    def write(self, x: Tensor, step: int, coder: SymbolCoder) -> Tensor:
+        """Write one image, (1, 3, H, W) normalised; returns the image that a reader gets, normalised.
+
+        Args:
+            step: 256 log2 of the step in grey levels.
+        """
+        log2_step = self._log2_step(step, x)
+        y = self.encoder(x, log2_step) * (self._gain(log2_step) / _step(step))
+        return self._code(coder, y, (y.shape[-2], y.shape[-1]), step)
+
+    @torch.no_grad()
+    def read(self, height: int, width: int, step: int, coder: SymbolCoder) -> Tensor:
+        """Read one image of height x width pixels, multiples of the stride; (1, 3, H, W) normalised."""
+        return self._code(coder, None, (height // self.stride, width // self.stride), step)
+
+    def _code(self, coder: SymbolCoder, y: Tensor | None, size: tuple[int, int], step: int) -> Tensor:
+        # The entropy model computes in exact integers, on the CPU; see arithmetic.py.
+        fixed = torch.full((1, 1, 1, 1), (step - MIDDLE * 2**STEP_FRACTION) * 2.0 ** (FRACTION - STEP_FRACTION))
+        latents = self.entropy.code(coder, None if y is None else y.cpu(), size, fixed.double())
+        log2_step = self._log2_step(step, self.gain)
+        latents = latents.to(self.gain) * (_step(step) / self._gain(log2_step))
+        return self.decoder(latents, log2_step)
+
+    def _log2_step(self, step: int, like: Tensor) -> Tensor:
+        return torch.full((1, 1, 1, 1), step / 2**STEP_FRACTION - MIDDLE, dtype=like.dtype, device=like.device)
+
+    def _gain(self, log2_step: Tensor) -> Tensor:
+        """What multiplies the latents of each channel before they are divided by the step, (N, L, 1, 1)."""
+        return torch.exp(self.gain + self.gain_slope * log2_step)
+
+    def _checked_noise(self, x: Tensor, noise: Tensor | None) -> Tensor | None:
+        if not self.training:
+            return None
+        expected = self.noise_shape(len(x), *x.shape[-2:])
+        if noise is None or noise.shape != expected:
+            raise CodecmillError(
+                f"In training the codec needs noise of shape {expected}, but got "
+                f"{None if noise is None else tuple(noise.shape)}: draw it uniform on [-0.5, 0.5), or call eval()."
+            )
+        return noise
+
+
+def _step(step: int) -> float:
+    return 2.0 ** (step / 2**STEP_FRACTION)
+
+
+def _entropy_model(config: ModelConfig) -> Factorized | Hyperprior:
+    if config.entropy == "factorized":
+        return Factorized(config.latent_channels)
+    return Hyperprior(config.latent_channels, config.entropy_channels, config.hyper_channels)

@@ -1,0 +1,96 @@
+"""Two arithmetics for one network: floating point to train with, and integers that are the same on every machine.
+
+The networks that decide on the probabilities of symbols must compute the same bits where a file is written and where it
+is read: whatever the processor, the threads, the libraries (Ballé 2019, "Integer networks for data compression with
+latent-variable models"). Floating-point sums depend on their order. Here weights and activations are integers, held in
+float64: as long as every partial sum stays below 2^53 it is exact, in any order.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.errors import CodecmillError
+
+FRACTION = 14
+"""Bits after the point of an activation: one unit is 2^-14."""
+
+WEIGHT_FRACTION = 16
+"""Bits after the point of a weight."""
+
+LIMIT = 2 ** (FRACTION + 10)
+"""Activations are clamped to +-1024."""
+
+SLOPE_BITS = 3
+"""LeakyReLU's slope below zero is 2^-3: a power of two."""
+
+
+class Arithmetic(Protocol):
+    """What a network is written in."""
+
+    def convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor: ...
+
+    def activate(self, x: Tensor) -> Tensor: ...
+
+
+class Floating:
+    """Plain torch, for training."""
+
+    def convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        return layer(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, 2.0**-SLOPE_BITS)
+
+
+class Exact:
+    """Integers in float64, on the CPU. A tensor holds its values times 2^FRACTION.
+
+    A layer's weights are rounded at their first use, so an object belongs to one state of the weights.
+    """
+
+    def __init__(self) -> None:
+        self._weights: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
+
+    def convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        """(N, C, H, W) integers to (N, C', H', W') integers, clamped to +-LIMIT."""
+        if layer not in self._weights:
+            self._weights[layer] = _rounded(layer)
+        weight, bias = self._weights[layer]
+        # float64 has no other way in torch than im2col and a plain product: no Winograd, no FFT, no lower precision.
+        sums = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return torch.floor(sums * 2.0**-WEIGHT_FRACTION + 0.5).clamp(-LIMIT, LIMIT)
+
+    def activate(self, x: Tensor) -> Tensor:
+        return torch.where(x < 0, torch.floor(x * 2.0**-SLOPE_BITS + 0.5), x)
+
+
+def to_fixed(x: Tensor) -> Tensor:
+    """Numbers as the nearest integers of `Exact`, (any shape), float64."""
+    return torch.round(x.double() * 2.0**FRACTION).clamp(-LIMIT, LIMIT)
+
+
+def from_fixed(x: Tensor) -> Tensor:
+    """The numbers that integers of `Exact` stand for, exactly, float64."""
+    return x * 2.0**-FRACTION
+
+
+def _rounded(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias as integers.
+
+    Raises:
+        CodecmillError: they are so large that a sum could lose its last bit.
+    """
+    weight = torch.round(layer.weight.detach().double().cpu().contiguous() * 2.0**WEIGHT_FRACTION)
+    bias = torch.zeros(len(weight), dtype=torch.float64)
+    if layer.bias is not None:
+        bias = torch.round(layer.bias.detach().double().cpu() * 2.0 ** (WEIGHT_FRACTION + FRACTION))
+    largest = float((weight.abs().flatten(1).sum(dim=1) * LIMIT + bias.abs()).max())
+    if not largest < 2.0**53:  # also where a weight is NaN
+        raise CodecmillError(
+            "The entropy model's weights are too large for exact integers: its training has diverged. Use an earlier "
+            "checkpoint, or train again with a smaller training.learning_rate."
+        )
+    return weight, bias

@@ -1,0 +1,169 @@
+"""A mean-scale hyperprior with a two-pass checkerboard context: what a file says first predicts what comes next.
+
+Ballé 2018 (arXiv:1802.01436) and Minnen 2018 (arXiv:1809.02736): a few hyper-latents tell mean and scale of all
+latents. He 2021 (arXiv:2103.15306): the latents on the black squares of a checkerboard, the anchors, are coded first,
+and those on the white squares with their neighbours known. Both passes go over the whole picture at once.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.model.entropy.arithmetic import Arithmetic, Exact, Floating, from_fixed
+from pipelines.model.entropy.coding import SymbolCoder
+from pipelines.model.entropy.factorized import Factorized, code_around, quantise
+from pipelines.model.layers import convolution
+
+HYPER_STRIDE = 4
+"""Latents a hyper-latent, in each direction."""
+
+FLOATING = Floating()
+
+
+class Prior(NamedTuple):
+    """Mean and log2 scale of latents, (N, L, h, w) each."""
+
+    mean: Tensor
+    scale: Tensor
+
+
+class Hyperprior(nn.Module):
+    """Means and scales of latents (N, L, h, w) in steps.
+
+    Starts as the `Factorized` model that it holds: what the networks add to it is zero at first.
+
+    Args:
+        channels: L.
+        width: channels of the networks.
+        hyper_channels: of the hyper-latents.
+    """
+
+    parts = ("latents", "hyper")
+
+    def __init__(self, channels: int, width: int, hyper_channels: int):
+        super().__init__()
+        self.base = Factorized(channels)
+        self.hyper = Factorized(hyper_channels)
+        self.hyper_channels = hyper_channels
+        self.analysis = nn.ModuleList(
+            [
+                convolution(channels, width, 3),
+                convolution(width, width, 5, 2),
+                convolution(width, hyper_channels, 5, 2),
+            ]
+        )
+        self.coarse = convolution(hyper_channels, 4 * width, 3)
+        self.fine = convolution(width, 4 * width, 3)
+        self.features = convolution(width, width, 3)
+        self.step = convolution(1, width, 1)
+        self.context = convolution(channels, width, 5)
+        self.neighbours = convolution(channels, channels, 5, groups=channels)
+        self.anchors = _Head(width, width, channels)
+        self.others = _Head(2 * width, width, channels)
+
+    def forward(self, y: Tensor, log2_step: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Quantised latents and bits.
+
+        Args:
+            y: (N, L, h, w) in steps.
+            log2_step: (N, 1, 1, 1).
+            noise: (N, n), uniform on [-0.5, 0.5), with `noise_size(h, w)` numbers a picture; None in evaluation.
+
+        Returns:
+            Quantised latents (N, L, h, w), and the bits of latents and hyper-latents, (N, 2).
+        """
+        z = self._hyper_latents(y)
+        for_y = for_z = None
+        if noise is not None:
+            for_y, for_z = noise[:, : y[0].numel()].view_as(y), noise[:, y[0].numel() :].view_as(z)
+        mean_z, scale_z = self.hyper.prior(log2_step)
+        hyper_quantised, hyper_cost = quantise(z, mean_z, scale_z, for_z)
+        features = self._features(FLOATING, hyper_quantised, log2_step, y.shape[-2:])
+        base = Prior(*self.base.prior(log2_step))
+        first = self._first(FLOATING, features, base)
+        is_anchor = checkerboard(y.shape[-2:], y.device)
+        anchors = quantise(y, first.mean, first.scale, None)[0] * is_anchor
+        second = self._second(FLOATING, features, anchors, base)
+        mean = torch.where(is_anchor, first.mean, second.mean)
+        quantised, cost = quantise(y, mean, torch.where(is_anchor, first.scale, second.scale), for_y)
+        return quantised, torch.stack([each.sum(dim=(1, 2, 3)) for each in (cost, hyper_cost)], dim=1)
+
+    def noise_size(self, h: int, w: int) -> int:
+        """Random numbers that training takes for a picture of h x w latents."""
+        hyper_h, hyper_w = hyper_size((h, w))
+        return self.base.mean.shape[0] * h * w + self.hyper_channels * hyper_h * hyper_w
+
+    def code(self, coder: SymbolCoder, y: Tensor | None, size: tuple[int, int], log2_step: Tensor) -> Tensor:
+        """Write or read a picture's latents; as `Factorized.code`."""
+        z = None if y is None else self._hyper_latents(y)
+        exact = Exact()
+        hyper_quantised = code_around(coder, z, *self.hyper.exact_prior(log2_step, hyper_size(size)))
+        features = self._features(exact, hyper_quantised, log2_step, size)
+        base = Prior(*self.base.exact_prior(log2_step, size))
+        is_anchor = checkerboard(size, features.device)
+        anchors = _code_where(is_anchor, coder, y, self._first(exact, features, base))
+        others = _code_where(~is_anchor, coder, y, self._second(exact, features, anchors, base))
+        return from_fixed(anchors + others)
+
+    def _hyper_latents(self, y: Tensor) -> Tensor:
+        # Coefficients of block transforms spread over orders of magnitude.
+        first, *others = self.analysis
+        x = first(torch.asinh(y))
+        for layer in others:
+            x = layer(FLOATING.activate(x))
+        return x.float() if x.dtype != torch.float64 else x
+
+    def _features(
+        self, arithmetic: Arithmetic, z: Tensor, log2_step: Tensor, size: torch.Size | tuple[int, int]
+    ) -> Tensor:
+        """Hyper-latents to features (N, width, h, w)."""
+        x = F.pixel_shuffle(arithmetic.convolve(self.coarse, z), 2)
+        x = F.pixel_shuffle(arithmetic.convolve(self.fine, arithmetic.activate(x)), 2)
+        x = x[..., : size[0], : size[1]]
+        return arithmetic.convolve(self.features, arithmetic.activate(x)) + arithmetic.convolve(self.step, log2_step)
+
+    def _first(self, arithmetic: Arithmetic, features: Tensor, base: Prior) -> Prior:
+        mean, scale = self.anchors(arithmetic, features)
+        return Prior(base.mean + mean, base.scale + scale)
+
+    def _second(self, arithmetic: Arithmetic, features: Tensor, anchors: Tensor, base: Prior) -> Prior:
+        around = arithmetic.convolve(self.context, anchors)
+        mean, scale = self.others(arithmetic, torch.cat([features, around], dim=1))
+        with torch.autocast(anchors.device.type, enabled=False):  # the lowest frequencies have too many digits for bf16
+            mean = mean.to(anchors.dtype) + arithmetic.convolve(self.neighbours, anchors)
+        return Prior(base.mean + mean, base.scale + scale)
+
+
+class _Head(nn.Module):
+    """Features to what is added to mean and log2 scale; zero at first."""
+
+    def __init__(self, inputs: int, width: int, channels: int):
+        super().__init__()
+        self.first = convolution(inputs, width, 1)
+        self.last = convolution(width, 2 * channels, 1)
+
+    def forward(self, arithmetic: Arithmetic, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = arithmetic.convolve(self.first, arithmetic.activate(x))
+        x = arithmetic.convolve(self.last, arithmetic.activate(x))
+        mean, scale = x.chunk(2, dim=1)
+        return mean, scale
+
+
+def _code_where(mask: Tensor, coder: SymbolCoder, y: Tensor | None, prior: Prior) -> Tensor:
+    """Write or read the latents at some places; returns them as integers of `Exact`, zero elsewhere."""
+    here = mask.expand_as(prior.mean)
+    part = code_around(coder, None if y is None else y[here], prior.mean[here], prior.scale[here])
+    return torch.zeros_like(prior.mean).masked_scatter(here, part)
+
+
+def hyper_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the hyper-latents of h x w latents."""
+    return -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE)
+
+
+def checkerboard(size: torch.Size | tuple[int, int], device: torch.device) -> Tensor:
+    """Which places are coded first: bool (1, 1, h, w)."""
+    rows, columns = (torch.arange(length, device=device) for length in size)
+    return ((rows[:, None] + columns) % 2 == 0)[None, None]
