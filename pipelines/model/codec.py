@@ -84,9 +84,9 @@ class TransformCodec(nn.Module):
         step = step.to(x.dtype)
         log2_step = torch.log2(step)[:, None, None, None] - MIDDLE
         levels = step[:, None, None, None] / self._gain(log2_step)
-        y = self.encoder(x, log2_step) / levels
+        y = self.encoder(x, levels, log2_step)
         quantised, bits = self.entropy(y, log2_step, None if noise is None else noise[:, 1:])
-        return Coded(self.decoder(quantised * levels, log2_step), quantised, bits, step)
+        return Coded(self.decoder(quantised, levels, log2_step), quantised, bits, step)
 
     def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int]:
         """Random numbers that training on n images of h x w pixels takes: one row an image, the step's first."""
@@ -108,8 +108,7 @@ class TransformCodec(nn.Module):
         Args:
             step: 256 log2 of the step in grey levels.
         """
-        log2_step = self._log2_step(step, x)
-        y = self.encoder(x, log2_step) * (self._gain(log2_step) / _step(step))
+        y = self.encoder(x, *self._levels(step))
         return self._code(coder, y, (y.shape[-2], y.shape[-1]), step)
 
     @torch.no_grad()
@@ -121,12 +120,12 @@ class TransformCodec(nn.Module):
         # The entropy model computes in exact integers, on the CPU; see arithmetic.py.
         fixed = torch.full((1, 1, 1, 1), (step - MIDDLE * 2**STEP_FRACTION) * 2.0 ** (FRACTION - STEP_FRACTION))
         latents = self.entropy.code(coder, None if y is None else y.cpu(), size, fixed.double())
-        log2_step = self._log2_step(step, self.gain)
-        latents = latents.to(self.gain) * (_step(step) / self._gain(log2_step))
-        return self.decoder(latents, log2_step)
+        return self.decoder(latents.to(self.gain), *self._levels(step))
 
-    def _log2_step(self, step: int, like: Tensor) -> Tensor:
-        return torch.full((1, 1, 1, 1), step / 2**STEP_FRACTION - MIDDLE, dtype=like.dtype, device=like.device)
+    def _levels(self, step: int) -> tuple[Tensor, Tensor]:
+        """Grey levels of each channel's step (1, L, 1, 1), and the step's normalised logarithm (1, 1, 1, 1)."""
+        log2_step = self.gain.new_full((1, 1, 1, 1), step / 2**STEP_FRACTION - MIDDLE)
+        return 2.0 ** (step / 2**STEP_FRACTION) / self._gain(log2_step), log2_step
 
     def _gain(self, log2_step: Tensor) -> Tensor:
         """What multiplies the latents of each channel before they are divided by the step, (N, L, 1, 1)."""
@@ -142,10 +141,6 @@ class TransformCodec(nn.Module):
                 f"{None if noise is None else tuple(noise.shape)}: draw it uniform on [-0.5, 0.5), or call eval()."
             )
         return noise
-
-
-def _step(step: int) -> float:
-    return 2.0 ** (step / 2**STEP_FRACTION)
 
 
 def _entropy_model(config: ModelConfig) -> Factorized | Hyperprior:

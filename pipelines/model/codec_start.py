@@ -20,7 +20,7 @@ _SILENT = ("last", "neighbours")
 """Convolutions that add something to what is there already: nothing, at first."""
 
 
-class BlockTransform(NamedTuple):
+class Coefficients(NamedTuple):
     """An orthonormal transform of RGB blocks, the coefficients of the largest deviation first.
 
     Attributes:
@@ -36,10 +36,10 @@ def start_from_cosines(model: TransformCodec, seed: int) -> None:
     """All weights: the cosine transform (Ahmed 1974) of images normalised with a standard deviation of 0.25."""
     rows, spread = cosine_basis(model.stride, model.config.latent_channels)
     half = Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    start_from(model, BlockTransform(rows, spread * 64), half, seed)
+    start_from(model, Coefficients(rows, spread * 64), half, seed)
 
 
-def start_from(model: TransformCodec, transform: BlockTransform, normalization: Normalization, seed: int) -> None:
+def start_from(model: TransformCodec, transform: Coefficients, normalization: Normalization, seed: int) -> None:
     """All weights, from a transform of at most as many coefficients as the model has latents.
 
     Args:
@@ -59,13 +59,20 @@ def start_from(model: TransformCodec, transform: BlockTransform, normalization: 
     deviation[:count] = transform.deviation.clamp_min(0.1)
     levels = 255 * torch.tensor(normalization.std).repeat_interleave(model.stride**2)
     with torch.no_grad():
-        for shortcut in (model.encoder.shortcut, model.decoder.shortcut):
-            shortcut.weight.zero_()
-        model.encoder.shortcut.weight[:count, :, 0, 0] = transform.rows * levels
-        model.decoder.shortcut.weight[:, :count, 0, 0] = (transform.rows / levels).T
+        for part in (model.encoder.transform, model.decoder.transform):
+            part.given.zero_()
+            part.learned.zero_()
+        model.encoder.transform.given[:count, :, 0, 0] = transform.rows * levels
+        model.decoder.transform.given[:, :count, 0, 0] = (transform.rows / levels).T
+        model.gain.zero_()
+        model.gain_slope.zero_()
         # Coefficients differ by orders of magnitude: the networks are to see all of them alike.
-        model.decoder.first.weight /= (deviation + 8)[:, None, None]
+        in_steps = (1 + deviation / 2**MIDDLE)[:, None, None]
+        for network in (model.encoder.network, model.decoder.network):
+            network.first.weight /= in_steps
         _start_entropy_model(model, deviation)
+        if not isinstance(model.entropy, Factorized):
+            model.entropy.context.weight /= in_steps
 
 
 def _start_entropy_model(model: TransformCodec, deviation: Tensor) -> None:
@@ -75,5 +82,3 @@ def _start_entropy_model(model: TransformCodec, deviation: Tensor) -> None:
     base.mean.zero_()
     base.scale.copy_((torch.log2(deviation / math.sqrt(2)) - MIDDLE)[:, None, None])
     base.slope.fill_(-1)
-    if not isinstance(entropy, Factorized):
-        entropy.context.weight /= (1 + deviation / 2**MIDDLE)[:, None, None]

@@ -13,6 +13,12 @@ from pipelines.model.layers import convolution
 SLOPE = 0.1
 """Of LeakyReLU below zero."""
 
+LEARNED = 1 / 16
+"""Of a transform, what one unit of its learned part counts."""
+
+ADDED = 0.1
+"""What one unit of the decoder's network is in normalised pixels, at the middle step: some 6 to 12 grey levels."""
+
 
 class Bottleneck(nn.Module):
     """`x + 1x1(act(3x3(act(1x1(act(x))))))` with half as many channels inside, (N, C, H, W) to the same shape.
@@ -32,47 +38,68 @@ class Bottleneck(nn.Module):
         return x + self.last(_act(inner))
 
 
+class Network(nn.Module):
+    """What is learned beside a transform: bottlenecks between two convolutions, told the quantiser's step."""
+
+    def __init__(self, inputs: int, outputs: int, config: ModelConfig):
+        super().__init__()
+        self.first = convolution(inputs, config.channels, 3)
+        self.step = convolution(1, config.channels, 1)
+        self.blocks = nn.Sequential(*(Bottleneck(config.channels) for _ in range(config.residual_blocks)))
+        self.last = convolution(config.channels, outputs, 1)
+
+    def forward(self, x: Tensor, log2_step: Tensor) -> Tensor:
+        """(N, inputs, h, w) and (N, 1, 1, 1) to (N, outputs, h, w) of the type of `x`."""
+        return self.last(_act(self.blocks(self.first(x) + self.step(log2_step)))).to(x.dtype)
+
+
+class BlockTransform(nn.Module):
+    """A linear transform of blocks, in steps: one that is given, and what is learned of it.
+
+    The lowest frequencies are thousands of grey levels and want small steps of the optimiser: what is learned counts
+    `LEARNED`, and starts at zero. Computed in the type of its input, for bf16 has too few digits.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.register_buffer("given", torch.zeros(outputs, inputs, 1, 1))
+        self.learned = nn.Parameter(torch.zeros(outputs, inputs, 1, 1))
+
+    given: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, self.given + LEARNED * self.learned)
+
+
 class Analysis(nn.Module):
-    """Normalised images (N, 3, H, W) to latents (N, L, H / stride, W / stride) in grey levels."""
+    """Normalised images (N, 3, H, W) to latents (N, L, H / stride, W / stride) in steps."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.stride = 2**config.downsamplings
-        pixels = 3 * self.stride**2
-        self.shortcut = convolution(pixels, config.latent_channels, 1)
-        self.first = convolution(pixels, config.channels, 1)
-        self.step = convolution(1, config.channels, 1)
-        self.blocks = nn.Sequential(*(Bottleneck(config.channels) for _ in range(config.residual_blocks)))
-        self.last = convolution(config.channels, config.latent_channels, 3)
+        self.transform = BlockTransform(3 * self.stride**2, config.latent_channels)
+        self.network = Network(config.latent_channels, config.latent_channels, config)
 
-    def forward(self, x: Tensor, log2_step: Tensor) -> Tensor:
-        """Images, and the normalised logarithm of the quantiser's step, (N, 1, 1, 1)."""
-        blocks = F.pixel_unshuffle(x, self.stride)
-        added = self.last(_act(self.blocks(self.first(blocks) + self.step(log2_step))))
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # bf16 has too few digits for the transform's low frequencies
-            return self.shortcut(blocks) + added.to(x.dtype)
+    def forward(self, x: Tensor, levels: Tensor, log2_step: Tensor) -> Tensor:
+        """Images, grey levels a step (N, L, 1, 1), and the step's normalised logarithm (N, 1, 1, 1)."""
+        y = self.transform(F.pixel_unshuffle(x, self.stride)) / levels
+        return y + self.network(y, log2_step)
 
 
 class Synthesis(nn.Module):
-    """Latents (N, L, h, w) in grey levels to normalised images (N, 3, h * stride, w * stride)."""
+    """Latents (N, L, h, w) in steps to normalised images (N, 3, h * stride, w * stride)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.stride = 2**config.downsamplings
-        pixels = 3 * self.stride**2
-        self.shortcut = convolution(config.latent_channels, pixels, 1)
-        self.first = convolution(config.latent_channels, config.channels, 3)
-        self.step = convolution(1, config.channels, 1)
-        self.blocks = nn.Sequential(*(Bottleneck(config.channels) for _ in range(config.residual_blocks)))
-        self.last = convolution(config.channels, pixels, 1)
+        self.transform = BlockTransform(config.latent_channels, 3 * self.stride**2)
+        self.network = Network(config.latent_channels, 3 * self.stride**2, config)
 
-    def forward(self, latents: Tensor, log2_step: Tensor) -> Tensor:
-        x = self.first(latents) + self.step(log2_step)
-        added = self.last(_act(self.blocks(x)))
-        with torch.autocast(latents.device.type, enabled=False):
-            return F.pixel_shuffle(self.shortcut(latents) + added.to(latents.dtype), self.stride)
+    def forward(self, latents: Tensor, levels: Tensor, log2_step: Tensor) -> Tensor:
+        """As `Analysis.forward`. What the network adds is as large as the quantiser's errors are."""
+        added = self.network(latents, log2_step) * (torch.exp2(log2_step) * ADDED)
+        return F.pixel_shuffle(self.transform(latents * levels) + added, self.stride)
 
 
 def _act(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pipelines.durable_files import write_json
 from pipelines.file_digests import file_sha256
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
-from pipelines.model.codec_start import BlockTransform, start_from
+from pipelines.model.codec_start import Coefficients, start_from
 from pipelines.run_directory import RunDirectory
 from pipelines.training import gradients, optimization
 from pipelines.training.agreement import agreed_checkpoint
@@ -132,7 +132,7 @@ def _start_from_transform(state: Training, model: TransformCodec) -> None:
     for tensor in transform:
         dist.broadcast(on_device := tensor.to(state.ranks.device), src=0)
         tensor.copy_(on_device)
-    start_from(model, BlockTransform(*transform), state.normalization, state.config.seed)
+    start_from(model, Coefficients(*transform), state.normalization, state.config.seed)
 
 
 def _start_from(state: Training) -> None:

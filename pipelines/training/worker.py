@@ -65,6 +65,9 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(True)
+    # Moments of weights that no longer matter fade into numbers that this hardware is 100 times slower with. Threads
+    # that are started later inherit it.
+    torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
     # Every tensor that is about to be written would first be filled with NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,79 @@
+"""The file of a coded picture, `.cmill`: what a reader must know, and the coded symbols, each under its checksum.
+
+Little-endian: magic `CMIL`, version (1 byte), width and height (4 bytes each), 256 log2 of the quantiser's step in grey
+levels (2 bytes), sha256 of the model's weights (32 bytes), bytes of the payload (4 bytes), CRC-32 of all before it
+(4 bytes), the payload, CRC-32 of the payload (4 bytes).
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from pipelines.data.picture_limits import MAX_PIXELS
+from pipelines.errors import InputError
+
+MAGIC = b"CMIL"
+VERSION = 1
+SUFFIX = ".cmill"
+
+_HEADER = struct.Struct("<4sBIIH32sI")
+_CRC = struct.Struct("<I")
+OVERHEAD = _HEADER.size + 2 * _CRC.size
+"""Bytes of a file beyond its payload."""
+
+
+@dataclass(frozen=True)
+class CodedPicture:
+    """What a file holds.
+
+    Attributes:
+        width, height: in pixels.
+        step: 256 log2 of the quantiser's step in grey levels.
+        model: sha256 of the weights of the model that wrote it, hexadecimal.
+        payload: its symbols, as the range coder left them.
+    """
+
+    width: int
+    height: int
+    step: int
+    model: str
+    payload: bytes
+
+    def to_bytes(self) -> bytes:
+        """The content of a file."""
+        header = _HEADER.pack(
+            MAGIC, VERSION, self.width, self.height, self.step, bytes.fromhex(self.model), len(self.payload)
+        )
+        return header + _CRC.pack(zlib.crc32(header)) + self.payload + _CRC.pack(zlib.crc32(self.payload))
+
+
+def parse(content: bytes, name: str) -> CodedPicture:
+    """The picture in a file's content.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        InputError: it is no such file, of another version, cut, altered, or of an impossible size.
+    """
+    if not content.startswith(MAGIC):
+        raise InputError(f"{name} is no {SUFFIX} file: it does not begin with {MAGIC.decode()}.")
+    if len(content) < OVERHEAD:
+        raise InputError(f"{name} is cut off: it has {len(content)} bytes. Get the whole file again.")
+    header = content[: _HEADER.size]
+    _, version, width, height, step, model, length = _HEADER.unpack(header)
+    if version != VERSION:
+        raise InputError(f"{name} is of version {version}, but this codecmill reads version {VERSION}: update it.")
+    if _CRC.unpack_from(content, _HEADER.size) != (zlib.crc32(header),):
+        raise InputError(f"{name} is damaged: its header does not have the checksum that it names. Get it again.")
+    if len(content) != OVERHEAD + length:
+        raise InputError(
+            f"{name} is cut off or has something added: it has {len(content)} bytes, but was written with "
+            f"{OVERHEAD + length}. Get it again."
+        )
+    payload = content[_HEADER.size + _CRC.size : -_CRC.size]
+    if _CRC.unpack(content[-_CRC.size :]) != (zlib.crc32(payload),):
+        raise InputError(f"{name} is damaged: its content does not have the checksum that it names. Get it again.")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise InputError(f"{name} claims {width} x {height} pixels; there must be some, and {MAX_PIXELS:,} at most.")
+    return CodedPicture(width, height, step, model.hex(), payload)

@@ -1,0 +1,98 @@
+"""A picture to bytes and back: the model, its tables and its normalisation as one value."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from pipelines.codec.container import CodedPicture
+from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
+from pipelines.data.images import Normalization, to_image, to_levels, to_tensor, to_unit
+from pipelines.errors import CodecmillError, InputError
+from pipelines.model.codec import STEP_FRACTION, TransformCodec
+
+LOWEST_QUALITY, HIGHEST_QUALITY = 1.0, 100.0
+
+
+@dataclass(frozen=True)
+class PictureCodec:
+    """A trained codec, ready to write and to read.
+
+    Attributes:
+        model: in evaluation mode, float32.
+        normalization: that it was trained with.
+        sha256: of its weights, hexadecimal: a file says which model reads it.
+        tables: the probabilities that the model holds.
+    """
+
+    model: TransformCodec
+    normalization: Normalization
+    sha256: str
+    tables: Tables
+
+    def step_of(self, quality: float) -> int:
+        """256 log2 of the quantiser's step of a quality from 1 to 100.
+
+        Raises:
+            InputError: the quality is outside.
+        """
+        if not LOWEST_QUALITY <= quality <= HIGHEST_QUALITY:
+            raise InputError(f"The quality {quality:g} is not between {LOWEST_QUALITY:g} and {HIGHEST_QUALITY:g}.")
+        coarsest, finest = self._coarsest_and_finest
+        share = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
+        return round(coarsest + share * (finest - coarsest))
+
+    def quality_of(self, step: int) -> float:
+        """The inverse of `step_of`."""
+        coarsest, finest = self._coarsest_and_finest
+        share = (step - coarsest) / (finest - coarsest) if finest != coarsest else 1.0
+        return LOWEST_QUALITY + share * (HIGHEST_QUALITY - LOWEST_QUALITY)
+
+    @property
+    def _coarsest_and_finest(self) -> tuple[int, int]:
+        finest, coarsest = (round(2**STEP_FRACTION * math.log2(step)) for step in self.model.config.step_range)
+        return coarsest, finest
+
+    @torch.inference_mode()
+    def encode(self, image: Image.Image, step: int) -> tuple[bytes, Image.Image]:
+        """The file of a picture (mode RGB), and the picture that will be read from it here.
+
+        Raises:
+            CodecmillError: the model's output is not finite.
+        """
+        device = self.model.gain.device
+        x = self.normalization.normalize(to_unit(to_tensor(image)[None].to(device), torch.float32))
+        stride = self.model.stride
+        x = F.pad(x, (0, -image.width % stride, 0, -image.height % stride), mode="replicate")
+        writer = SymbolWriter(self.tables)
+        decoded = self.model.write(x, step, writer)
+        coded = CodedPicture(image.width, image.height, step, self.sha256, writer.content())
+        return coded.to_bytes(), self._picture(decoded, coded)
+
+    @torch.inference_mode()
+    def decode(self, coded: CodedPicture) -> Image.Image:
+        """The picture (mode RGB) of a file that this model wrote.
+
+        Raises:
+            InputError: another model wrote it.
+            CodecmillError: its content is none of this model.
+        """
+        if coded.model != self.sha256:
+            raise InputError(
+                f"The file was written by the model with sha256 {coded.model[:16]}, and cannot be read by "
+                f"{self.sha256[:16]}: name the other model."
+            )
+        stride = self.model.stride
+        height, width = coded.height + -coded.height % stride, coded.width + -coded.width % stride
+        decoded = self.model.read(height, width, coded.step, SymbolReader(self.tables, coded.payload))
+        return self._picture(decoded, coded)
+
+    def _picture(self, decoded: torch.Tensor, coded: CodedPicture) -> Image.Image:
+        y = self.normalization.denormalize(decoded[..., : coded.height, : coded.width])
+        if not y.isfinite().all():
+            raise CodecmillError(
+                "The model's output is not finite: its training has diverged. Use an earlier checkpoint."
+            )
+        return to_image(to_levels(y).cpu()[0])
