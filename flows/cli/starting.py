@@ -1,5 +1,6 @@
 """Starting a flow from the command line: a Prefect server beside it, its progress shown, a stop explained."""
 
+import logging
 import os
 import signal
 import sys
@@ -55,6 +56,9 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
     from flows.cli.display import shown_progress
     from flows.cli.prefect_server import embedded_prefect
 
+    # A log line that does not get through is no error of the work. Where its server is away, Prefect would print one at
+    # any moment, without a line's end, into the middle of what the command says.
+    logging.raiseExceptions = False
     root = Root(config.root.absolute())
     if not os.environ.get("PREFECT_API_URL"):
         print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
