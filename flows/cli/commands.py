@@ -45,6 +45,8 @@ def perform(arguments: Arguments) -> None:
         "explain": _explain,
         "verify": _verify,
         "reproduce": _reproduce,
+        "compress": _compress,
+        "decompress": _decompress,
     }[arguments.command](arguments)
 
 
@@ -115,6 +117,30 @@ def _export(arguments: Arguments) -> None:
     is_best = best_known is not None and best_known.step == checkpoint.step
     why = "its best in validation" if is_best else "its newest, as no validated one can be used"
     print(f"Wrote step {checkpoint.step} of '{arguments.run}', {why}, to {file}")
+
+
+def _compress(arguments: Arguments) -> None:
+    from flows.cli.display import shown_progress
+    from pipelines.codec.files import compress
+    from pipelines.codec.opening import open_codec
+
+    output = arguments.output or Path()
+    with shown_progress():
+        codec = open_codec(arguments.model, Root(arguments.root))
+        written = list(compress(arguments.files, output, codec, arguments.quality, arguments.target_bpp))
+    listing.tell_written(written, arguments.json)
+
+
+def _decompress(arguments: Arguments) -> None:
+    from flows.cli.display import shown_progress
+    from pipelines.codec.files import decompress
+    from pipelines.codec.opening import open_codec
+
+    root = Root(arguments.root)
+    with shown_progress():
+        codec = open_codec(arguments.model, root) if arguments.model else None
+        written = list(decompress(arguments.files, arguments.output or Path(), codec, root))
+    listing.tell_written(written, arguments.json)
 
 
 def _explain(arguments: Arguments) -> None:

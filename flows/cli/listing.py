@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -14,6 +16,9 @@ from rich.text import Text
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.status import RunStatus, State
+
+if TYPE_CHECKING:
+    from pipelines.codec.files import Written
 
 _STYLES: dict[State, str] = {
     "done": "green",
@@ -129,3 +134,14 @@ def readable_size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def tell_written(files: "Sequence[Written]", as_json: bool) -> None:
+    """A line for each coded or decoded file, or all as JSON."""
+    if as_json:
+        print_json(files)
+        return
+    for file in files:
+        print(f"{file.path}  {file.width} x {file.height}  {file.bits_per_pixel:.3f} bpp")
+        if file.remark:
+            print(f"codecmill: {file.source}: {file.remark}.", file=sys.stderr)

@@ -7,6 +7,7 @@ is an error, and importing it takes longer than all the rest of `--help`.
 """
 
 import argparse
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -36,11 +37,26 @@ COMMANDS = {
     "ui": "MLflow's and Prefect's pages over the local state, until Ctrl-C",
     "demo": "the whole pipeline on a few photographs that come with the installation",
     "export": "write a run's weights as one file",
+    "compress": "images to coded files, with a trained codec",
+    "decompress": "coded files to PNG images, with the codec that wrote them",
 }
 _HAVE_CONFIG = {"run", "shards", "train", "evaluate", "resume", "config", "demo"}
 _TAKE_RUN = {"evaluate", "resume", "status", "sync", "audit", "export"}
 _TAKE_CHECKPOINT = {"explain", "verify", "reproduce"}
-_SPEAK_JSON = {"run", "shards", "train", "evaluate", "resume", "status", "list", "demo", "audit", *_TAKE_CHECKPOINT}
+_TAKE_FILES = {"compress": "IMAGE", "decompress": "FILE"}
+_SPEAK_JSON = {
+    "run",
+    "shards",
+    "train",
+    "evaluate",
+    "resume",
+    "status",
+    "list",
+    "demo",
+    "audit",
+    *_TAKE_CHECKPOINT,
+    *_TAKE_FILES,
+}
 _TAKE_FILE = {"run", "shards", "train", "config"}
 
 _EPILOG = """\
@@ -60,6 +76,7 @@ class Arguments:
 
     Attributes:
         what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
+        files: to compress or decompress; `model`: a codec, as `what`, with `quality` 1 to 100 or bits per pixel.
         allow_inexact: resume with what changes the bits.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
@@ -70,6 +87,10 @@ class Arguments:
     what: str
     config_file: Path | None
     output: Path | None
+    files: tuple[Path, ...]
+    model: str | None
+    quality: float | None
+    target_bpp: float | None
     json: bool
     sources: bool
     allow_inexact: bool
@@ -108,6 +129,10 @@ def parse(typed: Sequence[str]) -> Arguments:
         what=given.get("what", ""),
         config_file=given.get("config"),
         output=given.get("output"),
+        files=tuple(given.get("files", ())),
+        model=given.get("model"),
+        quality=given.get("quality"),
+        target_bpp=given.get("target_bpp"),
         json=given.get("json", False),
         sources=given.get("sources", False),
         allow_inexact=given.get("allow_inexact", False),
@@ -133,7 +158,10 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
     others = {
         "json": _SPEAK_JSON,
         "config": _TAKE_FILE,
-        "output": {"export"},
+        "output": {"export", *_TAKE_FILES},
+        "model": set(_TAKE_FILES),
+        "quality": {"compress"},
+        "target-bpp": {"compress"},
         "format": {"export"},
         "sources": {"verify"},
         "allow-inexact": {"resume"},
@@ -166,6 +194,7 @@ def _parser(typed: set[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     for name, about in COMMANDS.items():
         positional = " RUN" if name in _TAKE_RUN else " CHECKPOINT" if name in _TAKE_CHECKPOINT else ""
+        positional = f" {_TAKE_FILES[name]}..." if name in _TAKE_FILES else positional
         command = commands.add_parser(
             name,
             prog=f"codecmill {name}",
@@ -207,12 +236,34 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name == "export":
         command.add_argument("--format", choices=["torch"], default="torch", help="torch: a file for torch.load")
         command.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write [RUN-step_N.pt]")
+    if name in _TAKE_FILES:
+        _add_files(command, name)
     command.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     if name in _HAVE_CONFIG:
         _add_choices(command, _offered(name))
     else:
         wanted: dict[str, Any] = {"dest": "root_folder", "default": argparse.SUPPRESS, "metavar": "PATH"}
         command.add_argument("--root", type=Path, help=_help(choices()["root"]), **wanted)
+
+
+def _add_files(command: argparse.ArgumentParser, name: str) -> None:
+    kind = _TAKE_FILES[name]
+    command.add_argument("files", nargs="+", type=Path, metavar=kind, help="files to read")
+    command.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="folder to write to")
+    usual = "the champion, else the newest finished run" if name == "compress" else "the one that wrote the file"
+    forms = f"the codec: a run's name, a checkpoint's folder, models:/NAME@ALIAS or runs:/... [{usual}]"
+    command.add_argument("--model", metavar="MODEL", help=forms)
+    if name == "compress":
+        wanted = command.add_mutually_exclusive_group(required=True)
+        wanted.add_argument("--quality", type=float, metavar="Q", help="1 (smallest files) to 100, also in between")
+        wanted.add_argument("--target-bpp", type=_positive, metavar="B", help="bits per pixel of the whole file")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no positive number")
+    return number
 
 
 def _add_choices(command: argparse.ArgumentParser, offered: dict[str, Choice]) -> None:

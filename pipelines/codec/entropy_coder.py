@@ -52,7 +52,7 @@ class SymbolWriter:
             raise ValueError("there is nothing to write")
         rows = scales.flatten().numpy()
         limit = LARGEST + 2**ESCAPE_BITS - 1
-        values = np.where(rows == 0, 0, symbols.flatten().numpy().clip(-limit, limit))
+        values = symbols.flatten().numpy().clip(-limit, limit)
         entries = np.where(np.abs(values) <= LARGEST, values + LARGEST, ESCAPE).astype(np.int32)
         order = _order(rows)
         for row, places in _groups(rows, order):
@@ -112,9 +112,8 @@ class SymbolReader:
 
 
 def _order(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The places in the order in which they are coded: by table, those of the first left out."""
-    order = np.argsort(rows.astype(np.uint8), kind="stable")
-    return order[np.count_nonzero(rows == 0) :]
+    """The places in the order in which they are coded: by table."""
+    return np.argsort(rows.astype(np.uint8), kind="stable")
 
 
 def _groups(rows: NDArray[np.int64], order: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

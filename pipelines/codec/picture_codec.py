@@ -40,36 +40,30 @@ class PictureCodec:
         """
         if not LOWEST_QUALITY <= quality <= HIGHEST_QUALITY:
             raise InputError(f"The quality {quality:g} is not between {LOWEST_QUALITY:g} and {HIGHEST_QUALITY:g}.")
-        coarsest, finest = self._coarsest_and_finest
+        coarsest, finest = self.coarsest_and_finest
         share = (quality - LOWEST_QUALITY) / (HIGHEST_QUALITY - LOWEST_QUALITY)
         return round(coarsest + share * (finest - coarsest))
 
-    def quality_of(self, step: int) -> float:
-        """The inverse of `step_of`."""
-        coarsest, finest = self._coarsest_and_finest
-        share = (step - coarsest) / (finest - coarsest) if finest != coarsest else 1.0
-        return LOWEST_QUALITY + share * (HIGHEST_QUALITY - LOWEST_QUALITY)
-
     @property
-    def _coarsest_and_finest(self) -> tuple[int, int]:
+    def coarsest_and_finest(self) -> tuple[int, int]:
+        """256 log2 of the steps at the ends of the range: of the lowest quality and of the highest."""
         finest, coarsest = (round(2**STEP_FRACTION * math.log2(step)) for step in self.model.config.step_range)
         return coarsest, finest
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image, step: int) -> tuple[bytes, Image.Image]:
-        """The file of a picture (mode RGB), and the picture that will be read from it here.
+    def encode(self, image: Image.Image, step: int) -> bytes:
+        """The file of a picture (mode RGB) of any size.
 
-        Raises:
-            CodecmillError: the model's output is not finite.
+        Args:
+            step: 256 log2 of the quantiser's step in grey levels.
         """
         device = self.model.gain.device
         x = self.normalization.normalize(to_unit(to_tensor(image)[None].to(device), torch.float32))
         stride = self.model.stride
         x = F.pad(x, (0, -image.width % stride, 0, -image.height % stride), mode="replicate")
         writer = SymbolWriter(self.tables)
-        decoded = self.model.write(x, step, writer)
-        coded = CodedPicture(image.width, image.height, step, self.sha256, writer.content())
-        return coded.to_bytes(), self._picture(decoded, coded)
+        self.model.write(x, step, writer)
+        return CodedPicture(image.width, image.height, step, self.sha256, writer.content()).to_bytes()
 
     @torch.inference_mode()
     def decode(self, coded: CodedPicture) -> Image.Image:
@@ -87,9 +81,6 @@ class PictureCodec:
         stride = self.model.stride
         height, width = coded.height + -coded.height % stride, coded.width + -coded.width % stride
         decoded = self.model.read(height, width, coded.step, SymbolReader(self.tables, coded.payload))
-        return self._picture(decoded, coded)
-
-    def _picture(self, decoded: torch.Tensor, coded: CodedPicture) -> Image.Image:
         y = self.normalization.denormalize(decoded[..., : coded.height, : coded.width])
         if not y.isfinite().all():
             raise CodecmillError(

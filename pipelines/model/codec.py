@@ -48,7 +48,10 @@ class TransformCodec(nn.Module):
     Attributes:
         stride: pixels a latent, in each direction; H and W must be multiples of it.
         parts: what the columns of `Coded.bits` are.
+        tables: of the probabilities that symbols are coded with, `laplace.frequency_tables`.
     """
+
+    tables: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -102,24 +105,21 @@ class TransformCodec(nn.Module):
         return torch.full((len(x),), math.sqrt(math.prod(self.config.step_range)), dtype=x.dtype, device=x.device)
 
     @torch.no_grad()
-    def write(self, x: Tensor, step: int, coder: SymbolCoder) -> Tensor:
-        """Write one image, (1, 3, H, W) normalised; returns the image that a reader gets, normalised.
+    def write(self, x: Tensor, step: int, coder: SymbolCoder) -> None:
+        """Write one image, (1, 3, H, W) normalised.
 
         Args:
             step: 256 log2 of the step in grey levels.
         """
         y = self.encoder(x, *self._levels(step))
-        return self._code(coder, y, (y.shape[-2], y.shape[-1]), step)
+        # The entropy model computes in exact integers, on the CPU: see arithmetic.py.
+        self.entropy.code(coder, y.cpu(), (y.shape[-2], y.shape[-1]), _fixed_log2_step(step))
 
     @torch.no_grad()
     def read(self, height: int, width: int, step: int, coder: SymbolCoder) -> Tensor:
         """Read one image of height x width pixels, multiples of the stride; (1, 3, H, W) normalised."""
-        return self._code(coder, None, (height // self.stride, width // self.stride), step)
-
-    def _code(self, coder: SymbolCoder, y: Tensor | None, size: tuple[int, int], step: int) -> Tensor:
-        # The entropy model computes in exact integers, on the CPU; see arithmetic.py.
-        fixed = torch.full((1, 1, 1, 1), (step - MIDDLE * 2**STEP_FRACTION) * 2.0 ** (FRACTION - STEP_FRACTION))
-        latents = self.entropy.code(coder, None if y is None else y.cpu(), size, fixed.double())
+        size = height // self.stride, width // self.stride
+        latents = self.entropy.code(coder, None, size, _fixed_log2_step(step))
         return self.decoder(latents.to(self.gain), *self._levels(step))
 
     def _levels(self, step: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +141,12 @@ class TransformCodec(nn.Module):
                 f"{None if noise is None else tuple(noise.shape)}: draw it uniform on [-0.5, 0.5), or call eval()."
             )
         return noise
+
+
+def _fixed_log2_step(step: int) -> Tensor:
+    """The step's normalised logarithm as an integer of `arithmetic.Exact`, (1, 1, 1, 1)."""
+    fixed = (step - MIDDLE * 2**STEP_FRACTION) * 2.0 ** (FRACTION - STEP_FRACTION)
+    return torch.full((1, 1, 1, 1), fixed, dtype=torch.float64)
 
 
 def _entropy_model(config: ModelConfig) -> Factorized | Hyperprior:

@@ -16,6 +16,6 @@ class SymbolCoder(Protocol):
             symbols: integers of that shape to write, int64; None where they are to be read.
 
         Returns:
-            The symbols that a reader gets, int64: those of the first row are zeros.
+            The symbols that a reader gets, int64: those beyond the largest that can be written are that.
         """
         ...

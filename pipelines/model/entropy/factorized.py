@@ -78,8 +78,9 @@ def quantise(y: Tensor, mean: Tensor, log2_scale: Tensor, noise: Tensor | None) 
     """
     residual = y - mean
     rounded = round_ste(residual)
-    cost = laplace.bits(rounded if noise is None else residual + noise, log2_scale)
-    return rounded + mean, cost
+    if noise is None:
+        return rounded + mean, laplace.bits(rounded, log2_scale).clamp_max(laplace.MOST_BITS)
+    return rounded + mean, laplace.bits(residual + noise, log2_scale)
 
 
 def code_around(coder: SymbolCoder, y: Tensor | None, mean: Tensor, log2_scale: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipelines.model.straight_through import lower_bound
 
-LOWEST, HIGHEST = -4, 6
-"""log2 of the smallest scale, where all but 0.03 % of the symbols are zeros, and of the largest."""
+LOWEST, HIGHEST = -5, 6
+"""log2 of the smallest scale, where another symbol than zero costs 24 bits, and of the largest."""
 
 PER_OCTAVE = 8
 """Scales on the grid: 0.1 % more bits than with a continuous scale."""
@@ -26,6 +26,9 @@ LARGEST = 255
 
 TOTAL = 2**24
 """What a table's entries sum to."""
+
+MOST_BITS = math.log2(TOTAL)
+"""Of a symbol that has an entry of its own, which is at least 1."""
 
 
 def bits(residual: Tensor, log2_scale: Tensor) -> Tensor:
@@ -50,10 +53,7 @@ def bits(residual: Tensor, log2_scale: Tensor) -> Tensor:
 
 
 def frequency_tables() -> Tensor:
-    """One row a scale, int32 (SCALES, 2 * LARGEST + 2): how often of `TOTAL` each symbol comes, the escape last.
-
-    Row 0 is of symbols that are taken to be zero and cost nothing.
-    """
+    """One row a scale, int32 (SCALES, 2 * LARGEST + 2): how often of `TOTAL` each symbol comes, the escape last."""
     scale = 2.0 ** (LOWEST + np.arange(SCALES, dtype=np.float64)[:, None] / PER_OCTAVE)
     size = np.abs(np.arange(-LARGEST, LARGEST + 1, dtype=np.float64))
     outside = np.exp(-(np.maximum(size, 0.5) - 0.5) / scale) * -np.expm1(-1 / scale) / 2

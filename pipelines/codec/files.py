@@ -1,0 +1,137 @@
+"""Files of pictures to coded files and back, in a folder of the user's choice."""
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from pipelines.codec.container import SUFFIX, parse
+from pipelines.codec.opening import codec_that_wrote
+from pipelines.codec.picture_codec import PictureCodec
+from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
+from pipelines.config import Section
+from pipelines.data.images import ImageError, open_image
+from pipelines.durable_files import write_bytes
+from pipelines.errors import InputError
+from pipelines.progress import Progress, report
+from pipelines.run_directory import Root
+
+BACKGROUND = (255, 255, 255)
+"""Shows through transparent pixels."""
+
+LARGEST_FILE = 2**32
+"""Bytes of a coded file that is read; a picture of the largest size has far fewer."""
+
+
+class Written(Section):
+    """A file that was written.
+
+    Attributes:
+        source: what it was made of.
+        bits_per_pixel: of the coded file, whole.
+        remark: what the user should know; empty as a rule.
+    """
+
+    source: Path
+    path: Path
+    width: int
+    height: int
+    bits_per_pixel: float
+    remark: str = ""
+
+
+def compress(
+    images: Sequence[Path], folder: Path, codec: PictureCodec, quality: float | None, target_bpp: float | None
+) -> Iterator[Written]:
+    """Write `folder/<stem>.cmill` of each image, one at a time.
+
+    Args:
+        quality: 1 to 100; None where `target_bpp`, bits per pixel of the whole file, is given.
+
+    Raises:
+        InputError: an image cannot be read, two have one stem, or the quality is out of range.
+        CodecmillError: there is no room.
+    """
+    targets = _targets(images, folder, SUFFIX)
+    step = None if quality is None else codec.step_of(quality)
+    for place, (source, target) in enumerate(targets.items()):
+        report(Progress("compression", place, len(targets), "images", source.name))
+        try:
+            image = open_image(source, BACKGROUND)
+        except ImageError as error:
+            raise InputError(str(error)) from error
+        remark = ""
+        if step is not None:
+            content = codec.encode(image, step)
+        else:
+            content, _, is_reached = encode_to_rate(codec, image, target_bpp or 0.0)
+            rate = bits_per_pixel(content, image)
+            remark = "" if is_reached else f"{target_bpp:g} bpp is out of this model's reach: {rate:.3f} is the nearest"
+        write_bytes(target, content)
+        yield Written(
+            source=source,
+            path=target,
+            width=image.width,
+            height=image.height,
+            bits_per_pixel=bits_per_pixel(content, image),
+            remark=remark,
+        )
+    report(Progress("compression", len(targets), len(targets), "images"))
+
+
+def decompress(files: Sequence[Path], folder: Path, codec: PictureCodec | None, root: Root) -> Iterator[Written]:
+    """Write `folder/<stem>.png` of each coded file, one at a time.
+
+    Args:
+        codec: None to look for the one that wrote a file under the root.
+
+    Raises:
+        InputError: a file is damaged or none, two have one stem, or the model that wrote it is not there.
+        CodecmillError: there is no room.
+    """
+    targets = _targets(files, folder, ".png")
+    known = {codec.sha256: codec} if codec else {}
+    for place, (source, target) in enumerate(targets.items()):
+        report(Progress("decompression", place, len(targets), "images", source.name))
+        content = _read(source)
+        coded = parse(content, str(source))
+        if codec is None and coded.model not in known:
+            known[coded.model] = codec_that_wrote(coded.model, str(source), root)
+        image = (codec or known[coded.model]).decode(coded)
+        png = BytesIO()
+        image.save(png, format="PNG")
+        write_bytes(target, png.getvalue())
+        yield Written(
+            source=source,
+            path=target,
+            width=image.width,
+            height=image.height,
+            bits_per_pixel=bits_per_pixel(content, image),
+        )
+    report(Progress("decompression", len(targets), len(targets), "images"))
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(LARGEST_FILE)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _targets(sources: Sequence[Path], folder: Path, suffix: str) -> dict[Path, Path]:
+    """What is written of each source.
+
+    Raises:
+        InputError: two have one name, or a source would be overwritten.
+    """
+    targets: dict[Path, Path] = {}
+    taken: dict[Path, Path] = {}
+    for source in sources:
+        target = folder / f"{source.stem}{suffix}"
+        if target in taken and taken[target] != source:
+            raise InputError(f"{taken[target]} and {source} would both become {target}: rename one.")
+        if target.absolute() == source.absolute():
+            raise InputError(f"{source} would be overwritten: name another folder with -o.")
+        targets[source], taken[target] = target, source
+    folder.mkdir(parents=True, exist_ok=True)
+    return targets

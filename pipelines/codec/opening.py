@@ -1,0 +1,74 @@
+"""Which codec is meant: one that is named, the champion, or the one that wrote a file."""
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from pipelines import checkpoints, tracking
+from pipelines.codec.entropy_coder import Tables
+from pipelines.codec.picture_codec import PictureCodec
+from pipelines.errors import InputError
+from pipelines.model.build import build_model
+from pipelines.model.codec import TransformCodec
+from pipelines.provenance.locating import find, with_weights
+from pipelines.run_directory import Root
+from pipelines.status import all_runs
+from pipelines.weights import restore_weights
+
+CHAMPION = f"models:/{tracking.MODEL}@champion"
+
+
+def open_codec(what: str | None, root: Root) -> PictureCodec:
+    """The codec of a run, a checkpoint's folder or an address in MLflow; by default the champion's under the root.
+
+    Where there is no champion, it is that of the newest run that is finished.
+
+    Raises:
+        InputError: there is no such thing, or its model is no codec.
+        CodecmillError: it is damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
+        found = find(what or _default(root), root, Path(scratch))
+        return codec_of(checkpoints.open_checkpoint(found.folders[0]))
+
+
+def codec_that_wrote(sha256: str, file: str, root: Root) -> PictureCodec:
+    """The codec under a root whose weights have this sha256.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = with_weights(sha256, root)
+    if folder is None:
+        raise InputError(
+            f"{file} was written by a model with sha256 {sha256[:16]}, and no checkpoint under {root.path} is that. "
+            "Name it with --model, or its root with --root."
+        )
+    return codec_of(checkpoints.open_checkpoint(folder))
+
+
+def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
+    """The codec in a checkpoint.
+
+    Raises:
+        InputError: its model has no entropy model, so that it cannot write files.
+        CodecmillError: it is damaged.
+    """
+    model = build_model(checkpoint.manifest.model)
+    if not isinstance(model, TransformCodec):
+        raise InputError(
+            f"{checkpoint.path} holds an autoencoder without an entropy model, which writes no files. Train a codec: "
+            "codecmill run --model.entropy hyperprior, or name another with --model."
+        )
+    restore_weights(model, checkpoint)
+    return PictureCodec(model.eval(), checkpoint.manifest.normalization, checkpoint.sha256, Tables(model.tables))
+
+
+def _default(root: Root) -> str:
+    with suppress(InputError):  # a registry without a champion
+        if tracking.registered_offline(CHAMPION, root):
+            return CHAMPION
+    finished = [run.name for run in all_runs(root) if run.state == "done"]
+    if not finished:
+        raise InputError(f"There is no finished run under {root.path}. Train one, or name a model with --model.")
+    return finished[-1]

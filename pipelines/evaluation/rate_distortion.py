@@ -1,0 +1,153 @@
+"""The rate-distortion curve of a codec, from real files, beside those of the formats that everybody has."""
+
+import io
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from PIL import Image
+
+from pipelines.codec.container import parse
+from pipelines.codec.picture_codec import PictureCodec
+from pipelines.codec.rate_control import bits_per_pixel
+from pipelines.evaluation.metrics import Quality, compare
+
+OURS = "codecmill"
+QUALITIES = (1.0, 20.0, 40.0, 60.0, 80.0, 100.0)
+
+Coder = Callable[[Image.Image, float], bytes]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format beside which a codec is shown: how Pillow writes it, and its settings, coarsest first."""
+
+    name: str
+    settings: tuple[float, ...]
+    write: Coder
+
+
+def _pillow(name: str, **options: Any) -> Coder:
+    def write(image: Image.Image, quality: float) -> bytes:
+        file = io.BytesIO()
+        image.save(file, format=name, quality=int(quality), **options)
+        return file.getvalue()
+
+    return write
+
+
+def _jpeg_2000(image: Image.Image, ratio: float) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True)
+    return file.getvalue()
+
+
+JPEG = "JPEG"
+FORMATS = (
+    Format(JPEG, (5, 10, 20, 30, 45, 60, 75, 85, 92), _pillow("JPEG", optimize=True, progressive=True, subsampling=2)),
+    Format("WebP", (1, 5, 15, 30, 50, 70, 80, 88, 94), _pillow("WEBP", method=6)),
+    Format("AVIF", (15, 25, 35, 45, 55, 65, 75, 83, 90), _pillow("AVIF", speed=6)),
+    Format("JPEG 2000", (200, 120, 80, 50, 32, 20, 14, 9, 6), _jpeg_2000),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One picture in one format at one setting.
+
+    Attributes:
+        bits_per_pixel: of the whole file and the unpadded picture.
+        encode_seconds, decode_seconds: from picture to bytes and back.
+    """
+
+    image: str
+    codec: str
+    setting: float
+    bits_per_pixel: float
+    psnr: float
+    ms_ssim: float | None
+    encode_seconds: float
+    decode_seconds: float
+
+
+def points_of(
+    codec: PictureCodec, name: str, image: Image.Image, qualities: Sequence[float] = QUALITIES
+) -> list[Point]:
+    """Of one picture (mode RGB): the codec's, then those of each format."""
+
+    def write(picture: Image.Image, quality: float) -> bytes:
+        return codec.encode(picture, codec.step_of(quality))
+
+    def read(content: bytes) -> Image.Image:
+        return codec.decode(parse(content, name))
+
+    found = [_point(OURS, name, image, quality, write, read) for quality in qualities]
+    for each in FORMATS:
+        found += [_point(each.name, name, image, setting, each.write, _read) for setting in each.settings]
+    return found
+
+
+def _read(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def _point(
+    codec: str, name: str, image: Image.Image, setting: float, write: Coder, read: Callable[[bytes], Image.Image]
+) -> Point:
+    begun = time.perf_counter()
+    content = write(image, setting)
+    written = time.perf_counter()
+    decoded = read(content)
+    done = time.perf_counter()
+    quality: Quality = compare(image, decoded)
+    rate = bits_per_pixel(content, image)
+    return Point(name, codec, setting, rate, quality.psnr, quality.ms_ssim, written - begun, done - written)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The mean over all pictures at one setting."""
+
+    setting: float
+    bits_per_pixel: float
+    psnr: float
+    ms_ssim: float | None
+
+
+def curves(points: Iterable[Point]) -> dict[str, list[CurvePoint]]:
+    """Each codec's curve, in the order of its settings."""
+    groups: dict[str, dict[float, list[Point]]] = {}
+    for point in points:
+        groups.setdefault(point.codec, {}).setdefault(point.setting, []).append(point)
+    return {codec: [_mean(each) for each in settings.values()] for codec, settings in groups.items()}
+
+
+def _mean(points: list[Point]) -> CurvePoint:
+    indices = [point.ms_ssim for point in points if point.ms_ssim is not None]
+    return CurvePoint(
+        points[0].setting,
+        fmean(point.bits_per_pixel for point in points),
+        fmean(point.psnr for point in points),
+        fmean(indices) if indices else None,
+    )
+
+
+def bd_rate(curve: Sequence[CurvePoint], anchor: Sequence[CurvePoint], metric: str = "psnr") -> float | None:
+    """How many percent more bits than the anchor a curve takes for the same metric (Bjøntegaard 2001, VCEG-M33).
+
+    Piecewise cubic (PCHIP) over the range of the metric that both have; None where there is none.
+    """
+    import bjontegaard  # late: it brings matplotlib along
+
+    if any(getattr(point, metric) is None for point in [*curve, *anchor]):
+        return None
+    mine, theirs = (
+        sorted((getattr(point, metric), point.bits_per_pixel) for point in each) for each in (curve, anchor)
+    )
+    if min(mine[-1][0], theirs[-1][0]) <= max(mine[0][0], theirs[0][0]):
+        return None
+    columns = [[each[column] for each in pairs] for pairs in (theirs, mine) for column in (1, 0)]
+    found: Any = bjontegaard.bd_rate(*columns, method="pchip", require_matching_points=False, min_overlap=0)
+    return float(found)

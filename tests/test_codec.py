@@ -1,0 +1,314 @@
+"""Pictures to files and back: exactly, whatever computes, and only by the model that wrote them."""
+
+import io
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_training import PROJECT
+
+from pipelines.codec.container import OVERHEAD, CodedPicture, parse
+from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
+from pipelines.codec.picture_codec import PictureCodec
+from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
+from pipelines.config import ModelConfig
+from pipelines.data.images import Normalization, to_tensor, to_unit
+from pipelines.errors import CodecmillError, InputError
+from pipelines.model.build import build_model
+from pipelines.model.codec import TransformCodec
+from pipelines.model.entropy import laplace
+from pipelines.model.entropy.arithmetic import LIMIT, Exact, Floating, from_fixed, to_fixed
+
+HALF = Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+SHA256 = "ab" * 32
+
+
+def codec_of(entropy: str, seed: int = 0, spread: float = 0.02) -> PictureCodec:
+    """A small codec whose networks, zero at first, do something; the more so, the larger the spread."""
+    config = ModelConfig.model_validate(
+        {
+            "entropy": entropy,
+            "channels": 8,
+            "latent_channels": 24,
+            "downsamplings": 2,
+            "entropy_channels": 8,
+            "hyper_channels": 4,
+        }
+    )
+    model = build_model(config, seed)
+    assert isinstance(model, TransformCodec)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+    return PictureCodec(model.eval(), HALF, SHA256, Tables(model.tables))
+
+
+@pytest.fixture(params=["factorized", "hyperprior"])
+def codec(request: pytest.FixtureRequest) -> PictureCodec:
+    return codec_of(request.param)
+
+
+def picture(width: int = 90, height: int = 61) -> Image.Image:
+    """Slopes, an edge and some noise."""
+    y, x = np.mgrid[:height, :width]
+    levels = np.stack([x * 2, y * 3, (x > y) * 90 + x], axis=2) + np.random.default_rng(1).integers(
+        0, 20, (height, width, 3)
+    )
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 61), (1, 1), (4, 64), (3, 130), (64, 4)])
+def test_a_picture_of_any_size_is_read_as_it_was_written(codec: PictureCodec, width: int, height: int):
+    image = picture(width, height)
+    content = codec.encode(image, codec.step_of(60))
+    decoded = codec.decode(parse(content, "x"))
+    assert decoded.size == image.size
+    assert content == codec.encode(image, codec.step_of(60))
+
+
+def test_a_finer_step_costs_more_and_is_nearer(codec: PictureCodec):
+    image = picture()
+    original = to_tensor(image).double()
+    found = []
+    for quality in (1, 50, 100):
+        content = codec.encode(image, codec.step_of(quality))
+        decoded = to_tensor(codec.decode(parse(content, "x"))).double()
+        found.append((len(content), -(decoded - original).square().mean().item()))
+    assert found == sorted(found) and len(set(found)) == 3
+
+
+def test_what_is_read_is_what_the_model_says(codec: PictureCodec):
+    """The file's latents are those of the model's forward pass, up to the rounding of means."""
+    image = picture(64, 64)
+    step = codec.step_of(70)
+    x = HALF.normalize(to_unit(to_tensor(image)[None], torch.float32))
+    with torch.no_grad():
+        expected = codec.model(x, step=torch.tensor([2 ** (step / 256)]))
+    content = codec.encode(image, step)
+    coded = parse(content, "x")
+    found = codec.model.read(64, 64, step, SymbolReader(codec.tables, coded.payload))
+    assert (found - expected.image).abs().mean() < 0.01
+    estimate = expected.bits.sum().item() / 8
+    assert len(content) - OVERHEAD == pytest.approx(estimate, rel=0.02, abs=8)
+
+
+def test_a_file_is_as_large_as_the_model_says():
+    codec = codec_of("hyperprior", spread=0.003)
+    image = picture(320, 320)
+    step = codec.step_of(80)
+    with torch.no_grad():
+        x = HALF.normalize(to_unit(to_tensor(image)[None], torch.float32))
+        estimate = codec.model(x, step=torch.tensor([2 ** (step / 256)])).bits.sum().item() / 8
+    size = len(codec.encode(image, step))
+    assert size > 10_000
+    assert size == pytest.approx(estimate, rel=0.005)
+
+
+class Recorder:
+    """Reads, and keeps what was read."""
+
+    def __init__(self, reader: SymbolReader):
+        self.reader = reader
+        self.symbols: list[torch.Tensor] = []
+
+    def code(self, scales: torch.Tensor, symbols: torch.Tensor | None = None) -> torch.Tensor:
+        self.symbols.append(self.reader.code(scales, symbols))
+        return self.symbols[-1]
+
+
+def symbols_of(codec: PictureCodec, content: bytes) -> torch.Tensor:
+    coded = parse(content, "x")
+    recorder = Recorder(SymbolReader(codec.tables, coded.payload))
+    stride = codec.model.stride
+    codec.model.read(coded.height + -coded.height % stride, coded.width + -coded.width % stride, coded.step, recorder)
+    return torch.cat([part.flatten() for part in recorder.symbols])
+
+
+def test_the_symbols_are_the_same_whatever_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Threads, kernels, and another process with the plainest instructions."""
+    codec = codec_of("hyperprior")
+    content = codec.encode(picture(), codec.step_of(60))
+    expected = symbols_of(codec, content)
+    assert expected.unique().numel() > 10
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", count == 2)
+        assert torch.equal(symbols_of(codec, content), expected)
+    torch.set_num_threads(threads)
+    (tmp_path / "x.cmill").write_bytes(content)
+    program = (
+        "import sys, torch; from pathlib import Path; from test_codec import codec_of, symbols_of\n"
+        "torch.backends.mkldnn.enabled = False\n"
+        "symbols = symbols_of(codec_of('hyperprior'), Path(sys.argv[1], 'x.cmill').read_bytes())\n"
+        "Path(sys.argv[1], 'symbols').write_bytes(symbols.numpy().tobytes())\n"
+        "assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'\n"
+    )
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, cwd=PROJECT)
+    assert (tmp_path / "symbols").read_bytes() == expected.numpy().tobytes()
+
+
+def test_exact_integers_are_near_the_floating_point_they_stand_for():
+    layer = torch.nn.Conv2d(30, 8, 5, padding=2).double()
+    x = torch.randn(3, 30, 9, 7, dtype=torch.float64) * 5
+    fixed = to_fixed(x)
+    exact = Exact()
+    found = from_fixed(exact.convolve(layer, fixed))
+    assert (found - layer(x)).abs().max() < 0.01
+    assert torch.equal(exact.convolve(layer, fixed), torch.cat([exact.convolve(layer, each[None]) for each in fixed]))
+    assert (from_fixed(exact.activate(fixed)) - Floating().activate(x)).abs().max() < 1e-4
+    assert exact.convolve(layer, torch.full_like(fixed, 1e9).clamp(-LIMIT, LIMIT)).abs().max() <= LIMIT
+
+
+@pytest.mark.parametrize("value", [1e9, float("nan"), float("inf")])
+def test_weights_that_no_exact_sum_can_have_are_refused(value: float):
+    codec = codec_of("hyperprior")
+    with torch.no_grad():
+        codec.model.get_parameter("entropy.coarse.weight")[0, 0, 0, 0] = value
+    with pytest.raises(CodecmillError, match="too large for exact integers"):
+        codec.encode(picture(), codec.step_of(50))
+
+
+def test_bits_are_those_of_a_rounded_laplace_variable():
+    residual = torch.linspace(-40, 40, 321, dtype=torch.float64)[:, None]
+    log2_scale = torch.linspace(-5, 6, 41, dtype=torch.float64)
+    scale = 2**log2_scale
+    laplace_cdf = torch.distributions.Laplace(torch.zeros(41, dtype=torch.float64), scale).cdf
+    expected = -torch.log2(laplace_cdf(residual + 0.5) - laplace_cdf(residual - 0.5))
+    found = laplace.bits(residual, log2_scale)
+    known = expected < 40  # beyond, the difference of two numbers near 1 has lost its digits
+    assert (found - expected)[known].abs().max() < 1e-3
+    assert (found - expected)[expected < 20].abs().max() < 1e-9
+
+
+def test_bits_have_finite_gradients_everywhere():
+    residual = torch.tensor([0.0, 0.5, -0.5, 0.4999999, 1e4, -1e4, 1e-30], requires_grad=True)
+    for exponent in (-30.0, -4.0, 0.0, 6.0, 30.0):
+        log2_scale = torch.full((7,), exponent, requires_grad=True)
+        cost = laplace.bits(residual, log2_scale)
+        gradients = torch.autograd.grad(cost.sum(), (residual, log2_scale))
+        assert cost.isfinite().all() and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_tables_are_the_distribution_on_the_grid_of_scales():
+    tables = laplace.frequency_tables().double() / laplace.TOTAL
+    assert torch.equal(tables.sum(dim=1), torch.ones(laplace.SCALES, dtype=torch.float64))
+    rows = torch.arange(laplace.SCALES)
+    log2_scale = laplace.LOWEST + rows.double() / laplace.PER_OCTAVE
+    values = torch.arange(-laplace.LARGEST, laplace.LARGEST + 1).double()
+    expected = 2 ** -laplace.bits(values, log2_scale[:, None])
+    assert (tables[:, :-1] - expected).abs().max() < 2.0**-14
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_symbols_of_any_size_are_read_as_they_were_written(data: st.DataObject):
+    tables = Tables(laplace.frequency_tables())
+    parts = data.draw(st.lists(st.lists(st.tuples(st.integers(0, 88), st.integers(-66_000, 66_000))), max_size=3))
+    writer = SymbolWriter(tables)
+    columns = [torch.tensor(part, dtype=torch.int64).reshape(-1, 2).T for part in parts]
+    said = [writer.code(scales, symbols) for scales, symbols in columns]
+    reader = SymbolReader(tables, writer.content())
+    for (scales, symbols), written in zip(columns, said, strict=True):
+        assert torch.equal(reader.code(scales), written)
+        assert torch.equal(written, symbols.clamp(-65_790, 65_790))
+
+
+def test_every_changed_byte_and_every_cut_is_named(codec: PictureCodec):
+    content = codec.encode(picture(24, 24), codec.step_of(50))
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 0x10
+        with pytest.raises(InputError, match=r"x\.cmill (is|claims)"):
+            parse(bytes(changed), "x.cmill")
+        with pytest.raises(InputError, match=r"x\.cmill is"):
+            parse(content[:place], "x.cmill")
+    with pytest.raises(InputError, match="something added"):
+        parse(content + b"\0", "x.cmill")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_payload_under_its_own_checksum_is_a_picture_or_an_error(data: st.DataObject):
+    codec = codec_of("hyperprior")
+    coded = parse(codec.encode(picture(24, 24), codec.step_of(50)), "x")
+    payload = bytearray(coded.payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    changed = bytes(payload[: data.draw(st.integers(0, len(payload)))])
+    again = parse(CodedPicture(24, 24, coded.step, SHA256, changed).to_bytes(), "x")
+    try:
+        assert codec.decode(again).size == (24, 24)
+    except CodecmillError as error:
+        assert "coded picture" in str(error)
+
+
+def test_a_size_that_no_picture_has_is_refused():
+    for width, height in ((0, 5), (2**32 - 1, 2**32 - 1), (400_000_001, 1)):
+        with pytest.raises(InputError, match="x claims"):
+            parse(CodedPicture(width, height, 1000, SHA256, b"").to_bytes(), "x")
+
+
+def test_a_file_of_another_model_is_refused_by_name():
+    codec = codec_of("factorized")
+    content = CodedPicture(8, 8, 1000, "cd" * 32, b"").to_bytes()
+    with pytest.raises(InputError, match="written by the model with sha256 cdcdcdcdcdcdcdcd"):
+        codec.decode(parse(content, "x"))
+
+
+def test_a_wanted_rate_is_met():
+    codec = codec_of("hyperprior")
+    image = picture(256, 256)
+    reach = [bits_per_pixel(codec.encode(image, codec.step_of(quality)), image) for quality in (1, 100)]
+    for share in (0.2, 0.5, 0.8):
+        target = reach[0] + share * (reach[1] - reach[0])
+        found = encode_to_rate(codec, image, target)
+        assert found.is_reached
+        assert bits_per_pixel(found.content, image) == pytest.approx(target, rel=0.02)
+    for target, nearest in ((0.001, reach[0]), (90.0, reach[1])):
+        found = encode_to_rate(codec, image, target)
+        assert not found.is_reached
+        assert bits_per_pixel(found.content, image) == nearest
+
+
+@pytest.mark.parametrize("quality", [0.99, 100.01, float("nan")])
+def test_a_quality_outside_is_refused(quality: float):
+    with pytest.raises(InputError, match="not between 1 and 100"):
+        codec_of("factorized").step_of(quality)
+
+
+def test_the_container_is_what_its_description_says():
+    content = CodedPicture(640, 480, 1500, SHA256, b"payload!").to_bytes()
+    header = b"CMIL\1" + (640).to_bytes(4, "little") + (480).to_bytes(4, "little") + (1500).to_bytes(2, "little")
+    header += bytes.fromhex(SHA256) + (8).to_bytes(4, "little")
+    checksum = lambda part: zlib.crc32(part).to_bytes(4, "little")  # noqa: E731
+    assert content == header + checksum(header) + b"payload!" + checksum(b"payload!")
+    assert parse(content, "x") == CodedPicture(640, 480, 1500, SHA256, b"payload!")
+
+
+def test_pictures_of_other_modes_become_rgb(tmp_path: Path):
+    from pipelines.codec.files import compress, decompress
+    from pipelines.run_directory import Root
+
+    codec = codec_of("factorized")
+    files = []
+    for mode in ("L", "P", "RGBA", "1", "CMYK", "I;16"):
+        file = tmp_path / f"{mode.replace(';', '')}.tiff"
+        (picture(30, 20).convert("L") if mode == "I;16" else picture(30, 20)).convert(mode).save(file)
+        files.append(file)
+    written = list(compress(files, tmp_path / "coded", codec, 50, None))
+    decoded = list(decompress([each.path for each in written], tmp_path / "decoded", codec, Root(tmp_path)))
+    for each in decoded:
+        with Image.open(io.BytesIO(each.path.read_bytes())) as image:
+            assert (image.mode, image.size, image.format) == ("RGB", (30, 20), "PNG")
+    assert {each.name for each in (tmp_path / "decoded").iterdir()} == {f"{file.stem}.png" for file in files}
