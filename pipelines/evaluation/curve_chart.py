@@ -1,0 +1,85 @@
+"""Rate-distortion curves as an SVG drawing, coloured by the page that it stands in."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from pipelines.evaluation.rate_distortion import CurvePoint
+
+WIDTH, HEIGHT = 560, 360
+LEFT, RIGHT, TOP, BOTTOM = 52, 96, 16, 48
+RATES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Marks of the axis of rates, which is logarithmic: curves of codecs are nearly straight there."""
+
+
+def curve_chart(curves: Mapping[str, Sequence[CurvePoint]], metric: str, label: str) -> str:
+    """One line a codec, with a dot for each setting; the first codec's is the strong one.
+
+    Args:
+        metric: a field of `CurvePoint`; points without it are left out.
+        label: of its axis.
+    """
+    lines = {
+        codec: [(point.bits_per_pixel, value) for point in points if (value := getattr(point, metric)) is not None]
+        for codec, points in curves.items()
+    }
+    lines = {codec: sorted(points) for codec, points in lines.items() if points}
+    if not lines:
+        return ""
+    rates = [math.log(rate) for points in lines.values() for rate, _ in points]
+    values = [value for points in lines.values() for _, value in points]
+    left, right = min(rates), max(max(rates), min(rates) + 0.1)
+    bottom, top = min(values), max(max(values), min(values) + 1e-3)
+
+    def x(rate: float) -> float:
+        return LEFT + (math.log(rate) - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_grid_line(x(rate), f"{rate:g}") for rate in RATES if left <= math.log(rate) <= right]
+    parts += [_grid_row(y(bottom + share * (top - bottom)), bottom + share * (top - bottom)) for share in _SHARES]
+    for number, (codec, points) in enumerate(lines.items()):
+        parts.append(_curve(number, codec, [(x(rate), y(value)) for rate, value in points]))
+    parts += _names({codec: y(points[-1][1]) for codec, points in lines.items()})
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">Bits per pixel</text>')
+    parts.append(f'<text class="axis" x="4" y="{TOP - 4}">{escape(label)}</text>')
+    named = ", ".join(lines)
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)} of {named}">{"".join(parts)}</svg>'
+    )
+
+
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def _grid_line(x: float, label: str) -> str:
+    return (
+        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>'
+    )
+
+
+def _grid_row(y: float, value: float) -> str:
+    return (
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+    )
+
+
+def _curve(number: int, codec: str, places: list[tuple[float, float]]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places)
+    return f'<g class="curve curve-{number}"><title>{escape(codec)}</title><polyline points="{path}"/>{dots}</g>'
+
+
+def _names(ends: Mapping[str, float]) -> list[str]:
+    """Each codec's name at the end of its curve, moved apart where they would lie on each other."""
+    found, lowest = [], -math.inf
+    for number, codec in sorted(enumerate(ends), key=lambda each: ends[each[1]]):
+        lowest = max(ends[codec], lowest + 15)
+        found.append(
+            f'<text class="curve-{number}" x="{WIDTH - RIGHT + 8}" y="{lowest + 4:.1f}">{escape(codec)}</text>'
+        )
+    return found
