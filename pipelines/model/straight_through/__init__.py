@@ -11,28 +11,42 @@ from pipelines.model.straight_through.categorical import GumbelSoftmaxST, gumbel
 from pipelines.model.straight_through.centres import SoftToHardQuantizer, nearest_centre, soft_assignment, soft_to_hard
 from pipelines.model.straight_through.estimator import straight_through
 from pipelines.model.straight_through.finite_scalar import FSQ, finite_scalar, finite_scalar_bound
+from pipelines.model.straight_through.lookup_free import LFQ, LookupFree, binary_entropy_loss
 from pipelines.model.straight_through.noise import UniformNoise, UniversalQuantizer, additive_noise, universal_quantise
 from pipelines.model.straight_through.rounding import ClampedRound, Round, clamped_round, round_ste
 from pipelines.model.straight_through.soft_rounding import soft_round, soft_round_inverse
+from pipelines.model.straight_through.vector import (
+    VectorQuantized,
+    VectorQuantizer,
+    nearest_code,
+    rotation_trick,
+)
 
 __all__ = [
     "FSQ",
+    "LFQ",
     "Binarizer",
     "ClampedRound",
     "GumbelSoftmaxST",
+    "LookupFree",
     "LowerBound",
     "Round",
     "Sign",
     "SoftToHardQuantizer",
     "UniformNoise",
     "UniversalQuantizer",
+    "VectorQuantized",
+    "VectorQuantizer",
     "additive_noise",
+    "binary_entropy_loss",
     "clamped_round",
     "finite_scalar",
     "finite_scalar_bound",
     "gumbel_softmax",
     "lower_bound",
     "nearest_centre",
+    "nearest_code",
+    "rotation_trick",
     "round_ste",
     "sign_ste",
     "soft_assignment",

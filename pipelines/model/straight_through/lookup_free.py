@@ -1,0 +1,57 @@
+"""Lookup-free quantisation: each channel is a bit, and an entropy keeps all codes in use."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.model.straight_through.binary import sign_ste
+from pipelines.model.straight_through.width import wide
+
+
+class LookupFree(NamedTuple):
+    """Bits as +1 and -1.
+
+    Attributes:
+        values: of the shape of the input (N, D, ...).
+        indices: of the codes, int64, without the axis of channels: the first channel is the lowest bit.
+        loss: the entropy loss, one number.
+    """
+
+    values: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+def binary_entropy_loss(x: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean entropy of each bit less the entropy of its mean, in nats, summed over channels (Yu 2023, arXiv:2310.05737).
+
+    Low where every vector is sure of its code and all codes are used alike. With p = sigmoid(4 x / temperature), the
+    soft assignment to +1 and -1 by squared distance; bits are taken as independent, where the paper's sum over all
+    2^D codes is the sum over its bits.
+
+    Args:
+        x: (N, D, ...).
+    """
+    logits = wide(x).movedim(1, -1).reshape(-1, x.shape[1]) * (4 / temperature)
+    each = F.softplus(logits) - logits * torch.sigmoid(logits)
+    mean = torch.sigmoid(logits).mean(dim=0)
+    of_mean = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
+    return (each.mean(dim=0) - of_mean).sum()
+
+
+class LFQ(nn.Module):
+    """sign, with a straight-through gradient, and `binary_entropy_loss`."""
+
+    def __init__(self, temperature: float = 1.0):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> LookupFree:
+        """(N, D, ...) to bits."""
+        values = sign_ste(x)
+        bits = (values.detach() > 0).movedim(1, -1).long()
+        weights = 2 ** torch.arange(x.shape[1], device=x.device)
+        loss = binary_entropy_loss(x, self.temperature) if x.numel() else wide(x).sum()
+        return LookupFree(values, (bits * weights).sum(dim=-1), loss)

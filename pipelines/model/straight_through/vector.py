@@ -1,0 +1,124 @@
+"""Vectors to the nearest of a codebook's, with the gradient led straight through or along a rotation."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from pipelines.errors import CodecmillError
+from pipelines.model.straight_through.estimator import straight_through
+from pipelines.model.straight_through.width import wide
+
+SMALLEST_NORM = 1e-12
+"""Shorter vectors, and pairs that point away from each other, have no rotation: their gradient goes through."""
+
+
+class VectorQuantized(NamedTuple):
+    """Codes in the place of vectors.
+
+    Attributes:
+        values: of the shape of the input.
+        indices: of the codes, int64, of that shape without its axis of channels.
+        loss: what draws codes to vectors and vectors to codes, one number a sample, (N,).
+    """
+
+    values: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Indices (M,), int64, of the rows of a codebook (K, D) that are nearest to vectors (M, D); the first of equals."""
+    # |v - c|^2 less |v|^2, which is the same for all codes.
+    return (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=1)
+
+
+class _Rotated(Function):
+    @staticmethod
+    def forward(soft: Tensor, hard: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[override]
+        soft, hard = ctx.saved_tensors
+        soft_norm, hard_norm = (x.norm(dim=-1, keepdim=True) for x in (soft, hard))
+        e, q = soft / soft_norm.clamp_min(SMALLEST_NORM), hard / hard_norm.clamp_min(SMALLEST_NORM)
+        middle_norm = (e + q).norm(dim=-1, keepdim=True)
+        r = (e + q) / middle_norm.clamp_min(SMALLEST_NORM)
+        # The transpose of R = 1 - 2 r r^T + 2 q e^T, which turns e into q.
+        turned = gradient - 2 * r * _dot(r, gradient) + 2 * e * _dot(q, gradient)
+        turned = turned * (hard_norm / soft_norm.clamp_min(SMALLEST_NORM))
+        has_rotation = (soft_norm > SMALLEST_NORM) & (hard_norm > SMALLEST_NORM) & (middle_norm > SMALLEST_NORM)
+        return torch.where(has_rotation, turned, gradient), None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, keepdim=True)
+
+
+def rotation_trick(soft: Tensor, hard: Tensor) -> Tensor:
+    """The value of `hard`, and the gradient of `|hard| / |soft| * R soft`, R the rotation of `soft` onto `hard`.
+
+    R and the quotient count as constants (Fifty 2024, arXiv:2410.06424): the angle between a vector's gradient and its
+    code is that between the gradient at the code and the code.
+
+    Args:
+        soft, hard: (..., D) of one shape.
+
+    Raises:
+        CodecmillError: the shapes differ.
+    """
+    if soft.shape != hard.shape:
+        raise CodecmillError(
+            f"rotation_trick takes two tensors of one shape, but got {tuple(soft.shape)} and {tuple(hard.shape)}."
+        )
+    return _Rotated.apply(soft, hard)
+
+
+class VectorQuantizer(nn.Module):
+    """The nearest of learned codes (van den Oord 2017, arXiv:1711.00937), for each vector of channels.
+
+    The codes are learned by the loss, and so take the road that all gradients take: they are the same on all ranks.
+
+    Args:
+        codes: K, a count.
+        channels: D.
+        commitment: beta, what drawing vectors to codes counts beside drawing codes to vectors.
+        rotation: lead the gradient along `rotation_trick` in the place of straight through.
+        seed: of the first codes, normal vectors of length 1 on average.
+    """
+
+    def __init__(self, codes: int, channels: int, commitment: float = 0.25, rotation: bool = False, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator("cpu").manual_seed(seed)
+        first = torch.randn(codes, channels, generator=generator, device="cpu", dtype=torch.float32)
+        self.codebook = nn.Parameter(first / channels**0.5)
+        self.commitment = commitment
+        self.rotation = rotation
+
+    def forward(self, x: Tensor) -> VectorQuantized:
+        """(N, D, ...) to codes of the same shape, computed in float32 or wider.
+
+        Raises:
+            CodecmillError: x has another number of channels.
+        """
+        x = wide(x)
+        if x.dim() < 2 or x.shape[1] != self.codebook.shape[1]:
+            raise CodecmillError(
+                f"The codebook has vectors of {self.codebook.shape[1]} channels, but got {tuple(x.shape)}: "
+                "channels are the second axis."
+            )
+        codebook = self.codebook.to(x.dtype)
+        vectors = x.movedim(1, -1)
+        with torch.no_grad():
+            indices = nearest_code(vectors.reshape(-1, vectors.shape[-1]), codebook).view(vectors.shape[:-1])
+        hard = codebook[indices]
+        distance = (hard - vectors.detach()).square() + self.commitment * (hard.detach() - vectors).square()
+        loss = distance.flatten(1).mean(dim=1) if distance.numel() else distance.new_zeros(len(x))
+        values = (rotation_trick if self.rotation else straight_through)(vectors, hard.detach())
+        return VectorQuantized(values.movedim(-1, 1), indices, loss)

@@ -1,0 +1,119 @@
+"""Vectors to codes: values, gradients against closed forms in float64, and what is asked of every layer."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.errors import CodecmillError
+from pipelines.model.straight_through import LFQ, VectorQuantizer, binary_entropy_loss, nearest_code, rotation_trick
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_nearest_code_is_that_of_the_smallest_distance():
+    vectors, codebook = random(50, 6), random(9, 6, seed=1)
+    assert torch.equal(nearest_code(vectors, codebook), torch.cdist(vectors, codebook).argmin(dim=1))
+    assert nearest_code(torch.zeros(1, 2), torch.tensor([[1.0, 0], [0, 1], [-1, 0]])).tolist() == [0]
+
+
+def rotation(soft: Tensor, hard: Tensor) -> Tensor:
+    """|hard| / |soft| R of one vector, as a matrix, by the definition of a rotation in the plane of the two."""
+    e, q = soft / soft.norm(), hard / hard.norm()
+    across = q - (q @ e) * e
+    f = across / across.norm()
+    cos, sin = q @ e, q @ f
+    plane = (cos - 1) * (torch.outer(e, e) + torch.outer(f, f)) + sin * (torch.outer(f, e) - torch.outer(e, f))
+    return (torch.eye(len(e), dtype=torch.float64) + plane) * hard.norm() / soft.norm()
+
+
+def test_the_rotation_trick_is_a_rotation_of_the_gradient():
+    soft, hard, gradient = random(5, 7).requires_grad_(), random(5, 7, seed=1), random(5, 7, seed=2)
+    found = rotation_trick(soft, hard)
+    assert torch.equal(found, hard)
+    (got,) = torch.autograd.grad(found, soft, gradient)
+    for row in range(5):
+        matrix = rotation(soft[row].detach(), hard[row])
+        assert torch.allclose(matrix @ soft[row].detach(), hard[row], atol=1e-12)
+        assert torch.allclose(got[row], matrix.T @ gradient[row], atol=1e-12)
+
+
+def test_a_vector_without_a_direction_gets_the_gradient_as_it_is():
+    soft = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    hard = torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    gradient = random(3, 2)
+    (got,) = torch.autograd.grad(rotation_trick(soft, hard), soft, gradient)
+    assert torch.equal(got, gradient)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_vector_quantiser_against_its_closed_form(rotated: bool):
+    layer = VectorQuantizer(5, 3, commitment=0.3, rotation=rotated).double()
+    x = random(2, 3, 4, 2, seed=3).requires_grad_()
+    found = layer(x)
+    vectors = x.detach().movedim(1, -1).reshape(-1, 3)
+    indices = torch.cdist(vectors, layer.codebook.detach()).argmin(dim=1)
+    assert torch.equal(found.indices.flatten(), indices)
+    assert torch.equal(found.values, layer.codebook.detach()[indices].view(2, 4, 2, 3).movedim(-1, 1))
+    squares = (vectors - layer.codebook.detach()[indices]).square().view(2, -1).mean(dim=1)
+    assert torch.allclose(found.loss, 1.3 * squares, atol=1e-12)
+    gradient = random(2, 3, 4, 2, seed=4)
+    total = (found.values * gradient).sum() + found.loss.sum()
+    to_x, to_codes = torch.autograd.grad(total, (x, layer.codebook))
+    g = gradient.movedim(1, -1).reshape(-1, 3)
+    codes = layer.codebook.detach()[indices]
+    if rotated:
+        g = torch.stack([rotation(v, c).T @ each for v, c, each in zip(vectors, codes, g, strict=True)])
+    expected = g + 0.3 * 2 * (vectors - codes) / (24 / 1)
+    assert torch.allclose(to_x.movedim(1, -1).reshape(-1, 3), expected, atol=1e-12)
+    drawn = torch.zeros_like(layer.codebook).index_add(0, indices, 2 * (codes - vectors) / 24)
+    assert torch.allclose(to_codes, drawn.detach(), atol=1e-12)
+
+
+def test_the_entropy_loss_against_its_definition():
+    x = random(4, 3, 5)
+    total = 0.0
+    for channel in range(3):
+        p = torch.sigmoid(4 * x[:, channel] / 0.7).flatten()
+        entropy = lambda p: -(p * p.log() + (1 - p) * (1 - p).log())  # noqa: E731
+        total += (entropy(p).mean() - entropy(p.mean())).item()
+    assert binary_entropy_loss(x, 0.7).item() == pytest.approx(total, abs=1e-12)
+    sure_and_spread = torch.tensor([[1e3], [-1e3]], dtype=torch.float64)
+    assert binary_entropy_loss(sure_and_spread).item() == pytest.approx(-math.log(2), abs=1e-12)
+
+
+def test_bits_have_the_number_of_their_code():
+    x = torch.tensor([[0.5, -2.0, 0.0]]).requires_grad_()
+    found = LFQ()(x)
+    assert found.values.tolist() == [[1, -1, 1]] and found.indices.tolist() == [5]
+    (gradient,) = torch.autograd.grad(found.values.sum(), x)
+    assert gradient.tolist() == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("layer", [VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), LFQ()])
+def test_every_layer_takes_what_comes(layer: VectorQuantizer | LFQ):
+    """Low precision, strides, nothing at all, a compiler, and a round trip of its state."""
+    x = random(2, 6, 4, 5).float()
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = layer(x.bfloat16())
+    assert low.values.dtype == low.loss.dtype == torch.float32
+    strided = layer(x.movedim(1, -1).contiguous().movedim(-1, 1))
+    assert torch.equal(strided.indices, expected.indices) and torch.equal(strided.values, expected.values)
+    empty = x[:0].requires_grad_()
+    nothing = layer(empty)
+    assert nothing.values.shape == (0, 6, 4, 5) and nothing.indices.shape == (0, 4, 5)
+    (nothing.values.sum() + nothing.loss.sum()).backward()
+    compiled = torch.compile(layer, backend="aot_eager")(x)
+    assert torch.equal(compiled.values, expected.values)
+    layer.load_state_dict(layer.state_dict())
+
+
+def test_other_channels_than_the_codebooks_are_named():
+    with pytest.raises(CodecmillError, match=r"vectors of 6 channels, but got \(1, 5\)"):
+        VectorQuantizer(4, 6)(torch.zeros(1, 5))
+    with pytest.raises(CodecmillError, match="two tensors of one shape"):
+        rotation_trick(torch.zeros(1, 5), torch.zeros(2, 5))
