@@ -26,6 +26,9 @@ CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 SMALLEST_STEP, LARGEST_STEP = 2.0, 256.0
 """Of a codec's quantiser, in grey levels."""
 
+MOST_STEPS = 1_000_000_000
+"""Of a training."""
+
 
 class Section(BaseModel):
     """A frozen group of choices in which an unknown key is an error."""
@@ -190,7 +193,7 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     """How long, on what, and how often it is saved and checked."""
 
-    steps: int = Field(default=2000, ge=1, le=1_000_000_000, description="Optimiser steps, a count")
+    steps: int = Field(default=2000, ge=1, le=MOST_STEPS, description="Optimiser steps, a count")
     batch_size: int = Field(default=16, ge=1, le=65_536, description="Global batch, in images, whatever the processes")
     crop_size: int = Field(default=128, ge=16, le=4096, description="Side of the random training crops, in pixels")
     processes: CountOrAuto = Field(default="auto", description="Ranks: a count, or auto (one a GPU; 1 without)")

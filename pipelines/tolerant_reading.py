@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MOST_STEPS = 1_000_000_000
-"""`training.steps` has no more; a journal that says so does not say the truth, and no database takes any integer."""
+from pipelines.config import MOST_STEPS
 
 _TAIL = 65_536
 """Bytes at the journal's end in which the newest figures are looked for."""
@@ -57,7 +56,10 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def journal_entry(line: bytes) -> dict[str, Any] | None:
-    """The object in a line of a journal, or None where it is none with the number of a step."""
+    """The object in a line of a journal, or None where it is none with the number of a step.
+
+    A journal that has more than `training.steps` can be does not say the truth, and no database takes any integer.
+    """
     entry = json_object(line)
     step = entry.get("step")
     is_step = isinstance(step, int) and not isinstance(step, bool) and 0 < step <= MOST_STEPS

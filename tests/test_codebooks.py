@@ -10,6 +10,13 @@ from pipelines.errors import CodecmillError
 from pipelines.model.straight_through import LFQ, VectorQuantizer, binary_entropy_loss, nearest_code, rotation_trick
 
 
+def test_autocast_chooses_the_same_codes():
+    layer, x = VectorQuantizer(64, 6), random(8, 6, 16, 16).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x)
+    assert torch.equal(found.indices, layer(x).indices)
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -1,6 +1,5 @@
 """Images that vanish, change or become unreadable while the shards are made, after their hashes were taken."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import make, picture
+from test_bad_images import POWERLESS
 
 from pipelines.config import RunConfig
 from pipelines.data.encoding import EncodingOrder
@@ -18,9 +18,6 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.sources import find_sources
 from pipelines.errors import CodecmillError
-
-# Root may read every file, but for the capabilities that let it.
-POWERLESS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from pipelines.config import MOST_STEPS
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
-from pipelines.tolerant_reading import MOST_STEPS
 
 FORMAT_VERSION = 1
 RESULT = "evaluation.json"

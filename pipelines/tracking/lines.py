@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.tolerant_reading import journal_entry, number
 
-FIGURE = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", re.ASCII)
+FIGURE = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 """What a figure is called. MLflow takes no name like `../x`, nor anything else that comes with it."""
 
 LATEST = 1e12

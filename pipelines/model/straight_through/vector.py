@@ -115,7 +115,7 @@ class VectorQuantizer(nn.Module):
             )
         codebook = self.codebook.to(x.dtype)
         vectors = x.movedim(1, -1)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # in bf16 another code would be nearer
             indices = nearest_code(vectors.reshape(-1, vectors.shape[-1]), codebook).view(vectors.shape[:-1])
         hard = codebook[indices]
         distance = (hard - vectors.detach()).square() + self.commitment * (hard.detach() - vectors).square()
