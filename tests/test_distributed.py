@@ -30,7 +30,7 @@ def run_ranks(tmp_path: Path, world_size: int, body: str) -> list[str]:
     """Run `body` on real ranks; returns what each says, in the order of the ranks."""
     script = tmp_path / "ranks.py"
     lines = [f"    {line}\n" for line in body.strip().splitlines()]
-    script.write_text(PROLOGUE + "".join(lines))
+    script.write_text(PROLOGUE + "".join(lines) + "os._exit(0)  # as the worker ends, and for its reason\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     done = subprocess.run(
         [*command, str(script)],

@@ -44,6 +44,10 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
         _record_failure(attempt, error)
         sys.stdout.flush()
         os._exit(1)  # an orderly exit would take leave of the other ranks, and may wait for them
+    sys.stdout.flush()
+    # Nor at a good end: a thread of gloo that is about to let a tensor go wants the interpreter for it, and aborts the
+    # process where that is ending. torchrun would then end the first rank too, which may be saving.
+    os._exit(0)
 
 
 def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, until: int | None) -> None:
