@@ -94,6 +94,12 @@ class DataConfig(Section):
         le=256,
         description="Processes that create shards, and threads a rank that decode batches, a count",
     )
+    decoded_cache: int = Field(
+        default=0,
+        ge=0,
+        le=100_000_000,
+        description="Training patches that each rank keeps decoded in memory, a count; 4 * patch_size^2 bytes each",
+    )
     shuffle_window: int = Field(
         default=64, ge=1, le=100_000, description="Shards that samples are mixed across at a time, a count"
     )

@@ -16,6 +16,7 @@ CHANGEABLE = {
     "training.max_restarts",
     "training.hang_timeout",
     "data.workers",
+    "data.decoded_cache",
     "data.task_runner",
     "evaluation.images",
     "evaluation.tile_size",

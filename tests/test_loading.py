@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from pipelines.config import RunConfig
 from pipelines.data.images import decode_png
 from pipelines.data.loading import Batch, training_batches, validation_batches
 from pipelines.data.order import SampleOrder
-from pipelines.data.shard_set import ShardSet
+from pipelines.data.shard_format import Split
+from pipelines.data.shard_set import Sample, ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.errors import CodecmillError
 
@@ -216,3 +218,26 @@ def test_a_damaged_sample_reaches_the_caller_at_its_batch(tmp_path: Path, photos
         with pytest.raises(CodecmillError, match=rf"Sample {place.index} of .*{tar.name} is damaged"):
             next(batches)
     assert not loading_threads()
+
+
+def test_patches_kept_in_memory_are_decoded_once_and_change_nothing(made: tuple[ShardSet, RunConfig]):
+    shard_set, config = made
+    count = sum(shard_set.counts("train"))
+    steps = 3 * -(-count // config.training.batch_size)
+    reads: list[tuple[int, int]] = []
+
+    class Counting(ShardSet):
+        def read(self, split: Split, shard: int, index: int) -> Sample:
+            reads.append((shard, index))
+            return super().read(split, shard, index)
+
+    plain = taken(made, steps)
+    for kept in (5, count):
+        reads.clear()
+        counting = Counting(shard_set.path, shard_set.manifest)
+        cached = taken((counting, varied(config, decoded_cache=kept)), steps)
+        assert all(equal(a, b) for a, b in zip(plain, cached, strict=True))
+        often = Counter(Counter(reads).values())
+        # Each patch is drawn three times, those of the steps that are made ahead once more at most.
+        assert often[1] == kept
+        assert all(times in (1, 3, 4) for times in often)

@@ -11,15 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipelines.config import RunConfig
-from pipelines.data.images import decode_png
+from pipelines.data.decoded_patches import DecodedPatches, Patch
 from pipelines.data.order import SampleOrder
-from pipelines.data.shard_set import Sample, ShardSet
+from pipelines.data.shard_set import ShardSet
 from pipelines.data.transforms import Draw, draw
-from pipelines.errors import CodecmillError
 
 AHEAD = 3
 """Batches decoded ahead of the one that is trained on."""
@@ -75,13 +73,13 @@ def training_batches(
     order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
     size = config.training.batch_size
 
+    with_masks = config.data.masks is not None
+    patches = DecodedPatches(shard_set, "train", with_masks, config.data.decoded_cache)
+
     def make(epoch: int, shard: int, index: int) -> _Item:
-        sample = shard_set.read("train", shard, index)
-
-        def choose(patch: Image.Image) -> Draw:
-            return draw(config.data, config.training.crop_size, patch.size, config.seed, epoch, sample.key)
-
-        return _item(sample, choose, with_mask=config.data.masks is not None)
+        patch = patches.read(shard, index)
+        drawn = draw(config.data, config.training.crop_size, patch.image.size, config.seed, epoch, patch.key)
+        return _item(patch, drawn, with_masks)
 
     def requests() -> Iterator[_Request]:
         step = first_step
@@ -108,13 +106,12 @@ def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_
     places = [(shard, i) for shard, count in enumerate(shard_set.counts("validation")) for i in range(count)]
     size = max(1, config.training.batch_size // (config.training.virtual_ranks or world_size))
 
+    with_masks = config.data.masks is not None
+    patches = DecodedPatches(shard_set, "validation", with_masks)
+
     def make(position: int) -> _Item:
-        sample = shard_set.read("validation", *places[position])
-        return _item(
-            sample,
-            lambda patch: _centre(patch.size, config.training.crop_size),
-            with_mask=config.data.masks is not None,
-        )
+        patch = patches.read(*places[position])
+        return _item(patch, _centre(patch.image.size, config.training.crop_size), with_masks)
 
     shares = [list(range(len(places))[i : i + size]) for i in range(rank * size, len(places), world_size * size)]
     requests = (_Request(0, share, [partial(make, position) for position in share]) for share in shares)
@@ -148,18 +145,12 @@ def _batches(pool: ThreadPoolExecutor, requests: Iterator[_Request]) -> Generato
         yield _collate(request, items, time.perf_counter() - started)
 
 
-def _item(sample: Sample, choose: Callable[[Image.Image], Draw], with_mask: bool) -> _Item:
-    patch = decode_png(sample.image)
-    if patch.mode != "RGB":
-        raise CodecmillError(f"Sample {sample.key} is none of codecmill's: its picture has mode {patch.mode}.")
-    drawn = choose(patch)
-    image = np.asarray(drawn.apply(patch)).transpose(2, 0, 1)
+def _item(patch: Patch, drawn: Draw, with_mask: bool) -> _Item:
+    image = np.asarray(drawn.apply(patch.image)).transpose(2, 0, 1)
     if not with_mask:
-        return _Item(sample.key, image, None)
-    mask = (
-        np.asarray(drawn.apply_to_mask(decode_png(sample.mask))) if sample.mask else np.zeros(image.shape[1:], np.uint8)
-    )
-    return _Item(sample.key, image, mask[None])
+        return _Item(patch.key, image, None)
+    mask = np.asarray(drawn.apply_to_mask(patch.mask)) if patch.mask else np.zeros(image.shape[1:], np.uint8)
+    return _Item(patch.key, image, mask[None])
 
 
 def _collate(request: _Request, items: list[_Item], wait: float) -> Batch:

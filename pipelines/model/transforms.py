@@ -34,8 +34,7 @@ class Bottleneck(nn.Module):
         self.last = convolution(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.middle(_act(self.first(_act(x))))
-        return x + self.last(_act(inner))
+        return x + self.last(_act(self.middle(_act(self.first(x)))))
 
 
 class Network(nn.Module):
@@ -50,7 +49,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, log2_step: Tensor) -> Tensor:
         """(N, inputs, h, w) and (N, 1, 1, 1) to (N, outputs, h, w) of the type of `x`."""
-        return self.last(_act(self.blocks(self.first(x) + self.step(log2_step)))).to(x.dtype)
+        return self.last(self.blocks(_act(self.first(x) + self.step(log2_step)))).to(x.dtype)
 
 
 class BlockTransform(nn.Module):
@@ -103,4 +102,4 @@ class Synthesis(nn.Module):
 
 
 def _act(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE)
+    return F.leaky_relu(x, SLOPE, inplace=True)

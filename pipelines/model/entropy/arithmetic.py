@@ -42,7 +42,7 @@ class Floating:
         return layer(x)
 
     def activate(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, 2.0**-SLOPE_BITS)
+        return F.leaky_relu(x, 2.0**-SLOPE_BITS, inplace=True)
 
 
 class Exact:
