@@ -262,7 +262,16 @@ class EvaluationConfig(Section):
         description="Images with a longer side are computed in tiles of this side, in pixels",
     )
     pictures: int = Field(default=64, ge=0, le=100_000, description="Most images that pictures are written of, a count")
-    promotion_metric: Literal["psnr", "ms_ssim"] = Field(default="psnr", description="What decides on the champion")
+    curve_images: int = Field(
+        default=24,
+        ge=0,
+        le=100_000,
+        description="Images that a codec's rate-distortion curves are measured on, the first, a count; 0: none",
+    )
+    promotion_metric: Literal["psnr", "ms_ssim", "bd_rate", "bd_rate_ms_ssim"] = Field(
+        default="psnr",
+        description="What decides on the champion; bd_rate: a codec's bits at equal PSNR, in percent of JPEG's",
+    )
     promotion_margin: float = Field(
         default=0.0, ge=0, description="By how much the champion must be beaten, in the metric's unit"
     )
@@ -284,6 +293,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        if self.evaluation.promotion_metric.startswith("bd_rate"):
+            if self.model.entropy == "none":
+                raise ValueError(
+                    f"evaluation.promotion_metric {self.evaluation.promotion_metric} needs a model.entropy"
+                )
+            if not self.evaluation.curve_images:
+                raise ValueError("evaluation.promotion_metric bd_rate needs evaluation.curve_images above 0")
         stride = 2**self.model.downsamplings
         if self.training.crop_size % stride:
             raise ValueError(

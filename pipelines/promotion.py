@@ -7,7 +7,10 @@ from typing import Literal
 
 from pipelines.errors import CodecmillError
 
-UNITS = {"psnr": " dB", "ms_ssim": ""}
+UNITS = {"psnr": " dB", "ms_ssim": "", "bd_rate": " %", "bd_rate_ms_ssim": " %"}
+
+BD_RATES = ("bd_rate", "bd_rate_ms_ssim")
+"""In percent of JPEG's bits: less is better."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Scores:
 
     Attributes:
         version: its number in the registry.
-        metrics: means over the test set, more is better: `psnr` in dB, `ms_ssim` from 0 to 1.
+        metrics: over the test set: `psnr` in dB and `ms_ssim` from 0 to 1, the means, and of codecs `BD_RATES`.
         test_set_sha256: which test set.
     """
 
@@ -57,7 +60,8 @@ def decide(candidate: Scores, champion: Scores | None, metric: str, margin: floa
     theirs = _value(champion, metric)
     against = f"champion version {champion.version} with {theirs:.4f}{UNITS.get(metric, '')}"
     asked = f"a margin of {margin:g}{UNITS.get(metric, '')}"
-    if isnan(theirs) or (mine > theirs and mine - theirs >= margin):
+    gain = theirs - mine if metric in BD_RATES else mine - theirs
+    if isnan(theirs) or (gain > 0 and gain >= margin):
         return Decision("champion", f"Version {candidate.version} with {shown} beats {against}, asked for {asked}.")
     return Decision("candidate", f"Version {candidate.version} with {shown} does not beat {against} by {asked}.")
 

@@ -21,6 +21,7 @@ CHANGEABLE = {
     "evaluation.images",
     "evaluation.tile_size",
     "evaluation.pictures",
+    "evaluation.curve_images",
     "evaluation.promotion_metric",
     "evaluation.promotion_margin",
 }

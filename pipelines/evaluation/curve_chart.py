@@ -56,15 +56,15 @@ _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def _grid_line(x: float, label: str) -> str:
     return (
-        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>'
+        f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>'
     )
 
 
 def _grid_row(y: float, value: float) -> str:
     return (
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+        f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
     )
 
 
@@ -80,6 +80,6 @@ def _names(ends: Mapping[str, float]) -> list[str]:
     for number, codec in sorted(enumerate(ends), key=lambda each: ends[each[1]]):
         lowest = max(ends[codec], lowest + 15)
         found.append(
-            f'<text class="curve-{number}" x="{WIDTH - RIGHT + 8}" y="{lowest + 4:.1f}">{escape(codec)}</text>'
+            f'<text class="curve curve-{number}" x="{WIDTH - RIGHT + 8}" y="{lowest + 4:.1f}">{escape(codec)}</text>'
         )
     return found

@@ -5,8 +5,8 @@ import io
 import operator
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.codec.picture_codec import PictureCodec
 from pipelines.config import EvaluationConfig
-from pipelines.data.images import ImageError, Normalization, to_image, to_levels, to_tensor, to_unit
+from pipelines.data.images import ImageError, Normalization, decode_png, to_image, to_levels, to_tensor, to_unit
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError, InputError
+from pipelines.evaluation.equal_rates import Pieces, at_equal_rates
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
+from pipelines.evaluation.rate_distortion import Point, RateDistortion, points_of
 from pipelines.evaluation.report import html
 from pipelines.evaluation.results import (
     PICTURES,
+    POINTS,
     REPORT,
     RESULT,
     TABLE,
     Broken,
     Evaluation,
     ImageRow,
+    bd_rates,
     printable,
     read_evaluation,
 )
@@ -38,6 +43,9 @@ from pipelines.model.build import Model
 from pipelines.progress import Progress, report
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation", "reconstruct", "score"]
+
+MOST_PIECES = 4
+"""Images of which the report shows a piece in every format."""
 
 NamedImage = tuple[str, Image.Image | ImageError]
 """What a picture is called, and the picture (mode RGB) or why it could not be read."""
@@ -50,6 +58,7 @@ def evaluate(
     folder: Path,
     config: EvaluationConfig,
     about: Mapping[str, Any],
+    codec: PictureCodec | None = None,
 ) -> Evaluation:
     """Evaluate a model, on the device and in the type of its weights, and write everything into `folder`.
 
@@ -59,6 +68,7 @@ def evaluate(
         images: read one at a time; an `ImageError` in the place of a picture is reported, and the rest goes on.
         config: the size of tiles, and of how many images pictures are written: the worst and the best.
         about: JSON values that say what is evaluated; `run`, `step` and what else `report.LABELS` knows.
+        codec: the model as one that writes files, of which rate-distortion curves are measured too.
 
     Raises:
         InputError: there was no image that could be read.
@@ -70,30 +80,58 @@ def evaluate(
         album = _Album(building / PICTURES, config.pictures)
         rows: list[ImageRow] = []
         broken: list[Broken] = []
+        points: list[Point] = []
         for name, original, reconstruction, quality in _reconstructions(model, normalization, images, config, broken):
             rows.append(ImageRow(name, *original.size, quality.psnr, quality.ms_ssim, None))
             album.offer(len(rows) - 1, rows[-1], original, reconstruction)
+            if codec and len(rows) <= config.curve_images:
+                points += points_of(codec, printable(name), original)
         kept = album.kept
         images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         seconds = round(time.monotonic() - started, 3)
-        result = Evaluation(folder, about, parameters, seconds, images_with_pictures, tuple(broken))
+        result = Evaluation(folder, about, parameters, seconds, images_with_pictures, tuple(broken), tuple(points))
         write_bytes(building / TABLE, _csv(result).encode("utf-8"))
-        write_bytes(building / REPORT, html(result, album.previews).encode("utf-8"))
+        if points:
+            write_bytes(building / POINTS, _csv_of_points(points).encode("utf-8"))
+        pieces = list(_pieces(codec, result, building)) if codec and points else []
+        write_bytes(building / REPORT, html(result, album.previews, pieces).encode("utf-8"))
         write_json(building / RESULT, result.as_json())
     return result
 
 
+def _pieces(codec: PictureCodec, result: Evaluation, folder: Path) -> Iterator[Pieces]:
+    """Pieces of the worst images that pictures were written of."""
+    worst = [row for row in result.ranked if row.pictures][:MOST_PIECES]
+    for place, row in enumerate(worst):
+        report(Progress("evaluation", place, len(worst), "pieces at equal rates", printable(row.name)))
+        original = decode_png((folder / PICTURES / str(row.pictures) / "original.png").read_bytes())
+        yield at_equal_rates(codec, row.name, original)
+
+
 def score(
-    model: Model, normalization: Normalization, images: Iterable[NamedImage], config: EvaluationConfig
+    model: Model,
+    normalization: Normalization,
+    images: Iterable[NamedImage],
+    config: EvaluationConfig,
+    codec: PictureCodec | None = None,
 ) -> dict[str, float]:
     """Only the means, as `Evaluation.means` has them; nothing is written.
+
+    Args:
+        codec: as in `evaluate`.
 
     Raises:
         InputError: there was no image that could be read.
         CodecmillError: the model's output is not finite.
     """
-    return means(quality for *_, quality in _reconstructions(model, normalization, images, config, []))
+    qualities: list[Quality] = []
+    points: list[Point] = []
+    for name, original, _, quality in _reconstructions(model, normalization, images, config, []):
+        qualities.append(quality)
+        if codec and len(qualities) <= config.curve_images:
+            points += points_of(codec, printable(name), original)
+    return means(qualities) | (bd_rates(RateDistortion(tuple(points))) if points else {})
 
 
 @torch.inference_mode()
@@ -185,4 +223,12 @@ def _csv(evaluation: Evaluation) -> str:
     for row in evaluation.images:
         index = "" if row.ms_ssim is None else f"{row.ms_ssim:.6f}"
         writer.writerow([printable(row.name), row.width, row.height, f"{row.psnr:.4f}", index, row.pictures or ""])
+    return file.getvalue()
+
+
+def _csv_of_points(points: Sequence[Point]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
     return file.getvalue()

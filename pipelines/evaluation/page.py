@@ -25,6 +25,7 @@ SKELETON = Template("""<!doctype html>
 <section aria-labelledby="distribution"><h2 id="distribution">Distribution</h2>$chart</section>
 <section aria-labelledby="origin"><h2 id="origin">Where it comes from</h2><dl class="origin">$origin</dl></section>
 </div>
+$curves
 $pictures
 $broken
 <section aria-labelledby="all"><h2 id="all">All images</h2>$table</section>
@@ -79,6 +80,16 @@ svg .bar { fill: var(--bar); }
 svg .stroke { stroke: var(--ink); stroke-width: 1.5; opacity: .55; }
 svg line.mean { stroke: var(--accent); stroke-width: 2; stroke-dasharray: 5 4; }
 svg text.mean { fill: var(--accent); font-weight: 600; }
+svg .curve { fill: none; stroke: var(--line); stroke-width: 1.75; }
+svg .curve circle { fill: var(--line); stroke: none; }
+svg text.curve { fill: var(--line); stroke: none; font-weight: 600; }
+svg .curve-0 { --line: var(--accent); stroke-width: 3; }
+svg .curve-1 { --line: #a8662a; }
+svg .curve-2 { --line: #4a78c2; }
+svg .curve-3 { --line: #a2508f; }
+svg .curve-4 { --line: #74787d; }
+.pieces { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .75rem; }
+.pieces img { display: block; width: 100%; height: auto; border-radius: .25rem; image-rendering: pixelated; }
 .origin { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.25rem; margin: 0;
   font-size: .92rem; }
 .origin dt { color: var(--soft); }

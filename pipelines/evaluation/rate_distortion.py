@@ -4,7 +4,8 @@ import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import cached_property
+from statistics import fmean, median
 from typing import Any
 
 from PIL import Image
@@ -85,11 +86,12 @@ def points_of(
 
     found = [_point(OURS, name, image, quality, write, read) for quality in qualities]
     for each in FORMATS:
-        found += [_point(each.name, name, image, setting, each.write, _read) for setting in each.settings]
+        found += [_point(each.name, name, image, setting, each.write, read_format) for setting in each.settings]
     return found
 
 
-def _read(content: bytes) -> Image.Image:
+def read_format(content: bytes) -> Image.Image:
+    """The picture (mode RGB) in a file of one of the formats."""
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
@@ -104,6 +106,38 @@ def _point(
     quality: Quality = compare(image, decoded)
     rate = bits_per_pixel(content, image)
     return Point(name, codec, setting, rate, quality.psnr, quality.ms_ssim, written - begun, done - written)
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """What was measured on some pictures: every point of the codec, and of the formats on the same pictures."""
+
+    points: tuple[Point, ...]
+
+    @cached_property
+    def curves(self) -> dict[str, list["CurvePoint"]]:
+        """Each codec's means over the pictures, in the order of its settings."""
+        return curves(self.points)
+
+    @property
+    def anchors(self) -> list[str]:
+        """The formats that the codec is compared with."""
+        return [codec for codec in self.curves if codec != OURS]
+
+    @property
+    def images(self) -> list[str]:
+        """The pictures' names, each once."""
+        return list(dict.fromkeys(point.image for point in self.points))
+
+    def bd_rate(self, anchor: str, metric: str = "psnr", image: str | None = None) -> float | None:
+        """Of the codec against a format, in percent of its bits: over all pictures, or of one."""
+        found = self.curves if image is None else curves(point for point in self.points if point.image == image)
+        return bd_rate(found[OURS], found[anchor], metric)
+
+    def seconds(self, codec: str) -> tuple[float, float]:
+        """Median times of encoding and of decoding a picture."""
+        mine = [point for point in self.points if point.codec == codec]
+        return median(point.encode_seconds for point in mine), median(point.decode_seconds for point in mine)
 
 
 @dataclass(frozen=True)
@@ -126,6 +160,7 @@ def curves(points: Iterable[Point]) -> dict[str, list[CurvePoint]]:
 
 def _mean(points: list[Point]) -> CurvePoint:
     indices = [point.ms_ssim for point in points if point.ms_ssim is not None]
+    # Of a picture that is too small for it, no codec has an index: the means stay comparable.
     return CurvePoint(
         points[0].setting,
         fmean(point.bits_per_pixel for point in points),

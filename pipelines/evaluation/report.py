@@ -1,7 +1,7 @@
 """The report of an evaluation: one HTML page that needs nothing but itself, on a phone and a desk, by day and night."""
 
 from base64 import b64encode
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from statistics import median
@@ -9,11 +9,13 @@ from typing import Any
 
 from pipelines.evaluation.cards import chosen, folder_link, sections
 from pipelines.evaluation.chart import histogram
+from pipelines.evaluation.curve_section import curve_section
+from pipelines.evaluation.equal_rates import Pieces
 from pipelines.evaluation.markup import data_uri, link, ms_ssim_html, name_html, psnr_html, size_html
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE
 from pipelines.evaluation.page import SCRIPT, SKELETON, STYLE
 from pipelines.evaluation.pictures import ERROR_FACTOR, PREVIEW_SIDE, Previews
-from pipelines.evaluation.results import TABLE, Evaluation, printable
+from pipelines.evaluation.results import TABLE, Evaluation, percent, printable
 
 LABELS = {
     "run": "Run",
@@ -30,12 +32,13 @@ LABELS = {
 }
 
 
-def html(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
+def html(evaluation: Evaluation, previews: Mapping[str, Previews], pieces: Sequence[Pieces] = ()) -> str:
     """The page.
 
     Args:
         evaluation: of at least one image.
         previews: by the `pictures` of the rows that have pictures.
+        pieces: of a codec's pictures, beside the usual formats.
     """
     run = str(evaluation.about.get("run", "evaluation"))
     groups = chosen(evaluation, previews)
@@ -51,6 +54,7 @@ def html(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
         tiles=_tiles(evaluation),
         chart=histogram([(printable(row.name), row.psnr) for row in evaluation.ranked]),
         origin=_origin(evaluation.about),
+        curves=curve_section(evaluation.rate_distortion, pieces) if evaluation.rate_distortion else "",
         pictures=sections(groups, previews),
         broken=_broken(evaluation),
         table=_table(evaluation, previews, {row.pictures for rows in groups.values() for row in rows}),
@@ -62,7 +66,9 @@ def html(evaluation: Evaluation, previews: Mapping[str, Previews]) -> str:
 def _tiles(evaluation: Evaluation) -> str:
     values = [row.psnr for row in evaluation.images]
     indices = [row.ms_ssim for row in evaluation.images if row.ms_ssim is not None]
+    rate = evaluation.means.get("bd_rate")
     tiles = [
+        *([_tile("Bits against JPEG", percent(rate), "at equal PSNR")] if rate is not None else []),
         _tile("Mean PSNR", f"{evaluation.means['psnr']:.2f} <small>dB</small>", f"median {median(values):.2f}"),
         _tile("PSNR, worst to best", f"{min(values):.1f}&ndash;{max(values):.1f}", "dB"),
         _tile("Mean MS-SSIM", f"{evaluation.means['ms_ssim']:.4f}", f"median {median(indices):.4f}")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -13,11 +14,13 @@ from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
+from pipelines.evaluation.rate_distortion import JPEG, Point, RateDistortion
 
 FORMAT_VERSION = 1
 RESULT = "evaluation.json"
 REPORT = "report.html"
 TABLE = "metrics.csv"
+POINTS = "rate_distortion.csv"
 PICTURES = "pictures"
 
 
@@ -60,6 +63,7 @@ class Evaluation:
         seconds: that the evaluation took.
         images: in the order in which they were given.
         broken: what could not be read.
+        points: of a codec's rate-distortion curve and the formats' beside it; none of other models.
     """
 
     folder: Path
@@ -68,6 +72,7 @@ class Evaluation:
     seconds: float
     images: tuple[ImageRow, ...]
     broken: tuple[Broken, ...]
+    points: tuple[Point, ...] = ()
 
     @property
     def step(self) -> int:
@@ -77,10 +82,19 @@ class Evaluation:
     def report(self) -> Path:
         return self.folder / REPORT
 
-    @property
+    @cached_property
+    def rate_distortion(self) -> RateDistortion | None:
+        """The curves of a codec; None of other models."""
+        return RateDistortion(self.points) if self.points else None
+
+    @cached_property
     def means(self) -> dict[str, float]:
-        """`psnr` in dB, and `ms_ssim` over the images that have one; left out where none has."""
-        return means(Quality(row.psnr, row.ms_ssim) for row in self.images)
+        """`psnr` in dB, and `ms_ssim` over the images that have one; left out where none has.
+
+        Of a codec also `bd_rate` and `bd_rate_ms_ssim`, in percent of JPEG's bits, where the curves overlap.
+        """
+        found = means(Quality(row.psnr, row.ms_ssim) for row in self.images)
+        return found | (bd_rates(self.rate_distortion) if self.rate_distortion else {})
 
     @property
     def ranked(self) -> list[ImageRow]:
@@ -113,6 +127,7 @@ class Evaluation:
             "seconds": self.seconds,
             "images": [asdict(row) for row in self.images],
             "broken": [asdict(row) for row in self.broken],
+            "points": [asdict(point) for point in self.points],
         }
 
     def markdown(self) -> str:
@@ -127,9 +142,31 @@ class Evaluation:
             "",
             f"{len(self.images)} images; the worst is {code(self.worst.name)}, the best {code(self.best.name)}.",
         ]
+        if self.rate_distortion:
+            lines += ["", *_table_of_rates(self.rate_distortion)]
         if self.broken:
             lines += [f"{len(self.broken)} could not be read, such as {code(self.broken[0].name)}."]
         return "\n".join([*lines, "", f"Report with pictures: {code(str(self.report.absolute()))}", ""])
+
+
+def bd_rates(found: RateDistortion) -> dict[str, float]:
+    """The metrics that a codec is promoted by, as `Evaluation.means` has them."""
+    rates = {"bd_rate": found.bd_rate(JPEG), "bd_rate_ms_ssim": found.bd_rate(JPEG, "ms_ssim")}
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _table_of_rates(found: RateDistortion) -> list[str]:
+    lines = [f"Bits for the same quality, on {len(found.images)} images:", ""]
+    lines += ["| against | by PSNR | by MS-SSIM |", "|---|---|---|"]
+    return lines + [
+        f"| {anchor} | {percent(found.bd_rate(anchor))} | {percent(found.bd_rate(anchor, 'ms_ssim'))} |"
+        for anchor in found.anchors
+    ]
+
+
+def percent(rate: float | None) -> str:
+    """A BD-rate as people read it."""
+    return "–" if rate is None else f"{rate:+.1f} %".replace("-", "−")  # noqa: RUF001  # a true minus and a dash
 
 
 class _About(BaseModel):
@@ -149,6 +186,7 @@ class _Written(BaseModel):
     seconds: float
     images: Annotated[tuple[ImageRow, ...], Field(min_length=1)]
     broken: tuple[Broken, ...]
+    points: tuple[Point, ...] = ()
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
@@ -160,7 +198,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     if value.format_version != FORMAT_VERSION or not all((folder / name).is_file() for name in (REPORT, TABLE)):
         return None
     about = value.about.model_dump()
-    return Evaluation(folder, about, value.parameters, value.seconds, value.images, value.broken)
+    return Evaluation(folder, about, value.parameters, value.seconds, value.images, value.broken, value.points)
 
 
 def printable(name: str) -> str:

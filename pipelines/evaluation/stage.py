@@ -11,12 +11,16 @@ import torch
 from PIL import Image
 
 from pipelines import checkpoints
+from pipelines.codec.entropy_coder import Tables
+from pipelines.codec.picture_codec import PictureCodec
 from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, open_image
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
 from pipelines.model.build import Model, build_model
+from pipelines.model.codec import TransformCodec
+from pipelines.promotion import BD_RATES
 from pipelines.run_directory import RunDirectory
 from pipelines.tolerant_reading import number
 from pipelines.tracking.marks import read_marks
@@ -41,6 +45,8 @@ def evaluate_run(
         "tile_size": choice.tile_size,
         "pictures": choice.pictures,
     }
+    if checkpoint.manifest.model.entropy != "none":
+        about["curve_images"] = choice.curve_images
     done = read_evaluation(folder)
     # The user's own images may have changed since; the test split, named by its content, cannot have.
     if done is not None and choice.images is None and done.about.items() >= about.items():
@@ -51,7 +57,15 @@ def evaluate_run(
         "mlflow_run": marks.run_id if (marks := read_marks(run)) else None,
     }
     model, normalization = load(checkpoint)
-    return evaluate(model, normalization, images_of(run, shard_set, choice), folder, choice, about)
+    codec = _codec(model, normalization, checkpoint.sha256)
+    return evaluate(model, normalization, images_of(run, shard_set, choice), folder, choice, about, codec)
+
+
+def _codec(model: Model, normalization: Normalization, sha256: str) -> PictureCodec | None:
+    """The model as one that writes files, if it is such a one."""
+    if not isinstance(model, TransformCodec):
+        return None
+    return PictureCodec(model, normalization, sha256, Tables(model.tables))
 
 
 def _training_seconds(run: RunDirectory, step: int) -> float:
@@ -75,7 +89,8 @@ def score_on_test_split(run: RunDirectory, checkpoint: checkpoints.Checkpoint, s
     """Only the mean metrics of a checkpoint, on the test split of a shard set; nothing is written."""
     model, normalization = load(checkpoint)
     choice = run.read_config().evaluation.model_copy(update={"images": None})
-    return score(model, normalization, images_of(run, shard_set, choice), choice)
+    codec = _codec(model, normalization, checkpoint.sha256) if choice.promotion_metric in BD_RATES else None
+    return score(model, normalization, images_of(run, shard_set, choice), choice, codec)
 
 
 def load(checkpoint: checkpoints.Checkpoint) -> tuple[Model, Normalization]:

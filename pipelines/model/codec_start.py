@@ -19,6 +19,11 @@ from pipelines.model.transforms import SLOPE
 _SILENT = ("last", "neighbours")
 """Convolutions that add something to what is there already: nothing, at first."""
 
+import os
+
+ENCODER_UNIT = float(os.environ.get("EU", "0.0625"))
+DECODER_UNIT = float(os.environ.get("DU", "0.0625"))
+
 
 class Coefficients(NamedTuple):
     """An orthonormal transform of RGB blocks, the coefficients of the largest deviation first.
@@ -64,6 +69,8 @@ def start_from(model: TransformCodec, transform: Coefficients, normalization: No
             part.learned.zero_()
         model.encoder.transform.given[:count, :, 0, 0] = transform.rows * levels
         model.decoder.transform.given[:, :count, 0, 0] = (transform.rows / levels).T
+        model.encoder.transform.unit.fill_(ENCODER_UNIT)
+        model.decoder.transform.unit.copy_((DECODER_UNIT / (1 + deviation))[:, None, None])
         model.gain.zero_()
         model.gain_slope.zero_()
         # Coefficients differ by orders of magnitude: the networks are to see all of them alike.

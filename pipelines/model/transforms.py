@@ -13,9 +13,6 @@ from pipelines.model.layers import convolution
 SLOPE = 0.1
 """Of LeakyReLU below zero."""
 
-LEARNED = 1 / 16
-"""Of a transform, what one unit of its learned part counts."""
-
 ADDED = 0.1
 """What one unit of the decoder's network is in normalised pixels, at the middle step: some 6 to 12 grey levels."""
 
@@ -53,22 +50,25 @@ class Network(nn.Module):
 
 
 class BlockTransform(nn.Module):
-    """A linear transform of blocks, in steps: one that is given, and what is learned of it.
+    """A linear transform of blocks: one that is given, and what is learned of it, which starts at zero.
 
-    The lowest frequencies are thousands of grey levels and want small steps of the optimiser: what is learned counts
-    `LEARNED`, and starts at zero. Computed in the type of its input, for bf16 has too few digits.
+    The lowest frequencies are thousands of grey levels, the highest one: for an optimiser whose steps are all of one
+    size, what is learned is counted in a `unit` of each input. Computed in the type of its input, for bf16 has too few
+    digits.
     """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.register_buffer("given", torch.zeros(outputs, inputs, 1, 1))
+        self.register_buffer("unit", torch.ones(1, inputs, 1, 1))
         self.learned = nn.Parameter(torch.zeros(outputs, inputs, 1, 1))
 
     given: Tensor
+    unit: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, self.given + LEARNED * self.learned)
+            return F.conv2d(x, self.given + self.unit * self.learned)
 
 
 class Analysis(nn.Module):
