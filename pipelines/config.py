@@ -127,9 +127,19 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The encoder-decoder."""
 
-    quantizer: Literal["round", "clamped_round", "sign", "soft_to_hard", "noise", "universal", "binarizer", "fsq"] = (
-        Field(default="round", description="Straight-through layer between encoder and decoder")
-    )
+    quantizer: Literal[
+        "round",
+        "clamped_round",
+        "sign",
+        "soft_to_hard",
+        "noise",
+        "universal",
+        "binarizer",
+        "fsq",
+        "vq",
+        "lfq",
+        "gumbel",
+    ] = Field(default="round", description="Straight-through layer between encoder and decoder")
     channels: int = Field(default=64, ge=4, le=2048, description="Width of the hidden layers, in channels")
     latent_channels: int = Field(default=24, ge=1, le=2048, description="Width of the quantised latents, in channels")
     downsamplings: int = Field(
@@ -142,6 +152,18 @@ class ModelConfig(Section):
     sigma: float = Field(
         default=1.0, gt=0, le=1e4, description="Hardness of the soft assignment of soft_to_hard, per squared unit"
     )
+    codes: int = Field(default=512, ge=2, le=65_536, description="Size of the codebook of vq and gumbel, a count")
+    code_channels: int = Field(
+        default=4, ge=1, le=2048, description="Latent channels that share a code of vq or gumbel, a count"
+    )
+    codebook_decay: float | None = Field(
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="Codes of vq are moving averages that keep this share a step; null: learned by the loss",
+    )
+    rotation_trick: bool = Field(default=False, description="Lead the gradient of vq along a rotation")
+    temperature: float = Field(default=1.0, gt=0, le=1e4, description="Softness of the draws of gumbel")
     entropy: Literal["none", "factorized", "hyperprior"] = Field(
         default="none",
         description="Entropy model of the latents, which makes the model a codec that writes files; its quantiser "
@@ -174,6 +196,10 @@ class ModelConfig(Section):
         finest, coarsest = self.step_range
         if finest > coarsest:
             raise ValueError(f"finest_step {finest:g} is above coarsest_step {coarsest:g}")
+        if self.quantizer in ("vq", "gumbel") and self.latent_channels % self.code_channels:
+            raise ValueError(
+                f"latent_channels {self.latent_channels} is no multiple of code_channels {self.code_channels}"
+            )
         if self.entropy != "none" and self.quantizer != "round":
             raise ValueError(f"an entropy model takes quantizer round, not {self.quantizer}")
         return self
@@ -190,6 +216,12 @@ class LossConfig(Section):
         le=10,
         description="Weight of 255^2 * MSE against bits per pixel, for a codec of one quality; null: 22 / step^2, for "
         "all steps at once",
+    )
+    quantizer_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e4,
+        description="Weight of the loss that vq and lfq have of their own; null: 0.1 of vq, 0.001 of lfq",
     )
     mask_weight: float = Field(
         default=4.0, ge=0, le=1e4, description="Weight of pixels inside a mask, where all others have 1"
@@ -222,6 +254,9 @@ class TrainingConfig(Section):
     )
     channels_last: bool = Field(default=True, description="Store images with the channel as the fastest dimension")
     learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Adam's peak step size")
+    adam_beta2: float = Field(
+        default=0.999, ge=0, lt=1, description="Share of Adam's mean of squared gradients that is kept a step"
+    )
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="Course of the learning rate")
     warmup_steps: int = Field(default=50, ge=0, le=1_000_000, description="Steps of linear warm-up, a count")
     gradient_clip: float = Field(default=1.0, ge=0, le=1e6, description="Largest gradient norm; 0 leaves it alone")

@@ -10,9 +10,11 @@ from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError, InputError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.straight_through import nearest_centre
+from pipelines.training.codebooks import absorb, learned_parameters
+from pipelines.training.step import QUANTIZER_WEIGHTS
 
 QUARTERS = Normalization(mean=(0.25, 0.25, 0.25), std=(0.25, 0.25, 0.25))
-SMALL = ModelConfig(channels=8, latent_channels=6, downsamplings=2)
+SMALL = ModelConfig(channels=8, latent_channels=6, downsamplings=2, codes=64, code_channels=3)
 
 
 def pixels(*shape: int, seed: int = 0) -> Tensor:
@@ -50,6 +52,7 @@ def test_latents_are_smaller_by_the_stride_and_images_come_back_in_their_size(do
         ("noise", None),
         ("universal", None),
         ("binarizer", (-1, 1)),
+        ("lfq", (-1, 1)),
     ],
 )
 def test_latents_take_the_values_of_the_quantiser(quantizer: str, allowed):
@@ -65,6 +68,17 @@ def test_soft_to_hard_latents_are_learned_centres():
     latents = model(pixels(2, 3, 32, 32)).latents
     centres = model.state_dict()["quantizer.centres"]
     assert torch.equal(centres[nearest_centre(latents, centres)], latents)
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "gumbel"])
+def test_latents_are_codes_of_the_codebook(quantizer: str):
+    config = ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer, "codes": 9, "code_channels": 3})
+    model = changed(Autoencoder(config)).eval()
+    vectors = model(pixels(2, 3, 32, 32)).latents.reshape(2, 2, 3, 64).movedim(2, -1).reshape(-1, 3)
+    (codebook,) = (value for name, value in model.state_dict().items() if name.endswith("codebook"))
+    nearest = torch.cdist(vectors, codebook).min(dim=1)
+    assert nearest.values.max() < 1e-5
+    assert len(nearest.indices.unique()) > 1
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
@@ -97,19 +111,24 @@ def test_more_latents_than_pixels_and_single_channels_work():
 def test_a_few_steps_reach_every_weight_and_lower_the_loss(quantizer: str):
     model = Autoencoder(ModelConfig.model_validate({**SMALL.model_dump(), "quantizer": quantizer}))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam([parameter for _, parameter in learned_parameters(model)], lr=3e-3)
     x = torch.nn.functional.interpolate(pixels(8, 3, 8, 8), scale_factor=4, mode="bilinear")
     shape = model.noise_shape(8, 32, 32)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5 if shape else None
     losses = []
     for _ in range(20):
-        loss = (model(x, noise).image - x).square().mean()
-        optimizer.zero_grad()
+        output = model(x, noise)
+        error = (output.image - x).square().mean()
+        model.zero_grad()
+        # Weights are for errors on the scale 0 to 1: on this one they are 16 times as large.
+        loss = error if output.loss is None else error + 16 * QUANTIZER_WEIGHTS[quantizer] * output.loss.mean()
         loss.backward()
+        absorb(model, 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(error.item())
     assert losses[-1] < 0.8 * losses[0]
-    assert [name for name, value in model.state_dict().items() if torch.equal(value, before[name])] == []
+    still = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
+    assert [name for name in still if not name.endswith(".statistics")] == []
 
 
 def test_noise_is_wanted_by_one_quantiser_in_training_only():

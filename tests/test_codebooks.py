@@ -81,14 +81,14 @@ def test_a_vector_quantiser_against_its_closed_form(rotated: bool):
 
 
 def test_the_entropy_loss_against_its_definition():
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.log() + (1 - p) * (1 - p).log())
+
     x = random(4, 3, 5)
-    total = 0.0
-    for channel in range(3):
-        p = torch.sigmoid(4 * x[:, channel] / 0.7).flatten()
-        entropy = lambda p: -(p * p.log() + (1 - p) * (1 - p).log())  # noqa: E731
-        total += (entropy(p).mean() - entropy(p.mean())).item()
-    assert binary_entropy_loss(x, 0.7).item() == pytest.approx(total, abs=1e-12)
-    sure_and_spread = torch.tensor([[1e3], [-1e3]], dtype=torch.float64)
+    p = torch.sigmoid(4 * x / 0.7)
+    expected = [sum((entropy(c).mean() - entropy(c.mean())).item() for c in sample) for sample in p]
+    assert binary_entropy_loss(x, 0.7).tolist() == pytest.approx(expected, abs=1e-12)
+    sure_and_spread = torch.tensor([[[1e3, -1e3]]], dtype=torch.float64)
     assert binary_entropy_loss(sure_and_spread).item() == pytest.approx(-math.log(2), abs=1e-12)
 
 
@@ -124,3 +124,67 @@ def test_other_channels_than_the_codebooks_are_named():
         VectorQuantizer(4, 6)(torch.zeros(1, 5))
     with pytest.raises(CodecmillError, match="two tensors of one shape"):
         rotation_trick(torch.zeros(1, 5), torch.zeros(2, 5))
+
+
+def statistics_of(layer: VectorQuantizer, x: Tensor) -> Tensor:
+    """What the backward pass of the samples' mean leaves for `absorb`; the loss itself is not to know of it."""
+    layer.statistics.grad = None
+    found = layer.train()(x)
+    quiet = layer.eval()(x)
+    assert torch.equal(found.loss, quiet.loss)
+    layer.train()(x).loss.mean().backward()
+    assert layer.statistics.grad is not None and not layer.statistics.any()
+    return layer.statistics.grad
+
+
+def test_moving_averages_against_their_definition():
+    layer = VectorQuantizer(3, 2, decay=0.9).double()
+    count, total = torch.ones(3, dtype=torch.float64), layer.codebook.detach().clone()
+    for seed in range(5):
+        x = random(4, 2, 7, seed=seed)
+        vectors = x.movedim(1, -1).reshape(-1, 2)
+        chosen = torch.nn.functional.one_hot(nearest_code(vectors, layer.codebook), 3).double()
+        layer.absorb(statistics_of(layer, x))
+        count = 0.9 * count + 0.1 * chosen.sum(dim=0) / 4
+        total = 0.9 * total + 0.1 * chosen.T @ vectors / 4
+        smooth = (count + 1e-5) / (count.sum() + 3e-5) * count.sum()
+        assert torch.allclose(layer.codebook, total / smooth[:, None], atol=1e-12)
+    assert not layer.codebook.requires_grad
+
+
+def test_halves_of_a_batch_say_what_the_batch_says():
+    """So ranks, whose gradients are averaged, move their codes alike."""
+    layer = VectorQuantizer(5, 3, decay=0.9).double()
+    x = random(6, 3, 4, 4)
+    halves = (statistics_of(layer, x[::2]).clone() + statistics_of(layer, x[1::2])) / 2
+    assert torch.allclose(halves, statistics_of(layer, x), atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_codes_that_nobody_chooses_are_put_to_use(decay: float | None):
+    def used_after(steps: int, restart: float) -> int:
+        layer = VectorQuantizer(16, 2, decay=decay, restart=restart)
+        optimizer = torch.optim.Adam([layer.codebook], lr=1e-2) if decay is None else None
+        x = random(8, 2, 32).float() * 0.1 + 5  # far from all first codes: one of them is nearest to everything
+        for _ in range(steps):
+            layer.zero_grad()
+            found = layer(x)
+            found.loss.mean().backward()
+            assert layer.statistics.grad is not None
+            layer.absorb(layer.statistics.grad)
+            if optimizer:
+                optimizer.step()
+        return len(layer(x).indices.unique())
+
+    assert used_after(1000, restart=0.0) <= 2
+    assert used_after(1000, restart=0.1) == 16
+
+
+def test_the_same_vectors_give_the_same_codes_again():
+    def codes() -> Tensor:
+        layer = VectorQuantizer(8, 2, decay=0.9, restart=0.5, seed=3)
+        for seed in range(50):
+            layer.absorb(statistics_of(layer, random(2, 2, 9, seed=seed).float()))
+        return layer.codebook.detach()
+
+    assert torch.equal(codes(), codes())

@@ -184,7 +184,8 @@ def test_printed_config_says_what_each_value_may_be(tmp_path: Path):
     text = codecmill("config", "--training.steps", "7", cwd=tmp_path).stdout
     assert "\n  # Optimiser steps, a count [1 to 1000000000]\n  steps: 7\n" in text
     assert (
-        "[round, clamped_round, sign, soft_to_hard, noise, universal, binarizer or fsq]\n  quantizer: round\n" in text
+        "[round, clamped_round, sign, soft_to_hard, noise, universal, binarizer, fsq, vq, lfq or gumbel]\n"
+        "  quantizer: round\n" in text
     )
     assert text.count("#") >= len(choices())
 

@@ -47,6 +47,15 @@ def test_one_and_two_processes_train_the_same_bits(tiny: dict[str, Any]):
     assert one == two
 
 
+def test_codebooks_are_the_same_bits_too(tiny: dict[str, Any]):
+    """Their statistics take the road of the gradients; codes are given up on the way."""
+    training = {"virtual_ranks": 4, "checkpoint_interval": 3, "replica_check_interval": 1, "steps": 12}
+    tiny = tiny | {"model": tiny["model"] | {"quantizer": "vq", "codes": 8, "code_channels": 2}}
+    one = in_turns(tiny, "one", [1], training)
+    assert in_turns(tiny, "two", [2], training) == one
+    assert in_turns(tiny, "changing", [1, 2], training) == one
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     "settings",

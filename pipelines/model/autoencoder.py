@@ -15,6 +15,7 @@ from pipelines.config import ModelConfig
 from pipelines.errors import InputError
 from pipelines.model.checked_input import check_images, describe
 from pipelines.model.initial_weights import initialise
+from pipelines.model.latent_quantizers import BitLatents, CodebookLatents, DrawnCodes, Quantised
 from pipelines.model.layers import convolution
 from pipelines.model.straight_through import (
     FSQ,
@@ -35,10 +36,17 @@ SLOPE = 0.1
 
 
 class Reconstruction(NamedTuple):
-    """Normalised images (N, 3, H, W), and the quantised latents (N, L, H / stride, W / stride) that they come from."""
+    """What becomes of images.
+
+    Attributes:
+        image: (N, 3, H, W), normalised.
+        latents: quantised, (N, L, H / stride, W / stride).
+        loss: what the quantiser adds to each sample's, (N,); None of most.
+    """
 
     image: Tensor
     latents: Tensor
+    loss: Tensor | None = None
 
 
 def _act(x: Tensor) -> Tensor:
@@ -147,6 +155,12 @@ def _quantizer(config: ModelConfig) -> nn.Module:
             return Binarizer()
         case "fsq":
             return FSQ([config.levels] * config.latent_channels)
+        case "vq":
+            return CodebookLatents(config)
+        case "lfq":
+            return BitLatents()
+        case "gumbel":
+            return DrawnCodes(config)
 
 
 class Autoencoder(nn.Module):
@@ -185,18 +199,22 @@ class Autoencoder(nn.Module):
         """
         check_images(x, self.stride, self.decoder.head.weight.dtype)
         latents = self.encoder(x)
-        quantised = self.quantizer(latents, noise) if self._takes_noise else self.quantizer(latents)
-        return Reconstruction(self.decoder(quantised), quantised)
+        found = self.quantizer(latents, noise) if self._takes_noise else self.quantizer(latents)
+        quantised = found if isinstance(found, Quantised) else Quantised(found, None)
+        return Reconstruction(self.decoder(quantised.values), *quantised)
 
     @property
     def _takes_noise(self) -> bool:
-        return isinstance(self.quantizer, (UniformNoise, UniversalQuantizer, Binarizer))
+        return isinstance(self.quantizer, (UniformNoise, UniversalQuantizer, Binarizer, DrawnCodes))
 
     def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int, int, int] | None:
         """The shape of the noise that training on n images of h x w pixels takes, or None where it takes none."""
         if not self._takes_noise:
             return None
-        return n, self.config.latent_channels, h // self.stride, w // self.stride
+        channels = self.config.latent_channels
+        if isinstance(self.quantizer, DrawnCodes):
+            channels = self.quantizer.noise_channels(channels)
+        return n, channels, h // self.stride, w // self.stride
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor, normalization: "Normalization | None" = None) -> Tensor:
@@ -230,6 +248,6 @@ class Autoencoder(nn.Module):
         was_training = self.quantizer.training
         quantised = self.quantizer.eval()(latents)
         self.quantizer.train(was_training)
-        decoded = self.decoder(quantised)
+        decoded = self.decoder(quantised.values if isinstance(quantised, Quantised) else quantised)
         decoded = normalization.denormalize(decoded) if normalization else decoded
         return decoded[..., :height, :width].reshape(image.shape)

@@ -82,7 +82,11 @@ def _latent_gains(config: ModelConfig, spread: Tensor) -> tuple[Tensor, Tensor]:
         # Steps of a quarter, alike for all coefficients: a rounding noise of 43 dB at 24 latents for 8x8 pixels.
         gain = torch.full_like(spread, 4.0)
         return gain, 1 / gain
-    if config.quantizer == "sign":
+    if config.quantizer in ("vq", "gumbel"):
+        # Vectors of length 1 on average, as the first codes are.
+        gain = 1 / (spread * math.sqrt(config.code_channels))
+        return gain, 1 / gain
+    if config.quantizer in ("sign", "lfq"):
         # +1 and -1 stand for the mean of a normal variable's halves.
         return 1 / spread, math.sqrt(2 / math.pi) * spread
     if config.quantizer in ("binarizer", "fsq"):

@@ -58,7 +58,7 @@ class OrderedGradients:
         self._module = module
         self._ranks = ranks
         self._batch_size = batch_size
-        self._parameters = list(module.parameters())
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._count = virtual_ranks // ranks.world_size
         total = sum(parameter.numel() for parameter in self._parameters)
         self._share = -(-total // ranks.world_size)

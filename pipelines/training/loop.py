@@ -23,6 +23,7 @@ from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization
 from pipelines.training.agreement import Agreement, agree, agreed_checkpoint
+from pipelines.training.codebooks import absorb, learned_parameters
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
 from pipelines.training.heartbeat import Beat, silent
@@ -143,7 +144,8 @@ class Training:
         output = self.compute(batch)
         agreed = agree(self.ranks, batch, output, training.batch_size, stop)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip or math.inf).item()
+        parameters = [parameter for _, parameter in learned_parameters(self.model)]
+        norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf).item()
         # fp16's scaler meets infinite gradients by design, and leaves out their step by itself.
         scaled = self.scaler.is_enabled()
         self._overflows_in_a_row = 0 if math.isfinite(norm) else self._overflows_in_a_row + 1
@@ -156,9 +158,10 @@ class Training:
         if is_bad and training.on_nonfinite == "stop":
             raise CodecmillError(self._about_nonfinite(agreed, self._keys(agreed), "The run was stopped before it"))
         if scaled or not is_bad:
+            absorb(self.model, self.scaler.get_scale())
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         line: dict[str, Any] = {"samples": agreed.samples, "train/learning_rate": rate}
         if is_bad:
             return line | self._pass_over(agreed), agreed.stop

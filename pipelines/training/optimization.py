@@ -10,6 +10,7 @@ from pipelines.checkpoint_format import STATE_SCALARS, STATE_TENSORS, ScalerStat
 from pipelines.checkpoints import Checkpoint, read_tensors, read_training_state
 from pipelines.config import TrainingConfig
 from pipelines.errors import CodecmillError
+from pipelines.training.codebooks import learned_parameters
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of a parameter: a scalar, and two tensors of its shape."""
@@ -17,7 +18,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 def build(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980) in one fused kernel."""
-    return torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    parameters = [parameter for _, parameter in learned_parameters(model)]
+    return torch.optim.Adam(parameters, training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
 
 
 def learning_rate(training: TrainingConfig, steps_done: int) -> float:
@@ -39,7 +41,7 @@ def state(
     """The optimiser's moments by parameter name ('exp_avg/encoder.0.weight'), and the rest as JSON."""
     tensors = {
         f"{moment}/{name}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in learned_parameters(model)
         for moment, value in optimizer.state[parameter].items()
     }
     return tensors, {"optimizer": "adam", "scaler": scaler.state_dict()}
@@ -58,7 +60,7 @@ def restore(
     optimizer.state.clear()
     file = checkpoint.path / STATE_TENSORS
     tensors = read_tensors(file)
-    for name, parameter in model.named_parameters() if tensors else ():  # none before the first step
+    for name, parameter in learned_parameters(model) if tensors else ():  # none before the first step
         moments = {moment: tensors.get(f"{moment}/{name}") for moment in MOMENTS}
         if [None if m is None else m.shape for m in moments.values()] != [(), parameter.shape, parameter.shape]:
             raise CodecmillError(f"{file} does not hold Adam's moments of '{name}'.")

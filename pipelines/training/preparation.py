@@ -120,7 +120,7 @@ def _warm_up(state: Training) -> float:
     masks = blank[:, :1].contiguous() if state.config.data.masks is not None else None
     batch = Batch(images=blank, masks=masks, keys=[""] * len(positions), positions=positions, step=0, wait=0.0)
     state.compute(batch)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.module.zero_grad(set_to_none=True)
     if state.ranks.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

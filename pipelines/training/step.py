@@ -7,12 +7,16 @@ from torch import Tensor, nn
 
 from pipelines.config import LossConfig, TrainingConfig
 from pipelines.data.images import Normalization, to_unit
+from pipelines.model.autoencoder import Reconstruction
 from pipelines.model.build import Model
 from pipelines.model.codec import Coded
 from pipelines.model.losses import distortion, rate_distortion
 
 SMALLEST_MSE = 1e-10
 """100 dB: far above what an 8-bit picture can tell from its original."""
+
+QUANTIZER_WEIGHTS = {"vq": 0.1, "lfq": 0.001}
+"""Of a quantiser's own loss beside the distortion: about what each is worth on photographs."""
 
 
 class StepOutput(NamedTuple):
@@ -40,6 +44,8 @@ class TrainingStep(nn.Module):
         self.model = model
         self.normalization = normalization
         self.loss = loss
+        weight = QUANTIZER_WEIGHTS.get(model.config.quantizer, 0.0)
+        self.quantizer_weight = weight if loss.quantizer_weight is None else loss.quantizer_weight
         self.precision = training.precision
         self.channels_last = training.channels_last
         self.device_type = device
@@ -58,6 +64,8 @@ class TrainingStep(nn.Module):
         loss = distortion(self.loss, picture, target, masks)
         mse = (picture.detach().clamp(0, 1) - target).square().mean(dim=(1, 2, 3))
         rates = loss.new_zeros(len(images), 0)
+        if isinstance(output, Reconstruction) and output.loss is not None:
+            loss = loss + self.quantizer_weight * output.loss.to(loss.dtype)
         if isinstance(output, Coded):
             rates = output.bits / (images.shape[2] * images.shape[3])
             loss = rate_distortion(self.loss, rates.sum(dim=1), loss, output.step)

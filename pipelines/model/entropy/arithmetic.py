@@ -32,7 +32,9 @@ class Arithmetic(Protocol):
 
     def convolve(self, layer: nn.Conv2d, x: Tensor) -> Tensor: ...
 
-    def activate(self, x: Tensor) -> Tensor: ...
+    def activate(self, x: Tensor) -> Tensor:
+        """LeakyReLU; `x`, which a convolution has just made, may be overwritten."""
+        ...
 
 
 class Floating:

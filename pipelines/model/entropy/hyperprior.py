@@ -118,18 +118,19 @@ class Hyperprior(nn.Module):
     def _features(
         self, arithmetic: Arithmetic, z: Tensor, log2_step: Tensor, size: torch.Size | tuple[int, int]
     ) -> Tensor:
-        """Hyper-latents to features (N, width, h, w)."""
+        """Hyper-latents to features (N, width, h, w), which two heads share: nothing may change them in place."""
         x = F.pixel_shuffle(arithmetic.convolve(self.coarse, z), 2)
         x = F.pixel_shuffle(arithmetic.convolve(self.fine, arithmetic.activate(x)), 2)
         x = x[..., : size[0], : size[1]]
-        return arithmetic.convolve(self.features, arithmetic.activate(x)) + arithmetic.convolve(self.step, log2_step)
+        x = arithmetic.convolve(self.features, arithmetic.activate(x)) + arithmetic.convolve(self.step, log2_step)
+        return arithmetic.activate(x)
 
     def _first(self, arithmetic: Arithmetic, features: Tensor, base: Prior) -> Prior:
         mean, scale = self.anchors(arithmetic, features)
         return Prior(base.mean + mean, base.scale + scale)
 
     def _second(self, arithmetic: Arithmetic, features: Tensor, anchors: Tensor, base: Prior) -> Prior:
-        around = arithmetic.convolve(self.context, anchors)
+        around = arithmetic.activate(arithmetic.convolve(self.context, anchors))
         mean, scale = self.others(arithmetic, torch.cat([features, around], dim=1))
         with torch.autocast(anchors.device.type, enabled=False):  # the lowest frequencies have too many digits for bf16
             mean = mean.to(anchors.dtype) + arithmetic.convolve(self.neighbours, anchors)
@@ -145,8 +146,7 @@ class _Head(nn.Module):
         self.last = convolution(width, 2 * channels, 1)
 
     def forward(self, arithmetic: Arithmetic, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = arithmetic.convolve(self.first, arithmetic.activate(x))
-        x = arithmetic.convolve(self.last, arithmetic.activate(x))
+        x = arithmetic.convolve(self.last, arithmetic.activate(arithmetic.convolve(self.first, x)))
         mean, scale = x.chunk(2, dim=1)
         return mean, scale
 

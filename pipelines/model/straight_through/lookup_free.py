@@ -16,7 +16,7 @@ class LookupFree(NamedTuple):
     Attributes:
         values: of the shape of the input (N, D, ...).
         indices: of the codes, int64, without the axis of channels: the first channel is the lowest bit.
-        loss: the entropy loss, one number.
+        loss: the entropy loss, one number a sample, (N,).
     """
 
     values: Tensor
@@ -29,16 +29,20 @@ def binary_entropy_loss(x: Tensor, temperature: float = 1.0) -> Tensor:
 
     Low where every vector is sure of its code and all codes are used alike. With p = sigmoid(4 x / temperature), the
     soft assignment to +1 and -1 by squared distance; bits are taken as independent, where the paper's sum over all
-    2^D codes is the sum over its bits.
+    2^D codes is the sum over its bits. Means are over the places of a sample, not over a batch: what a sample costs
+    depends on no other, so that it is the same on any number of ranks.
 
     Args:
-        x: (N, D, ...).
+        x: (N, D, ...) with at least one place.
+
+    Returns:
+        One number a sample, (N,).
     """
-    logits = wide(x).movedim(1, -1).reshape(-1, x.shape[1]) * (4 / temperature)
+    logits = wide(x)[..., None].flatten(2) * (4 / temperature)
     each = F.softplus(logits) - logits * torch.sigmoid(logits)
-    mean = torch.sigmoid(logits).mean(dim=0)
+    mean = torch.sigmoid(logits).mean(dim=2)
     of_mean = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
-    return (each.mean(dim=0) - of_mean).sum()
+    return (each.mean(dim=2) - of_mean).sum(dim=1)
 
 
 class LFQ(nn.Module):
@@ -53,5 +57,5 @@ class LFQ(nn.Module):
         values = sign_ste(x)
         bits = (values.detach() > 0).movedim(1, -1).long()
         weights = 2 ** torch.arange(x.shape[1], device=x.device)
-        loss = binary_entropy_loss(x, self.temperature) if x.numel() else wide(x).sum()
+        loss = binary_entropy_loss(x, self.temperature) if x.numel() else wide(x).flatten(1).sum(dim=1)
         return LookupFree(values, (bits * weights).sum(dim=-1), loss)

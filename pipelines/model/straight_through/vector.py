@@ -13,6 +13,15 @@ from pipelines.model.straight_through.width import wide
 SMALLEST_NORM = 1e-12
 """Shorter vectors, and pairs that point away from each other, have no rotation: their gradient goes through."""
 
+SMOOTHING = 1e-5
+"""Added to each code's count, so that one that nobody chose has a place (Laplace's rule)."""
+
+USAGE_DECAY = 0.99
+"""Of the count of each code's vectors, where codes are learned by the loss."""
+
+APART = 0.01
+"""How far from its parent a new code is put, over the codes' size."""
+
 
 class VectorQuantized(NamedTuple):
     """Codes in the place of vectors.
@@ -83,23 +92,51 @@ def rotation_trick(soft: Tensor, hard: Tensor) -> Tensor:
 class VectorQuantizer(nn.Module):
     """The nearest of learned codes (van den Oord 2017, arXiv:1711.00937), for each vector of channels.
 
-    The codes are learned by the loss, and so take the road that all gradients take: they are the same on all ranks.
+    Codes are learned by the loss, or as moving averages of the vectors that chose them (Razavi 2019, arXiv:1906.00446).
+    A code that is hardly chosen is put beside one that often is, and the two share what comes (Linde, Buzo and Gray
+    1980: splitting). What a batch says of the codes is led out as the gradient of a parameter, `statistics`, which is
+    and stays zero: it takes the road of all gradients, so that codes are the same bits on all ranks. After each
+    backward pass `absorb` takes it in.
 
     Args:
         codes: K, a count.
         channels: D.
         commitment: beta, what drawing vectors to codes counts beside drawing codes to vectors.
         rotation: lead the gradient along `rotation_trick` in the place of straight through.
+        decay: of the moving averages, a step; None to learn the codes by the loss.
+        restart: a code that is chosen less than this share of the mean is given up; 0 gives none up.
         seed: of the first codes, normal vectors of length 1 on average.
     """
 
-    def __init__(self, codes: int, channels: int, commitment: float = 0.25, rotation: bool = False, seed: int = 0):
+    count: Tensor
+    total: Tensor
+    aside: Tensor
+
+    def __init__(
+        self,
+        codes: int,
+        channels: int,
+        commitment: float = 0.25,
+        rotation: bool = False,
+        decay: float | None = None,
+        restart: float = 0.0,
+        seed: int = 0,
+    ):
         super().__init__()
         generator = torch.Generator("cpu").manual_seed(seed)
-        first = torch.randn(codes, channels, generator=generator, device="cpu", dtype=torch.float32)
-        self.codebook = nn.Parameter(first / channels**0.5)
+        first, aside = (
+            torch.randn(codes, channels, generator=generator, device="cpu", dtype=torch.float32) / channels**0.5
+            for _ in range(2)
+        )
+        self.codebook = nn.Parameter(first, requires_grad=decay is None)
+        self.statistics = nn.Parameter(torch.zeros(codes, 1 if decay is None else 1 + channels))
+        self.register_buffer("count", torch.ones(codes))
+        self.register_buffer("total", first.clone())
+        self.register_buffer("aside", aside, persistent=False)
         self.commitment = commitment
         self.rotation = rotation
+        self.decay = decay
+        self.restart = restart
 
     def forward(self, x: Tensor) -> VectorQuantized:
         """(N, D, ...) to codes of the same shape, computed in float32 or wider.
@@ -118,7 +155,49 @@ class VectorQuantizer(nn.Module):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # in bf16 another code would be nearer
             indices = nearest_code(vectors.reshape(-1, vectors.shape[-1]), codebook).view(vectors.shape[:-1])
         hard = codebook[indices]
-        distance = (hard - vectors.detach()).square() + self.commitment * (hard.detach() - vectors).square()
+        distance = self.commitment * (hard.detach() - vectors).square()
+        if self.decay is None:
+            distance = distance + (hard - vectors.detach()).square()
         loss = distance.flatten(1).mean(dim=1) if distance.numel() else distance.new_zeros(len(x))
+        if self.training:
+            loss = loss + self._led_out(vectors.detach(), indices)
         values = (rotation_trick if self.rotation else straight_through)(vectors, hard.detach())
         return VectorQuantized(values.movedim(-1, 1), indices, loss)
+
+    def _led_out(self, vectors: Tensor, indices: Tensor) -> Tensor:
+        """Zero a sample, (N,), whose gradient by `statistics` is how many vectors chose each code, and their sum."""
+        chosen = self.statistics.to(vectors.dtype)[indices]
+        of_codes = (
+            chosen[..., 0] + (chosen[..., 1:] * vectors).sum(dim=-1) if self.decay is not None else chosen[..., 0]
+        )
+        return of_codes.flatten(1).sum(dim=1)
+
+    @torch.no_grad()
+    def absorb(self, gradient: Tensor) -> None:
+        """Take in what a batch said of the codes, once a step.
+
+        Args:
+            gradient: of `statistics`, of any weighted mean over the samples, the same on all ranks.
+        """
+        decay = USAGE_DECAY if self.decay is None else self.decay
+        self.count.lerp_(gradient[:, 0], 1 - decay)
+        if self.decay is not None:
+            self.total.lerp_(gradient[:, 1:], 1 - decay)
+            everything = self.count.sum()
+            smooth = (self.count + SMOOTHING) / (everything + SMOOTHING * len(self.count)) * everything
+            self.codebook.copy_(self.total / smooth[:, None])
+        if self.restart:
+            self._give_up_idle_codes()
+
+    def _give_up_idle_codes(self) -> None:
+        idle = self.count < self.restart * self.count.mean()
+        busiest = self.count.argsort(descending=True, stable=True)
+        pairs = list(zip(idle.nonzero().flatten().tolist(), busiest[~idle[busiest]].tolist(), strict=False))
+        if not pairs:
+            return
+        gone, parents = (torch.tensor(each, device=self.count.device) for each in zip(*pairs, strict=True))
+        size = self.codebook.square().mean().sqrt()
+        self.codebook[gone] = self.codebook[parents] + APART * size * self.aside[gone]
+        self.count[gone] = self.count[parents] = self.count[parents] / 2
+        for codes in (gone, parents):
+            self.total[codes] = self.codebook[codes] * self.count[codes, None]
