@@ -152,6 +152,9 @@ class ModelConfig(Section):
     sigma: float = Field(
         default=1.0, gt=0, le=1e4, description="Hardness of the soft assignment of soft_to_hard, per squared unit"
     )
+    final_sigma: float | None = Field(
+        default=None, gt=0, le=1e4, description="What sigma grows to until the last step; null: it stays"
+    )
     codes: int = Field(default=512, ge=2, le=65_536, description="Size of the codebook of vq and gumbel, a count")
     code_channels: int = Field(
         default=4, ge=1, le=2048, description="Latent channels that share a code of vq or gumbel, a count"
@@ -258,6 +261,12 @@ class TrainingConfig(Section):
         default=0.999, ge=0, lt=1, description="Share of Adam's mean of squared gradients that is kept a step"
     )
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="Course of the learning rate")
+    hard_from: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the steps after which the encoder stays and noise gives way to rounding",
+    )
     warmup_steps: int = Field(default=50, ge=0, le=1_000_000, description="Steps of linear warm-up, a count")
     gradient_clip: float = Field(default=1.0, ge=0, le=1e6, description="Largest gradient norm; 0 leaves it alone")
     checkpoint_interval: int = Field(default=500, ge=1, description="Steps between checkpoints, a count")

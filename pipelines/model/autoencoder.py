@@ -173,9 +173,11 @@ class Autoencoder(nn.Module):
     Attributes:
         stride: pixels a latent, in each direction; H and W must be multiples of it.
         parts: of a bit stream, none.
+        encoding: how the names of parameters begin that decide on the latents.
     """
 
     parts: tuple[str, ...] = ()
+    encoding = ("encoder.",)
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()

@@ -48,9 +48,13 @@ class TransformCodec(nn.Module):
     Attributes:
         stride: pixels a latent, in each direction; H and W must be multiples of it.
         parts: what the columns of `Coded.bits` are.
+        encoding: how the names of parameters begin that decide on the symbols.
+        hard: of no dimension, whether training goes on with rounded latents and an encoder that stays.
         tables: of the probabilities that symbols are coded with, `laplace.frequency_tables`.
     """
 
+    encoding = ("encoder.", "entropy.analysis.", "gain")
+    hard: Tensor
     tables: Tensor
 
     def __init__(self, config: ModelConfig):
@@ -62,6 +66,7 @@ class TransformCodec(nn.Module):
         self.entropy = _entropy_model(config)
         self.gain = nn.Parameter(torch.zeros(config.latent_channels, 1, 1))
         self.gain_slope = nn.Parameter(torch.zeros(config.latent_channels, 1, 1))
+        self.register_buffer("hard", torch.tensor(False), persistent=False)
         self.register_buffer("tables", laplace.frequency_tables())
 
     @property
@@ -88,7 +93,7 @@ class TransformCodec(nn.Module):
         log2_step = torch.log2(step)[:, None, None, None] - MIDDLE
         levels = step[:, None, None, None] / self._gain(log2_step)
         y = self.encoder(x, levels, log2_step)
-        quantised, bits = self.entropy(y, log2_step, None if noise is None else noise[:, 1:])
+        quantised, bits = self.entropy(y, log2_step, None if noise is None else noise[:, 1:], self.hard)
         return Coded(self.decoder(quantised, levels, log2_step), quantised, bits, step)
 
     def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int]:

@@ -19,10 +19,9 @@ from pipelines.model.transforms import SLOPE
 _SILENT = ("last", "neighbours")
 """Convolutions that add something to what is there already: nothing, at first."""
 
-import os
-
-ENCODER_UNIT = float(os.environ.get("EU", "0.0625"))
-DECODER_UNIT = float(os.environ.get("DU", "0.0625"))
+ENCODER_UNIT, DECODER_UNIT = 1.0, 1 / 32
+"""Of the learned part of each transform: grey levels for a normalised pixel, and normalised pixels for a coefficient at
+its deviation. A step of the optimiser then moves either by a few hundredths of a grey level."""
 
 
 class Coefficients(NamedTuple):

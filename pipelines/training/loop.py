@@ -21,7 +21,7 @@ from pipelines.model.build import Model
 from pipelines.run_directory import RunDirectory
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
-from pipelines.training import optimization
+from pipelines.training import optimization, schedules
 from pipelines.training.agreement import Agreement, agree, agreed_checkpoint
 from pipelines.training.codebooks import absorb, learned_parameters
 from pipelines.training.distributed import Ranks, check_replicas
@@ -141,9 +141,12 @@ class Training:
         rate = optimization.learning_rate(training, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        schedules.set_quantizer(self.model, self.config, self.step)
         output = self.compute(batch)
         agreed = agree(self.ranks, batch, output, training.batch_size, stop)
         self.scaler.unscale_(self.optimizer)
+        if schedules.encoder_stays(self.config, self.step):
+            schedules.keep_encoder(self.model)
         parameters = [parameter for _, parameter in learned_parameters(self.model)]
         norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf).item()
         # fp16's scaler meets infinite gradients by design, and leaves out their step by itself.

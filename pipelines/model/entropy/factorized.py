@@ -28,14 +28,16 @@ class Factorized(nn.Module):
         """Mean and log2 scale, (C, 1, 1) and (N, C, 1, 1), for steps (N, 1, 1, 1)."""
         return self.mean, self.scale + self.slope * log2_step
 
-    def forward(self, y: Tensor, log2_step: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, y: Tensor, log2_step: Tensor, noise: Tensor | None, hard: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Latents (N, C, h, w) in steps to quantised ones and to bits (N, 1); see `quantise`.
 
         Args:
             noise: (N, n), uniform on [-0.5, 0.5), with `noise_size(h, w)` numbers a picture; None in evaluation.
         """
         mean, scale = self.prior(log2_step)
-        quantised, cost = quantise(y, mean, scale, None if noise is None else noise.view_as(y))
+        quantised, cost = quantise(y, mean, scale, None if noise is None else noise.view_as(y), hard)
         return quantised, cost.sum(dim=(1, 2, 3))[:, None]
 
     def noise_size(self, h: int, w: int) -> int:
@@ -66,7 +68,9 @@ class Factorized(nn.Module):
         return from_fixed(code_around(coder, y, mean, scale))
 
 
-def quantise(y: Tensor, mean: Tensor, log2_scale: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+def quantise(
+    y: Tensor, mean: Tensor, log2_scale: Tensor, noise: Tensor | None, hard: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Latents rounded about their means, and the bits of each, both of the shape of `y`.
 
     In training the bits are those of noisy latents, the values those of rounded ones whose gradient goes straight
@@ -75,11 +79,14 @@ def quantise(y: Tensor, mean: Tensor, log2_scale: Tensor, noise: Tensor | None) 
     Args:
         y, noise: (N, C, h, w); noise uniform on [-0.5, 0.5).
         mean, log2_scale: of shapes that broadcast to it.
+        hard: of no dimension, whether the bits in training are those of rounded latents after all; None for no.
     """
     residual = y - mean
     rounded = round_ste(residual)
     if noise is None:
         return rounded + mean, laplace.bits(rounded, log2_scale).clamp_max(laplace.MOST_BITS)
+    if hard is not None:
+        noise = torch.where(hard, (rounded - residual).detach(), noise)
     return rounded + mean, laplace.bits(residual + noise, log2_scale)
 
 

@@ -63,13 +63,16 @@ class Hyperprior(nn.Module):
         self.anchors = _Head(width, width, channels)
         self.others = _Head(2 * width, width, channels)
 
-    def forward(self, y: Tensor, log2_step: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, y: Tensor, log2_step: Tensor, noise: Tensor | None, hard: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Quantised latents and bits.
 
         Args:
             y: (N, L, h, w) in steps.
             log2_step: (N, 1, 1, 1).
             noise: (N, n), uniform on [-0.5, 0.5), with `noise_size(h, w)` numbers a picture; None in evaluation.
+            hard: see `quantise`.
 
         Returns:
             Quantised latents (N, L, h, w), and the bits of latents and hyper-latents, (N, 2).
@@ -79,7 +82,7 @@ class Hyperprior(nn.Module):
         if noise is not None:
             for_y, for_z = noise[:, : y[0].numel()].view_as(y), noise[:, y[0].numel() :].view_as(z)
         mean_z, scale_z = self.hyper.prior(log2_step)
-        hyper_quantised, hyper_cost = quantise(z, mean_z, scale_z, for_z)
+        hyper_quantised, hyper_cost = quantise(z, mean_z, scale_z, for_z, hard)
         features = self._features(FLOATING, hyper_quantised, log2_step, y.shape[-2:])
         base = Prior(*self.base.prior(log2_step))
         first = self._first(FLOATING, features, base)
@@ -87,7 +90,7 @@ class Hyperprior(nn.Module):
         anchors = quantise(y, first.mean, first.scale, None)[0] * is_anchor
         second = self._second(FLOATING, features, anchors, base)
         mean = torch.where(is_anchor, first.mean, second.mean)
-        quantised, cost = quantise(y, mean, torch.where(is_anchor, first.scale, second.scale), for_y)
+        quantised, cost = quantise(y, mean, torch.where(is_anchor, first.scale, second.scale), for_y, hard)
         return quantised, torch.stack([each.sum(dim=(1, 2, 3)) for each in (cost, hyper_cost)], dim=1)
 
     def noise_size(self, h: int, w: int) -> int:

@@ -17,7 +17,7 @@ def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
     return (wide(x).unsqueeze(-1) - wide(centres)).abs().argmin(dim=-1)
 
 
-def soft_assignment(x: Tensor, centres: Tensor, sigma: float) -> Tensor:
+def soft_assignment(x: Tensor, centres: Tensor, sigma: float | Tensor) -> Tensor:
     """`sum_j p_j c_j` with `p = softmax_j(-sigma (x - c_j)^2)`, differentiable in x and the centres (Agustsson 2017).
 
     Args:
@@ -31,7 +31,7 @@ def soft_assignment(x: Tensor, centres: Tensor, sigma: float) -> Tensor:
         return (weights * centres).sum(dim=-1)
 
 
-def soft_to_hard(x: Tensor, centres: Tensor, sigma: float) -> Tensor:
+def soft_to_hard(x: Tensor, centres: Tensor, sigma: float | Tensor) -> Tensor:
     """The nearest centre on the way forward, `soft_assignment` on the way back.
 
     Agustsson 2017 (arXiv:1704.00648), with the hard forward pass of Mentzer 2018 (arXiv:1801.04260).
@@ -50,11 +50,14 @@ class SoftToHardQuantizer(nn.Module):
     """`soft_to_hard` over `levels` learned centres.
 
     The centres start one apart and symmetric about 0, where with sigma 1 the soft assignment has slope 1 between them.
+    `sigma` is a tensor of no dimension, so that a schedule can fill it and a compiled step sees what it says.
     """
+
+    sigma: Tensor
 
     def __init__(self, levels: int, sigma: float):
         super().__init__()
-        self.sigma = sigma
+        self.register_buffer("sigma", torch.tensor(sigma), persistent=False)
         self.centres = nn.Parameter(torch.arange(levels, dtype=torch.get_default_dtype()) - (levels - 1) / 2)
 
     def forward(self, x: Tensor) -> Tensor:

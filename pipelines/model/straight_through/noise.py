@@ -1,5 +1,6 @@
 """Uniform noise in the place of rounding."""
 
+import torch
 from torch import Tensor, nn
 
 from pipelines.errors import CodecmillError
@@ -41,7 +42,24 @@ def universal_quantise(x: Tensor, noise: Tensor) -> Tensor:
     return round_ste(x, noise)
 
 
-class UniformNoise(nn.Module):
+class _Hardening(nn.Module):
+    """Quantises with noise in training until `hard`, a tensor of no dimension, says otherwise.
+
+    From then on values are rounded and no gradient passes: what comes before is to stay as it is, and what follows gets
+    used to what it will see (Guo 2021, arXiv:2104.05168). A tensor, so that a compiled step sees what it says.
+    """
+
+    hard: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("hard", torch.tensor(False), persistent=False)
+
+    def _chosen(self, x: Tensor, noisy: Tensor) -> Tensor:
+        return torch.where(self.hard, round_ste(x).detach(), noisy)
+
+
+class UniformNoise(_Hardening):
     """`additive_noise` in training, `round_ste` in evaluation."""
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -52,10 +70,10 @@ class UniformNoise(nn.Module):
         """
         if not self.training:
             return round_ste(x)
-        return additive_noise(x, needed(noise, "noise"))
+        return self._chosen(x, additive_noise(x, needed(noise, "noise")))
 
 
-class UniversalQuantizer(nn.Module):
+class UniversalQuantizer(_Hardening):
     """`universal_quantise` in training, `round_ste` in evaluation, where a shift would gain nothing."""
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -64,7 +82,9 @@ class UniversalQuantizer(nn.Module):
         Raises:
             CodecmillError: in training there is no noise, or its shape does not fit.
         """
-        return universal_quantise(x, needed(noise, "universal")) if self.training else round_ste(x)
+        if not self.training:
+            return round_ste(x)
+        return self._chosen(x, universal_quantise(x, needed(noise, "universal")))
 
 
 def needed(noise: Tensor | None, quantizer: str) -> Tensor:
