@@ -26,6 +26,9 @@ CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 SMALLEST_STEP, LARGEST_STEP = 2.0, 256.0
 """Of a codec's quantiser, in grey levels."""
 
+SMALLEST_MS_SSIM = 176
+"""Pixels of a side that MS-SSIM is defined for: its window of 11 must fit at the coarsest of five scales."""
+
 MOST_STEPS = 1_000_000_000
 """Of a training."""
 
@@ -211,14 +214,16 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """What the training minimises."""
 
-    distortion: Literal["mse", "l1"] = Field(default="mse", description="Pixel distance, on the scale 0 to 1")
+    distortion: Literal["mse", "l1", "ms_ssim"] = Field(
+        default="mse", description="Distance of pixels on the scale 0 to 1, or 1 - MS-SSIM"
+    )
     lambda_: float | None = Field(
         default=None,
         alias="lambda",
         gt=0,
         le=10,
-        description="Weight of 255^2 * MSE against bits per pixel, for a codec of one quality; null: 22 / step^2, for "
-        "all steps at once",
+        description="Weight of 255^2 * MSE, or of 1280 (1 - MS-SSIM), against bits per pixel, for a codec of one "
+        "quality; null: 22 / step^2, for all steps at once",
     )
     quantizer_weight: float | None = Field(
         default=None,
@@ -337,13 +342,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        if self.evaluation.promotion_metric.startswith("bd_rate"):
-            if self.model.entropy == "none":
-                raise ValueError(
-                    f"evaluation.promotion_metric {self.evaluation.promotion_metric} needs a model.entropy"
-                )
-            if not self.evaluation.curve_images:
-                raise ValueError("evaluation.promotion_metric bd_rate needs evaluation.curve_images above 0")
+        self._check_distortion()
+        metric = self.evaluation.promotion_metric
+        if metric.startswith("bd_rate") and self.model.entropy == "none":
+            raise ValueError(f"evaluation.promotion_metric {metric} needs a codec: model.entropy factorized, say")
+        if metric.startswith("bd_rate") and not self.evaluation.curve_images:
+            raise ValueError(f"evaluation.promotion_metric {metric} needs evaluation.curve_images above 0")
         stride = 2**self.model.downsamplings
         if self.training.crop_size % stride:
             raise ValueError(
@@ -370,6 +374,18 @@ class RunConfig(Section):
         if virtual is not None and processes != "auto" and virtual % processes:
             raise ValueError(f"training.processes {processes} does not divide training.virtual_ranks {virtual}")
         return self
+
+    def _check_distortion(self) -> None:
+        distortion = self.loss.distortion
+        if distortion == "ms_ssim" and self.training.crop_size < SMALLEST_MS_SSIM:
+            raise ValueError(
+                f"loss.distortion ms_ssim needs a training.crop_size of {SMALLEST_MS_SSIM} or more, not "
+                f"{self.training.crop_size}"
+            )
+        if distortion == "ms_ssim" and self.data.masks is not None:
+            raise ValueError("loss.distortion ms_ssim takes no data.masks")
+        if distortion == "l1" and self.model.entropy != "none":
+            raise ValueError("a model.entropy takes loss.distortion mse or ms_ssim, not l1")
 
     def named(self, start: datetime | None = None, identity: str | None = None) -> "RunConfig":
         """The same config with `{date}`, `{time}` (UTC) and `{id}` filled in, by default from now and at random."""

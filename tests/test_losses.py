@@ -1,14 +1,16 @@
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, peak_signal_noise_ratio
 
-from pipelines.config import LossConfig
+from pipelines.config import LossConfig, RunConfig
 from pipelines.errors import CodecmillError
-from pipelines.model.losses import distortion, psnr
+from pipelines.model.losses import distortion, psnr, rate_distortion
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -99,6 +101,48 @@ def test_inputs_of_different_memory_layout_and_no_samples():
     loss = distortion(MSE, a.contiguous(memory_format=torch.channels_last), b)
     torch.testing.assert_close(loss, distortion(MSE, a, b), rtol=1e-12, atol=1e-12)
     assert distortion(MSE, a[:0], b[:0]).shape == (0,)
+
+
+def test_ms_ssim_is_that_of_torchmetrics_for_each_sample():
+    target = images(3, 3, 180, 176)
+    reconstruction = (target + 0.2 * images(3, 3, 180, 176, seed=1)).requires_grad_()
+    loss = distortion(LossConfig(distortion="ms_ssim"), reconstruction, target)
+    expected = [
+        1 - multiscale_structural_similarity_index_measure(r[None], t[None], data_range=1.0, normalize="relu").item()
+        for r, t in zip(reconstruction, target, strict=True)
+    ]
+    assert loss.tolist() == pytest.approx(expected, abs=1e-9)
+    (gradient,) = torch.autograd.grad(loss.sum(), reconstruction)
+    assert gradient.isfinite().all() and gradient.any()
+    inverse = (1 - target).requires_grad_()  # its structure is the opposite: terms below zero
+    (gradient,) = torch.autograd.grad(distortion(LossConfig(distortion="ms_ssim"), inverse, target).sum(), inverse)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"distortion": "ms_ssim"}}, "needs a training.crop_size of 176 or more, not 128"),
+        (
+            {"loss": {"distortion": "ms_ssim"}, "training": {"crop_size": 192}, "data": {"masks": "m"}},
+            "takes no data.masks",
+        ),
+        ({"loss": {"distortion": "l1"}, "model": {"entropy": "factorized"}}, "takes loss.distortion mse or ms_ssim"),
+    ],
+)
+def test_distances_that_do_not_fit_the_run_are_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig.model_validate(changes)
+
+
+def test_lambda_weighs_the_distortion_in_the_field_s_scale():
+    rate, distance, step = torch.tensor([0.5, 1.0]), torch.tensor([1e-3, 4e-4]), torch.tensor([48.0, 24.0])
+    fixed = rate_distortion(LossConfig.model_validate({"lambda": 0.0035}), rate, distance, step)
+    assert fixed.tolist() == pytest.approx([0.5 + 0.0035 * 65.025, 1 + 0.0035 * 26.01])
+    every = rate_distortion(LossConfig(), rate, distance, step)
+    assert every.tolist() == pytest.approx([0.5 + 22 / 48**2 * 65.025, (1 + 22 / 24**2 * 26.01) * 0.5**0.5])
+    similar = LossConfig.model_validate({"lambda": 0.0035, "distortion": "ms_ssim"})
+    assert rate_distortion(similar, rate, distance, step).tolist() == pytest.approx([0.50448, 1.001792])
 
 
 def test_shapes_that_do_not_belong_together_are_named():

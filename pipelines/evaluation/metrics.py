@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from pipelines.config import SMALLEST_MS_SSIM
 from pipelines.errors import CodecmillError
 
 Picture = Image.Image | np.ndarray
@@ -23,8 +24,8 @@ would make every mean infinite. Training caps its PSNR at the same value."""
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the five scales of MS-SSIM, finest first (Wang 2003)."""
 
-SMALLEST_SIDE = 176
-"""Of a picture that MS-SSIM is defined for: its window of 11 pixels must fit at the coarsest of the scales."""
+SMALLEST_SIDE = SMALLEST_MS_SSIM
+"""Of a picture that MS-SSIM is defined for, in pixels."""
 
 WINDOW_MARGIN = 5
 """Pixels at each edge where the Gaussian window of SSIM reaches beyond the picture."""

@@ -1,7 +1,7 @@
 """How far a reconstruction is from its image: what training minimises, and the PSNR that people read."""
 
 import math
-from typing import overload
+from typing import cast, overload
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from pipelines.errors import CodecmillError
 LAMBDA_STEP_SQUARED = 22.0
 """lambda times the square of the quantiser's step, in grey levels, at the best step: measured on photographs."""
 
+MS_SSIM_SCALE = 1280.0
+"""What stands for 255^2 where the distortion is 1 - MS-SSIM: lambdas of the same codecs in the literature, compared."""
+
 
 def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean pixel distance of each sample, (N,), weighted towards a region of interest.
+    """The mean distance of each sample, (N,), of pixels weighted towards a region of interest, or `1 - MS-SSIM`.
 
     A pixel has the weight `1 + (mask_weight - 1) * mask`: 1 outside the mask, `mask_weight` inside, and between them
     where the mask is grey. The weighted sum is divided by the sum of the weights, so that a uniform error costs the
@@ -22,7 +25,7 @@ def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask:
     gradient.
 
     Args:
-        config: mse or l1, and the weight inside the mask.
+        config: which distance, and the weight inside the mask, which MS-SSIM has no use for.
         reconstruction, target: (N, C, H, W) on the scale 0 to 1.
         mask: (N, 1, H, W), uint8 0 to 255 or bool or floating point 0 to 1; None weighs all pixels alike.
 
@@ -37,6 +40,8 @@ def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask:
             f"The distortion compares two (N, C, H, W) of one shape, but got {tuple(reconstruction.shape)} "
             f"and {tuple(target.shape)}: crop or pad one to the other."
         )
+    if config.distortion == "ms_ssim":
+        return 1 - _ms_ssim(reconstruction, target)
     dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
     difference = reconstruction.to(dtype) - target.to(dtype)
     pixels = (difference.square() if config.distortion == "mse" else difference.abs()).mean(dim=1)
@@ -45,6 +50,18 @@ def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask:
     weight = 1 + (config.mask_weight - 1) * _mask_fraction(mask, target, dtype)
     total = weight.sum(dim=(1, 2))
     return (weight * pixels).sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
+
+
+def _ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Of each sample (Wang 2003), in float32 or wider; terms below zero count as zero, for powers have no gradient."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure  # late: it takes a second
+
+    with torch.autocast(target.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
+        found = multiscale_structural_similarity_index_measure(
+            reconstruction.to(dtype), target.to(dtype), data_range=1.0, reduction="none", normalize="relu"
+        )
+    return cast("Tensor", found)
 
 
 def _mask_fraction(mask: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,15 +80,17 @@ def _mask_fraction(mask: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
 def rate_distortion(config: LossConfig, bits_per_pixel: Tensor, distortion: Tensor, step: Tensor) -> Tensor:
     """`R + lambda * 255^2 * D` of each sample, (N,), in the field's scale (Minnen 2018, arXiv:1809.02736).
 
-    Without a `loss.lambda`, lambda follows the quantiser's step as the optimum does, `22 / step^2`, and the loss is
-    multiplied by `sqrt(step / 48)`, so that coarse and fine steps pull alike on weights that they share.
+    With MS-SSIM it is `R + 1280 * lambda * D`, which asks for about the same rates. Without a `loss.lambda`, lambda
+    follows the quantiser's step as the optimum does, `22 / step^2`, and the loss is multiplied by `sqrt(step / 48)`, so
+    that coarse and fine steps pull alike on weights that they share.
 
     Args:
         bits_per_pixel, distortion, step: (N,); the distortion on the scale 0 to 1, the step in grey levels.
     """
+    scaled = (MS_SSIM_SCALE if config.distortion == "ms_ssim" else 255**2) * distortion
     if config.lambda_ is not None:
-        return bits_per_pixel + config.lambda_ * 255**2 * distortion
-    return (bits_per_pixel + LAMBDA_STEP_SQUARED / step**2 * 255**2 * distortion) * (step / 48).sqrt()
+        return bits_per_pixel + config.lambda_ * scaled
+    return (bits_per_pixel + LAMBDA_STEP_SQUARED / step**2 * scaled) * (step / 48).sqrt()
 
 
 @overload
