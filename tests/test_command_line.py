@@ -91,7 +91,7 @@ def test_every_flag_is_explained_with_its_unit_bounds_and_default(columns: int, 
     for section, model in [("", RunConfig), *((n, f.annotation) for n, f in RunConfig.model_fields.items())]:
         for name, field in getattr(model, "model_fields", {}).items():
             if not (section == "" and hasattr(field.annotation, "model_fields")):
-                assert f"--{section}{'.' if section else ''}{name} " in flat
+                assert f"--{section}{'.' if section else ''}{field.alias or name} " in flat
                 assert field.description is not None
                 assert f"{field.description} [" in flat
     assert "--training.steps N Optimiser steps, a count [1 to 1000000000; default 2000]" in flat

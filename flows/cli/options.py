@@ -211,8 +211,8 @@ def _parser(typed: set[str]) -> argparse.ArgumentParser:
 def _overview() -> str:
     lines = ["From a folder of images to a trained, evaluated, registered neural image codec.", "", "commands:"]
     for name, about in COMMANDS.items():
-        wrapped = textwrap.wrap(about, _width() - 12)
-        lines += [f"  {name:10}{wrapped[0]}", *(f"{'':12}{line}" for line in wrapped[1:])]
+        wrapped = textwrap.wrap(about, _width() - 14)
+        lines += [f"  {name:12}{wrapped[0]}", *(f"{'':14}{line}" for line in wrapped[1:])]
     return "\n".join(lines)
 
 

@@ -1,1 +1,75 @@
-"""Images to files and back, with a trained codec."""
+"""Images to files and back, with a trained codec: `encode` and `decode` in memory, `codecmill compress` for files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipelines.codec.picture_codec import PictureCodec
+
+
+def encode(
+    image: "Image.Image",
+    quality: float = 50.0,
+    *,
+    model: "str | PictureCodec | None" = None,
+    root: str | Path = "codecmill-data",
+) -> bytes:
+    """The content of a `.cmill` file of a picture.
+
+    Args:
+        image: of any size and mode; transparent pixels show white.
+        quality: 1 to 100.
+        model: a run, a checkpoint's folder or an address in MLflow; by default the champion under the root. For many
+            pictures open it once: `pipelines.codec.opening.open_codec`.
+
+    Raises:
+        InputError: there is no such model, or it is no codec; the picture or the quality is none that can be coded.
+    """
+    codec = _opened(model, root)
+    return codec.encode(_as_rgb(image), codec.step_of(quality))
+
+
+def decode(
+    content: bytes, *, model: "str | PictureCodec | None" = None, root: str | Path = "codecmill-data"
+) -> "Image.Image":
+    """The picture (mode RGB) in the content of a `.cmill` file.
+
+    Args:
+        model: as of `encode`; by default the one under the root that wrote the file.
+
+    Raises:
+        InputError: the content is damaged, or no such file, or another model wrote it.
+    """
+    from pipelines.codec.container import parse
+    from pipelines.codec.opening import codec_that_wrote
+    from pipelines.run_directory import Root
+
+    coded = parse(content, "The content")
+    if model is None:
+        return codec_that_wrote(coded.model, "The content", Root(Path(root).absolute())).decode(coded)
+    return _opened(model, root).decode(coded)
+
+
+def _opened(model: "str | PictureCodec | None", root: str | Path) -> "PictureCodec":
+    from pipelines.codec.opening import open_codec
+    from pipelines.run_directory import Root
+
+    return open_codec(model, Root(Path(root).absolute())) if model is None or isinstance(model, str) else model
+
+
+def _as_rgb(image: "Image.Image") -> "Image.Image":
+    """The picture as the same picture in a file would be read: 16 bits to 8, transparent pixels white."""
+    from io import BytesIO
+
+    from pipelines.codec.files import BACKGROUND
+    from pipelines.data.images import open_image
+
+    if image.mode == "RGB":
+        return image
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGBA", "I", "I;16"):  # no modes of PNG, and without transparency
+        return image.convert("RGB")
+    file = BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return open_image(file.getvalue(), BACKGROUND)

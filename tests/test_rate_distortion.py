@@ -1,0 +1,118 @@
+"""Curves and BD-rates from real files, and what an evaluation makes of them."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_codec import HALF, codec_of, picture
+
+from pipelines.config import EvaluationConfig
+from pipelines.evaluation.equal_rates import SIDE, at_equal_rates
+from pipelines.evaluation.evaluate import evaluate, score
+from pipelines.evaluation.metrics import psnr
+from pipelines.evaluation.rate_distortion import (
+    FORMATS,
+    JPEG,
+    OURS,
+    QUALITIES,
+    CurvePoint,
+    RateDistortion,
+    bd_rate,
+    points_of,
+)
+from pipelines.evaluation.results import POINTS, percent, read_evaluation
+from pipelines.evaluation.summary import summary
+from pipelines.promotion import Scores, decide
+
+
+def curve(rates: list[float], values: list[float]) -> list[CurvePoint]:
+    return [CurvePoint(i, rate, value, None) for i, (rate, value) in enumerate(zip(rates, values, strict=True))]
+
+
+def test_the_bd_rate_of_curves_a_constant_factor_apart_is_that_factor():
+    anchor = curve([0.1, 0.2, 0.4, 0.8, 1.6], [28.0, 31, 34, 37, 40])
+    better = [replace(point, bits_per_pixel=0.7 * point.bits_per_pixel) for point in anchor]
+    assert bd_rate(better, anchor) == pytest.approx(-30, abs=1e-9)
+    assert bd_rate(anchor, better) == pytest.approx(100 / 0.7 - 100, abs=1e-9)
+    assert bd_rate(better[::-1], anchor) == pytest.approx(-30, abs=1e-9)
+    assert bd_rate(better[2:], anchor) == pytest.approx(-30, abs=1e-9)
+
+
+def test_curves_that_do_not_meet_have_no_bd_rate():
+    low, high = curve([0.1, 0.2], [20.0, 25]), curve([1.0, 2.0], [30.0, 35])
+    assert bd_rate(low, high) is None
+    assert bd_rate(low, low, "ms_ssim") is None
+    assert percent(None) == "–" and percent(-12.34) == "−12.3 %"  # noqa: RUF001
+
+
+@pytest.fixture(scope="module")
+def measured() -> RateDistortion:
+    codec = codec_of("hyperprior", spread=0.0)
+    images = {"a": picture(200, 184), "b": picture(181, 190)}
+    return RateDistortion(tuple(point for name, image in images.items() for point in points_of(codec, name, image)))
+
+
+def test_points_are_those_of_real_files(measured: RateDistortion):
+    codec, image = codec_of("hyperprior", spread=0.0), picture(200, 184)
+    mine = [point for point in measured.points if (point.image, point.codec) == ("a", OURS)]
+    assert [point.setting for point in mine] == list(QUALITIES)
+    assert mine[2].bits_per_pixel == len(codec.encode(image, codec.step_of(QUALITIES[2]))) * 8 / (200 * 184)
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=45, optimize=True, progressive=True, subsampling="4:2:0")
+    (jpeg,) = (p for p in measured.points if (p.image, p.codec, p.setting) == ("a", JPEG, 45))
+    assert jpeg.bits_per_pixel == len(file.getvalue()) * 8 / (200 * 184)
+    assert jpeg.psnr == psnr(image, Image.open(file).convert("RGB"))
+    assert jpeg.ms_ssim is not None and 0 < jpeg.ms_ssim < 1
+
+
+def test_every_format_s_settings_go_from_coarse_to_fine(measured: RateDistortion):
+    assert list(measured.curves) == [OURS, *(each.name for each in FORMATS)]
+    for points in measured.curves.values():
+        assert [p.bits_per_pixel for p in points] == sorted(p.bits_per_pixel for p in points)
+        assert [p.psnr for p in points] == sorted(p.psnr for p in points)
+
+
+def test_pieces_are_cut_where_the_codec_errs_and_at_one_rate():
+    codec = codec_of("factorized", spread=0.0)
+    image = Image.new("RGB", (400, 300), (120, 130, 140))
+    image.paste(picture(90, 61), (250, 180))
+    pieces = at_equal_rates(codec, "x", image)
+    assert [piece.codec for piece in pieces.decoded] == [OURS, *(each.name for each in FORMATS)]
+    assert pieces.original.size == (SIDE, SIDE)
+    assert len(set(pieces.original.get_flattened_data())) > 1000  # not the plain part
+    ours, jpeg = pieces.decoded[0].bits_per_pixel, pieces.decoded[1].bits_per_pixel
+    assert jpeg == pytest.approx(ours, rel=0.15)
+
+
+def test_an_evaluation_of_a_codec_has_its_curves_everywhere(tmp_path: Path):
+    codec = codec_of("hyperprior", spread=0.0)
+    named = [("a.png", picture(200, 184)), ("b.png", picture(181, 190)), ("c.png", picture(60, 50))]
+    config = EvaluationConfig(curve_images=2)
+    found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec)
+    assert found.rate_distortion is not None
+    assert found.rate_distortion.images == ["a.png", "b.png"]
+    assert found.means["bd_rate"] == found.rate_distortion.bd_rate(JPEG)
+    again = read_evaluation(tmp_path / "e")
+    assert again is not None and again.points == found.points and again.means == found.means
+    with (tmp_path / "e" / POINTS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.points) == 2 * (len(QUALITIES) + sum(len(each.settings) for each in FORMATS))
+    assert float(rows[0]["bits_per_pixel"]) == found.points[0].bits_per_pixel
+    page = found.report.read_text()
+    assert "Rate and distortion" in page and "At equal rates" in page
+    assert page.count("<svg") == 3
+    assert percent(found.means["bd_rate"]) in page
+    assert f"| JPEG | {percent(found.means['bd_rate'])} |" in summary(found)
+    assert score(codec.model, HALF, named, config, codec) == pytest.approx(found.means)
+
+
+def test_fewer_bits_make_a_champion():
+    def scores(version: int, rate: float) -> Scores:
+        return Scores(version, {"psnr": 30.0, "bd_rate": rate}, "a" * 64)
+
+    assert decide(scores(2, -30.0), scores(1, -20.0), "bd_rate", 5).alias == "champion"
+    assert decide(scores(2, -24.0), scores(1, -20.0), "bd_rate", 5).alias == "candidate"
+    assert decide(scores(2, -10.0), scores(1, -20.0), "bd_rate", 0).alias == "candidate"
