@@ -49,7 +49,7 @@ def at_equal_rates(codec: PictureCodec, name: str, image: Image.Image) -> Pieces
     target = bits_per_pixel(content, image)
     whole = {OURS: (target, ours)}
     for each in FORMATS:
-        found = _nearest(image, target, each.write, each.settings[0], each.settings[-1])
+        found = _nearest(image, target, each.write, *each.reach)
         whole[each.name] = bits_per_pixel(found, image), read_format(found)
     box = _worst_box(image, ours)
     pieces = (Piece(key, rate, psnr(image, decoded), decoded.crop(box)) for key, (rate, decoded) in whole.items())
