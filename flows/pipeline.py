@@ -14,6 +14,7 @@ from tasks.values import RunSummary
 @flow(name="codecmill", flow_run_name=flow_run_name, **HOOKS)
 def training_pipeline(config: RunConfig) -> RunSummary:
     """From a folder of images to an evaluated, registered model."""
+    config.must_have_a_test_split()
     with held(config) as run:
         shard_set = shards_of(run)
         checkpoint = train(run, shard_set)

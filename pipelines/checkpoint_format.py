@@ -42,11 +42,12 @@ class Leg(Section):
 
 
 class Best(Section):
-    """The best validated checkpoint up to some step."""
+    """The best validated checkpoint up to some step: of a codec by its loss, of other models by PSNR."""
 
     step: int = Field(ge=1)
     psnr: float
     """In dB."""
+    loss: float | None = None
 
 
 class ScalerState(Section):

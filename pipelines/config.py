@@ -7,6 +7,8 @@ from uuid import uuid4
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pipelines.errors import InputError
+
 
 def _check_name(name: str) -> str:
     bare = name.replace("{date}", "0").replace("{time}", "0").replace("{id}", "0")
@@ -386,6 +388,18 @@ class RunConfig(Section):
             raise ValueError("loss.distortion ms_ssim takes no data.masks")
         if distortion == "l1" and self.model.entropy != "none":
             raise ValueError("a model.entropy takes loss.distortion mse or ms_ssim, not l1")
+
+    def must_have_a_test_split(self) -> None:
+        """To be called before a whole run begins, not where hours of training end.
+
+        Raises:
+            InputError: the run has no images to be evaluated on.
+        """
+        if not self.data.test_fraction:
+            raise InputError(
+                "A whole run evaluates its model on the test split, but data.test_fraction is 0. Give it a share, such "
+                "as 0.1, or stop after the training: codecmill train."
+            )
 
     def named(self, start: datetime | None = None, identity: str | None = None) -> "RunConfig":
         """The same config with `{date}`, `{time}` (UTC) and `{id}` filled in, by default from now and at random."""

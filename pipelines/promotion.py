@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
+from math import isnan, nan
 from typing import Literal
 
 from pipelines.errors import CodecmillError
@@ -67,6 +67,8 @@ def decide(candidate: Scores, champion: Scores | None, metric: str, margin: floa
 
 
 def _value(scores: Scores, metric: str) -> float:
+    if metric in BD_RATES and metric not in scores.metrics:
+        return nan  # its curve and JPEG's have no quality in common
     if metric not in scores.metrics:
         known = ", ".join(sorted(scores.metrics)) or "none"
         raise CodecmillError(f"Version {scores.version} was not evaluated with {metric}; its metrics: {known}.")

@@ -257,3 +257,11 @@ def test_a_run_is_evaluated_again_and_tried_on_other_images(tiny: dict[str, Any]
     with connected(run.root) as client:
         reports = {file.path for file in client.list_artifacts(read_json(run.mlflow_file)["run_id"], "evaluation")}
     assert f"evaluation/{Path(found['path']).name}" in reports
+
+
+def test_a_run_without_a_test_split_is_refused_before_it_begins(tiny: dict[str, Any], tmp_path: Path):
+    config = make(tiny, name="untested", data={"test_fraction": 0})
+    refused = command(config, tmp_path, "run")
+    assert refused.returncode == 2
+    assert "A whole run evaluates its model on the test split, but data.test_fraction is 0." in refused.stderr
+    assert not directory_of(config).path.exists()

@@ -64,3 +64,9 @@ def test_different_test_sets_are_not_compared() -> None:
 def test_a_missing_metric_is_named() -> None:
     with pytest.raises(CodecmillError, match=r"Version 2 was not evaluated with psnr; its metrics: ms_ssim\."):
         decide(Scores(2, {"ms_ssim": 0.9}, TEST_SET), scores(1, 29.0), "psnr", 0.0)
+
+
+def test_a_curve_that_does_not_meet_jpeg_s_is_no_failure() -> None:
+    decision = decide(scores(1, 29.0), None, "bd_rate", 0.0)
+    assert decision.alias == "candidate"
+    assert decision.reason == "Version 1 has no usable bd_rate: it is not a number."

@@ -236,9 +236,19 @@ class Training:
         self.beat(self.step, "validating")
         return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step, self.beat)
 
+    def _is_best(self, validation: Validation) -> bool:
+        loss = validation.means["loss"]
+        if not (math.isfinite(validation.psnr) and math.isfinite(loss)):
+            return False
+        if self.best is None:
+            return True
+        if self.model.parts and self.best.loss is not None:  # a codec may buy PSNR with bits
+            return loss < self.best.loss
+        return validation.psnr > self.best.psnr
+
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
-        if validation and math.isfinite(validation.psnr) and (self.best is None or validation.psnr > self.best.psnr):
-            self.best = checkpoint_format.Best(step=self.step, psnr=validation.psnr)
+        if validation and self._is_best(validation):
+            self.best = checkpoint_format.Best(step=self.step, psnr=validation.psnr, loss=validation.means["loss"])
         if journal is None:
             return
         self.beat(self.step, "saving")
