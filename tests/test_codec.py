@@ -23,10 +23,10 @@ from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
 from pipelines.config import LossConfig, ModelConfig, TrainingConfig
 from pipelines.data.images import Normalization, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
+from pipelines.model.arithmetic import LIMIT, Exact, Floating, from_fixed, to_fixed
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.model.entropy import laplace
-from pipelines.model.entropy.arithmetic import LIMIT, Exact, Floating, from_fixed, to_fixed
 from pipelines.training.step import TrainingStep
 
 HALF = Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -154,29 +154,67 @@ def symbols_of(codec: PictureCodec, content: bytes) -> torch.Tensor:
     return torch.cat([part.flatten() for part in recorder.symbols])
 
 
-def test_the_symbols_are_the_same_whatever_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Threads, kernels, and another process with the plainest instructions."""
+READ = """
+import os, sys, torch
+from pathlib import Path
+from test_codec import codec_of, symbols_of
+from pipelines.codec.container import parse
+torch.backends.mkldnn.enabled = False
+assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+folder = Path(sys.argv[1])
+codec, content = codec_of("hyperprior"), (folder / "x.cmill").read_bytes()
+(folder / "symbols").write_bytes(symbols_of(codec, content).numpy().tobytes())
+for exact in (False, True):
+    (folder / f"pixels-{exact}").write_bytes(codec.decode(parse(content, "x"), exact).tobytes())
+"""
+
+
+def test_symbols_and_exact_pixels_are_the_same_whatever_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Threads, kernels, another process with the plainest instructions; other pixels are one level apart at most."""
     codec = codec_of("hyperprior")
     content = codec.encode(picture(), codec.step_of(60))
-    expected = symbols_of(codec, content)
-    assert expected.unique().numel() > 10
+    coded = parse(content, "x")
+    symbols, exact = symbols_of(codec, content), codec.decode(coded, exact=True).tobytes()
+    plain = np.asarray(codec.decode(coded)).astype(int)
+    assert symbols.unique().numel() > 10
     threads = torch.get_num_threads()
     for count in (1, 2):
         torch.set_num_threads(count)
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", count == 2)
-        assert torch.equal(symbols_of(codec, content), expected)
+        assert torch.equal(symbols_of(codec, content), symbols)
+        assert codec.decode(coded, exact=True).tobytes() == exact
+        assert np.abs(np.asarray(codec.decode(coded)) - plain).max() <= 1
     torch.set_num_threads(threads)
     (tmp_path / "x.cmill").write_bytes(content)
-    program = (
-        "import sys, torch; from pathlib import Path; from test_codec import codec_of, symbols_of\n"
-        "torch.backends.mkldnn.enabled = False\n"
-        "symbols = symbols_of(codec_of('hyperprior'), Path(sys.argv[1], 'x.cmill').read_bytes())\n"
-        "Path(sys.argv[1], 'symbols').write_bytes(symbols.numpy().tobytes())\n"
-        "assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'\n"
-    )
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, cwd=PROJECT)
-    assert (tmp_path / "symbols").read_bytes() == expected.numpy().tobytes()
+    subprocess.run([sys.executable, "-c", READ, str(tmp_path)], env=environment, check=True, cwd=PROJECT)
+    assert (tmp_path / "symbols").read_bytes() == symbols.numpy().tobytes()
+    assert (tmp_path / "pixels-True").read_bytes() == exact
+    elsewhere = np.frombuffer((tmp_path / "pixels-False").read_bytes(), dtype=np.uint8).reshape(plain.shape)
+    assert np.abs(elsewhere - plain).max() <= 1
+
+
+def test_exact_pixels_are_near_the_others():
+    codec = codec_of("hyperprior")
+    coded = parse(codec.encode(picture(), codec.step_of(60)), "x")
+    plain, exact = (np.asarray(codec.decode(coded, exact=each)).astype(int) for each in (False, True))
+    assert np.abs(plain - exact).max() <= 1
+    assert (plain == exact).mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_exact_sums_are_the_same_in_any_batch_and_compiled(size: int):
+    """So is what decides on probabilities: a path that is no plain sum would show here."""
+    layer = torch.nn.Conv2d(24, 16, 5, padding=2)
+    x = torch.randint(-LIMIT, LIMIT, (size, 24, 9, 11), generator=torch.Generator().manual_seed(0)).double()
+    one_by_one = torch.cat([Exact().convolve(layer, each[None]) for each in x])
+    assert torch.equal(Exact().convolve(layer, x), one_by_one)
+
+    @torch.compile(backend="inductor", dynamic=False)
+    def compiled(x: torch.Tensor) -> torch.Tensor:
+        return Exact().activate(Exact().convolve(layer, x))
+
+    assert torch.equal(compiled(x), Exact().activate(one_by_one))
 
 
 def test_exact_integers_are_near_the_floating_point_they_stand_for():

@@ -1,7 +1,7 @@
 """Fetches photographs to train and to measure codecs on, from Debian packages, and prepares them: `make photos`.
 
 Some go to `codecmill-data/photos/`, the others, held out, to `codecmill-data/photos-heldout/`. All are reduced by at
-least 2, so that nothing remains of the blocks of their JPEG files; those held out to 960 pixels at most.
+least 2, so that nothing remains of the blocks of their JPEG files, and to 960 pixels at most.
 Needs a Debian machine (`apt-get`, `dpkg-deb`); nothing is installed.
 """
 
@@ -21,8 +21,8 @@ from pipelines.file_digests import file_sha256
 
 LIST = Path(__file__).with_name("list.txt")
 FOLDERS = {"train": "photos", "heldout": "photos-heldout"}
-LONGEST = {"train": 1920, "heldout": 960}
-"""Pixels of a prepared photograph's longer side, at most."""
+LONGEST = 960
+"""Pixels of a prepared photograph's longer side, at most. Larger ones to train on are too smooth: measured."""
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def _fetch(root: Path, rows: list[list[str]]) -> None:
                 raise InputError(f"{package} has no longer the {path} that {LIST.name} names: another Debian release?")
             target = _prepared(root, row)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _reduce(open_image(source, (255, 255, 255)), LONGEST[part], target)
+            _reduce(open_image(source, (255, 255, 255)), LONGEST, target)
 
 
 def _reduce(image: Image.Image, longest: int, target: Path) -> None:

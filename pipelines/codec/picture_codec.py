@@ -66,8 +66,11 @@ class PictureCodec:
         return CodedPicture(image.width, image.height, step, self.sha256, writer.content()).to_bytes()
 
     @torch.inference_mode()
-    def decode(self, coded: CodedPicture) -> Image.Image:
+    def decode(self, coded: CodedPicture, exact: bool = False) -> Image.Image:
         """The picture (mode RGB) of a file that this model wrote.
+
+        Args:
+            exact: the same pixels on every machine, some times slower; else they may be one level apart.
 
         Raises:
             InputError: another model wrote it.
@@ -80,7 +83,7 @@ class PictureCodec:
             )
         stride = self.model.stride
         height, width = coded.height + -coded.height % stride, coded.width + -coded.width % stride
-        decoded = self.model.read(height, width, coded.step, SymbolReader(self.tables, coded.payload))
+        decoded = self.model.read(height, width, coded.step, SymbolReader(self.tables, coded.payload), exact)
         y = self.normalization.denormalize(decoded[..., : coded.height, : coded.width])
         if not y.isfinite().all():
             raise CodecmillError(

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pipelines.config import ModelConfig
 from pipelines.errors import CodecmillError
+from pipelines.model.arithmetic import FRACTION
 from pipelines.model.checked_input import check_images
 from pipelines.model.entropy import laplace
-from pipelines.model.entropy.arithmetic import FRACTION
 from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.entropy.factorized import Factorized
 from pipelines.model.entropy.hyperprior import Hyperprior
@@ -121,11 +121,24 @@ class TransformCodec(nn.Module):
         self.entropy.code(coder, y.cpu(), (y.shape[-2], y.shape[-1]), _fixed_log2_step(step))
 
     @torch.no_grad()
-    def read(self, height: int, width: int, step: int, coder: SymbolCoder) -> Tensor:
-        """Read one image of height x width pixels, multiples of the stride; (1, 3, H, W) normalised."""
+    def read(self, height: int, width: int, step: int, coder: SymbolCoder, exact: bool = False) -> Tensor:
+        """Read one image of height x width pixels, multiples of the stride; (1, 3, H, W) normalised.
+
+        Args:
+            exact: compute it in integers, as the probabilities are: the same bits on every machine.
+        """
         size = height // self.stride, width // self.stride
         latents = self.entropy.code(coder, None, size, _fixed_log2_step(step))
+        if exact:
+            return self.decoder.exact(latents, self._exact_levels(step), step / 2**STEP_FRACTION - MIDDLE)
         return self.decoder(latents.to(self.gain), *self._levels(step))
+
+    def _exact_levels(self, step: int) -> Tensor:
+        """As `_levels`, by Python's own arithmetic: torch's exponentials differ from one instruction set to another."""
+        log2 = step / 2**STEP_FRACTION
+        gains = zip(self.gain.flatten().tolist(), self.gain_slope.flatten().tolist(), strict=True)
+        levels = [2.0**log2 / math.exp(gain + slope * (log2 - MIDDLE)) for gain, slope in gains]
+        return torch.tensor(levels, dtype=torch.float64)[None, :, None, None]
 
     def _levels(self, step: int) -> tuple[Tensor, Tensor]:
         """Grey levels of each channel's step (1, L, 1, 1), and the step's normalised logarithm (1, 1, 1, 1)."""

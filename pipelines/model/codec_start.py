@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.images import Normalization
+from pipelines.model.arithmetic import SLOPE_BITS
 from pipelines.model.codec import MIDDLE, TransformCodec
-from pipelines.model.entropy.arithmetic import SLOPE_BITS
 from pipelines.model.entropy.factorized import Factorized
 from pipelines.model.initial_weights import cosine_basis, draw
-from pipelines.model.transforms import SLOPE
 
 _SILENT = ("last", "neighbours")
 """Convolutions that add something to what is there already: nothing, at first."""
@@ -56,8 +55,7 @@ def start_from(model: TransformCodec, transform: Coefficients, normalization: No
             if name.rpartition(".")[2] in _SILENT:
                 nn.init.zeros_(module.weight)
             else:
-                slope = 2.0**-SLOPE_BITS if name.startswith("entropy") else SLOPE
-                draw(module.weight, math.sqrt(2 / (1 + slope**2)), seed, name)
+                draw(module.weight, math.sqrt(2 / (1 + 2.0 ** (-2 * SLOPE_BITS))), seed, name)
     count = len(transform.rows)
     deviation = torch.ones(model.config.latent_channels)
     deviation[:count] = transform.deviation.clamp_min(0.1)

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.config import ModelConfig
+from pipelines.errors import CodecmillError
+from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed, to_fixed
 from pipelines.model.layers import convolution
 
-SLOPE = 0.1
-"""Of LeakyReLU below zero."""
+COEFFICIENT_FRACTION, BASIS_FRACTION = 6, 24
+"""Bits after the point of a coefficient in grey levels, and of a transform's weight, where pixels are exact."""
 
 ADDED = 0.1
 """What one unit of the decoder's network is in normalised pixels, at the middle step: some 6 to 12 grey levels."""
@@ -30,8 +32,10 @@ class Bottleneck(nn.Module):
         self.middle = convolution(inner, inner, 3)
         self.last = convolution(inner, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(_act(self.middle(_act(self.first(x)))))
+    def forward(self, x: Tensor, arithmetic: Arithmetic = FLOATING) -> Tensor:
+        inner = arithmetic.activate(arithmetic.convolve(self.first, x))
+        inner = arithmetic.activate(arithmetic.convolve(self.middle, inner))
+        return x + arithmetic.convolve(self.last, inner)
 
 
 class Network(nn.Module):
@@ -41,12 +45,16 @@ class Network(nn.Module):
         super().__init__()
         self.first = convolution(inputs, config.channels, 3)
         self.step = convolution(1, config.channels, 1)
-        self.blocks = nn.Sequential(*(Bottleneck(config.channels) for _ in range(config.residual_blocks)))
+        self.blocks = nn.ModuleList(Bottleneck(config.channels) for _ in range(config.residual_blocks))
         self.last = convolution(config.channels, outputs, 1)
 
-    def forward(self, x: Tensor, log2_step: Tensor) -> Tensor:
+    def forward(self, x: Tensor, log2_step: Tensor, arithmetic: Arithmetic = FLOATING) -> Tensor:
         """(N, inputs, h, w) and (N, 1, 1, 1) to (N, outputs, h, w) of the type of `x`."""
-        return self.last(self.blocks(_act(self.first(x) + self.step(log2_step)))).to(x.dtype)
+        inner = arithmetic.convolve(self.first, x) + arithmetic.convolve(self.step, log2_step)
+        inner = arithmetic.activate(inner)
+        for block in self.blocks:
+            inner = block(inner, arithmetic)
+        return arithmetic.convolve(self.last, inner).to(x.dtype)
 
 
 class BlockTransform(nn.Module):
@@ -68,7 +76,25 @@ class BlockTransform(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, self.given + self.unit * self.learned)
+            return F.conv2d(x, self.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs, 1, 1)."""
+        return self.given + self.unit * self.learned
+
+    def exact(self, x: Tensor) -> Tensor:
+        """As forward, of coefficients in grey levels, float64: the same bits on every machine.
+
+        Raises:
+            CodecmillError: weights and coefficients are so large that a sum could lose its last bit.
+        """
+        weight = torch.round(self.weight.detach().double().cpu() * 2.0**BASIS_FRACTION)
+        coefficients = torch.round(x * 2.0**COEFFICIENT_FRACTION)
+        largest = float(weight.abs().sum(dim=1).max()) * float(coefficients.abs().max())
+        if not largest < 2.0**53:
+            raise CodecmillError("The picture's coefficients are too large for exact pixels: the file is damaged.")
+        return F.conv2d(coefficients, weight) * 2.0 ** -(BASIS_FRACTION + COEFFICIENT_FRACTION)
 
 
 class Analysis(nn.Module):
@@ -100,6 +126,14 @@ class Synthesis(nn.Module):
         added = self.network(latents, log2_step) * (torch.exp2(log2_step) * ADDED)
         return F.pixel_shuffle(self.transform(latents * levels) + added, self.stride)
 
+    def exact(self, latents: Tensor, levels: Tensor, log2_step: float) -> Tensor:
+        """As forward, on the CPU in integers: the same bits on every machine, some times slower.
 
-def _act(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE, inplace=True)
+        Args:
+            latents: (1, L, h, w) float64, as `Exact` has them.
+            levels: (1, L, 1, 1) float64.
+            log2_step: the step's normalised logarithm.
+        """
+        step = to_fixed(torch.full((1, 1, 1, 1), log2_step, dtype=torch.float64))
+        added = from_fixed(self.network(to_fixed(latents), step, Exact())) * (2.0**log2_step * ADDED)
+        return F.pixel_shuffle(self.transform.exact(latents * levels) + added, self.stride)

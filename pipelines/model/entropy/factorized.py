@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from pipelines.model.arithmetic import FRACTION, LIMIT, from_fixed, to_fixed
 from pipelines.model.entropy import laplace
-from pipelines.model.entropy.arithmetic import FRACTION, LIMIT, from_fixed, to_fixed
 from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.straight_through import round_ste
 

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.model.entropy.arithmetic import Arithmetic, Exact, Floating, from_fixed
+from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed
 from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.entropy.factorized import Factorized, code_around, quantise
 from pipelines.model.layers import convolution
 
 HYPER_STRIDE = 4
 """Latents a hyper-latent, in each direction."""
-
-FLOATING = Floating()
 
 
 class Prior(NamedTuple):

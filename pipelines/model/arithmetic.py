@@ -1,9 +1,10 @@
 """Two arithmetics for one network: floating point to train with, and integers that are the same on every machine.
 
-The networks that decide on the probabilities of symbols must compute the same bits where a file is written and where it
-is read: whatever the processor, the threads, the libraries (Ballé 2019, "Integer networks for data compression with
-latent-variable models"). Floating-point sums depend on their order. Here weights and activations are integers, held in
-float64: as long as every partial sum stays below 2^53 it is exact, in any order.
+The networks that decide on the probabilities of symbols, and on pixels where they are asked to be exact, must compute
+the same bits where a file is written and where it is read: whatever the processor, the threads, the libraries (Ballé
+2019, "Integer networks for data compression with latent-variable models"). Floating-point sums depend on their order.
+Here weights and activations are integers, held in float64: as long as every partial sum stays below 2^53 it is exact,
+in any order.
 """
 
 from typing import Protocol
@@ -45,6 +46,9 @@ class Floating:
 
     def activate(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, 2.0**-SLOPE_BITS, inplace=True)
+
+
+FLOATING = Floating()
 
 
 class Exact:
