@@ -58,7 +58,7 @@ def _fetch(root: Path, rows: list[list[str]]) -> None:
             (file,) = folder.glob(f"{package}_*.deb")
             subprocess.run(["dpkg-deb", "-x", file, folder / package], check=True)
         for row in rows:
-            sha256, part, package, path = row
+            sha256, _, package, path = row
             source = folder / package / path
             if not source.is_file() or file_sha256(source) != sha256:
                 raise InputError(f"{package} has no longer the {path} that {LIST.name} names: another Debian release?")
