@@ -52,8 +52,7 @@ def _fetch(root: Path, rows: list[list[str]]) -> None:
         folder = Path(name)
         packages = sorted({row[2] for row in rows})
         print(f"Fetching {', '.join(packages)}", flush=True)
-        folder.chmod(0o755)  # apt-get's own user is to write here
-        subprocess.run(["apt-get", "download", "-qq", *packages], cwd=folder, check=True)
+        subprocess.run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages], cwd=folder, check=True)
         for package in packages:
             (file,) = folder.glob(f"{package}_*.deb")
             subprocess.run(["dpkg-deb", "-x", file, folder / package], check=True)
