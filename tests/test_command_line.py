@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from test_checkpoints import save
+from test_training import PROJECT
 
 from flows.cli.choices import choices
 from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
@@ -188,6 +189,11 @@ def test_printed_config_says_what_each_value_may_be(tmp_path: Path):
         "  quantizer: round\n" in text
     )
     assert text.count("#") >= len(choices())
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "infra/configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_that_come_along_are_whole_runs(file: Path):
+    effective_config(file, {"data": {"images": "photos"}}).must_have_a_test_split()
 
 
 def test_flags_go_over_the_file(tmp_path: Path):

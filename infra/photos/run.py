@@ -52,7 +52,8 @@ def _fetch(root: Path, rows: list[list[str]]) -> None:
         folder = Path(name)
         packages = sorted({row[2] for row in rows})
         print(f"Fetching {', '.join(packages)}", flush=True)
-        subprocess.run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages], cwd=folder, check=True)
+        quietly = ("-qq", "-o", "APT::Sandbox::User=root")  # else it remarks that its own user cannot write here
+        subprocess.run(["apt-get", "download", *quietly, *packages], cwd=folder, check=True)
         for package in packages:
             (file,) = folder.glob(f"{package}_*.deb")
             subprocess.run(["dpkg-deb", "-x", file, folder / package], check=True)
