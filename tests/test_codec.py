@@ -2,8 +2,10 @@
 
 import io
 import os
+import resource
 import subprocess
 import sys
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -310,6 +312,48 @@ def test_a_payload_under_its_own_checksum_is_a_picture_or_an_error(data: st.Data
         assert codec.decode(again).size == (24, 24)
     except CodecmillError as error:
         assert "coded picture" in str(error)
+
+
+@pytest.mark.full
+def test_ten_thousand_altered_files_are_pictures_or_clear_errors():
+    """Bytes changed, cut out and put in, half of them under checksums that fit; in seconds, and in little memory."""
+    codec = codec_of("hyperprior")
+    content = codec.encode(picture(40, 32), codec.step_of(50))
+    random = np.random.default_rng(0)
+    outcomes: dict[str, int] = {}
+    longest, memory = 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    coded = parse(content, "x")
+    for number in range(10_000):
+        if number % 2:
+            altered = replace(coded, payload=mutated(coded.payload, random)).to_bytes()
+        else:
+            altered = mutated(content, random)
+        begun = time.perf_counter()
+        try:
+            outcome = str(codec.decode(parse(altered, "x")).mode)
+        except CodecmillError as error:
+            outcome = type(error).__name__
+            assert str(error).endswith((".", ". ")) and len(str(error)) < 300
+        longest = max(longest, time.perf_counter() - begun)
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    assert outcomes["InputError"] >= 5_000
+    assert outcomes["RGB"] > 500  # the range coder reads any words as symbols: checksums alone find those
+    assert longest < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # KiB
+
+
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    changed = bytearray(content)
+    for _ in range(random.integers(1, 4)):
+        place = int(random.integers(len(changed)))
+        match random.integers(4):
+            case 0 | 1:
+                changed[place] ^= int(random.integers(1, 256))
+            case 2:
+                del changed[place : place + int(random.integers(1, 9))]
+            case _:
+                changed[place:place] = random.bytes(int(random.integers(1, 9)))
+    return bytes(changed)
 
 
 def test_a_size_that_no_picture_has_is_refused():

@@ -42,6 +42,14 @@ def test_the_bd_rate_of_curves_a_constant_factor_apart_is_that_factor():
     assert bd_rate(better[2:], anchor) == pytest.approx(-30, abs=1e-9)
 
 
+def test_a_setting_that_costs_more_for_no_more_changes_nothing():
+    anchor = curve([0.1, 0.2, 0.4, 0.8, 1.6], [28.0, 31, 34, 37, 40])
+    better = curve([0.07, 0.14, 0.2, 0.28, 0.28, 0.56, 1.12, 1.5], [28.0, 31, 31, 34, 33, 37, 40, 40])
+    assert bd_rate(better, anchor) == pytest.approx(-30, abs=1e-9)
+    assert bd_rate(anchor, better) == pytest.approx(100 / 0.7 - 100, abs=1e-9)
+    assert bd_rate(curve([0.1, 0.2], [30.0, 30.0]), anchor) is None
+
+
 def test_curves_that_do_not_meet_have_no_bd_rate():
     low, high = curve([0.1, 0.2], [20.0, 25]), curve([1.0, 2.0], [30.0, 35])
     assert bd_rate(low, high) is None

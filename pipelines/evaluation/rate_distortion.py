@@ -186,10 +186,19 @@ def bd_rate(curve: Sequence[CurvePoint], anchor: Sequence[CurvePoint], metric: s
     if any(getattr(point, metric) is None for point in [*curve, *anchor]):
         return None
     mine, theirs = (
-        sorted((getattr(point, metric), point.bits_per_pixel) for point in each) for each in (curve, anchor)
+        _rising([(point.bits_per_pixel, getattr(point, metric)) for point in each]) for each in (curve, anchor)
     )
-    if min(mine[-1][0], theirs[-1][0]) <= max(mine[0][0], theirs[0][0]):
+    if min(len(mine), len(theirs)) < 2 or min(mine[-1][1], theirs[-1][1]) <= max(mine[0][1], theirs[0][1]):
         return None
-    columns = [[each[column] for each in pairs] for pairs in (theirs, mine) for column in (1, 0)]
+    columns = [[each[column] for each in pairs] for pairs in (theirs, mine) for column in (0, 1)]
     found: Any = bjontegaard.bd_rate(*columns, method="pchip", require_matching_points=False, min_overlap=0)
     return float(found)
+
+
+def _rising(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Rates and values without the settings that cost more for no more: a curve can be read in both directions."""
+    kept: list[tuple[float, float]] = []
+    for rate, value in sorted(pairs, key=lambda pair: (pair[0], -pair[1])):
+        if not kept or value > kept[-1][1]:
+            kept.append((rate, value))
+    return kept
