@@ -45,7 +45,7 @@ def histogram(named: Sequence[tuple[str, float]]) -> str:
         counts[min(int((value - low) / width + 1e-9), bins - 1)] += 1
     every = math.ceil(bins / 6)
     across = _Axis(low, low + bins * width, width, LEFT, WIDTH - RIGHT)
-    unit = _nice(max(counts) / 4, least=1)
+    unit = nice(max(counts) / 4, least=1)
     up = _Axis(0, math.ceil(max(counts) / unit) * unit, unit, HEIGHT - BOTTOM, TOP)
     parts = [
         *_counts(up),
@@ -63,10 +63,10 @@ def histogram(named: Sequence[tuple[str, float]]) -> str:
 def _bin_width(values: Sequence[float]) -> float:
     """1, 2 or 5 times a power of ten, for some more bins than the count's square root."""
     spread = max(values) - min(values)
-    return _nice(spread / min(24, 4 + 1.5 * math.sqrt(len(values))), least=0.1)
+    return nice(spread / min(24, 4 + 1.5 * math.sqrt(len(values))), least=0.1)
 
 
-def _nice(value: float, least: float) -> float:
+def nice(value: float, least: float) -> float:
     """The smallest 1, 2 or 5 times a power of ten that is no less than both."""
     value = max(value, least)
     power = 10.0 ** math.floor(math.log10(value) + 1e-9)

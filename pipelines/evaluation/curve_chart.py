@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from pipelines.evaluation.chart import nice
 from pipelines.evaluation.rate_distortion import CurvePoint
 
 WIDTH, HEIGHT = 560, 360
-LEFT, RIGHT, TOP, BOTTOM = 52, 96, 16, 48
+LEFT, RIGHT, TOP, BOTTOM = 52, 96, 30, 48
 RATES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Marks of the axis of rates, which is logarithmic: curves of codecs are nearly straight there."""
 
@@ -38,20 +39,23 @@ def curve_chart(curves: Mapping[str, Sequence[CurvePoint]], metric: str, label: 
         return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
     parts = [_grid_line(x(rate), f"{rate:g}") for rate in RATES if left <= math.log(rate) <= right]
-    parts += [_grid_row(y(bottom + share * (top - bottom)), bottom + share * (top - bottom)) for share in _SHARES]
+    parts += [_grid_row(y(value), value) for value in _marks(bottom, top)]
     for number, (codec, points) in enumerate(lines.items()):
         parts.append(_curve(number, codec, [(x(rate), y(value)) for rate, value in points]))
     parts += _names({codec: y(points[-1][1]) for codec, points in lines.items()})
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">Bits per pixel</text>')
-    parts.append(f'<text class="axis" x="4" y="{TOP - 4}">{escape(label)}</text>')
+    parts.append(f'<text class="axis" x="4" y="14">{escape(label)}</text>')
     named = ", ".join(lines)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)} of {named}">{"".join(parts)}</svg>'
     )
 
 
-_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+def _marks(low: float, high: float) -> list[float]:
+    """Round values between two others, four to nine of them."""
+    step = nice((high - low) / 8, least=0.01)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _grid_line(x: float, label: str) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.equal_rates import Pieces
-from pipelines.evaluation.markup import data_uri, link, name_html
+from pipelines.evaluation.markup import counted, data_uri, link, name_html
 from pipelines.evaluation.rate_distortion import OURS, CurvePoint, RateDistortion
 from pipelines.evaluation.results import POINTS, percent, printable
 
@@ -27,8 +27,8 @@ def curve_section(found: RateDistortion, pieces: Sequence[Pieces]) -> str:
     ]
     return (
         '<section aria-labelledby="rates"><h2 id="rates">Rate and distortion</h2>'
-        f'<p class="lead">Whole files of {len(found.images):,} images, means at each setting. The points as a file: '
-        f"{link(POINTS, POINTS)}.</p>"
+        f'<p class="lead">Whole files, means over {counted(len(found.images), "image")} at each setting. '
+        f"The points as a file: {link(POINTS, POINTS)}.</p>"
         f'<div class="pair">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>{_formats(found)}</section>'
         f"{_pieces(pieces)}{_images(found)}"
     )

@@ -29,3 +29,7 @@ def link(target: str, content: str) -> str:
 
 def data_uri(webp: bytes) -> str:
     return f"data:image/webp;base64,{b64encode(webp).decode()}"
+
+
+def counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -57,7 +57,7 @@ FORMATS = (
     Format(JPEG, (5, 10, 20, 30, 45, 60, 75, 85, 92), _pillow("JPEG", optimize=True, progressive=True, subsampling=2)),
     Format("WebP", (1, 5, 15, 30, 50, 70, 80, 88, 94), _pillow("WEBP", method=6)),
     Format("AVIF", (15, 25, 35, 45, 55, 65, 75, 83, 90), _pillow("AVIF", speed=6)),
-    Format("JPEG 2000", (200, 120, 80, 50, 32, 20, 14, 9, 6), _jpeg_2000, (400, 2)),
+    Format("JPEG 2000", (300, 200, 120, 80, 50, 32, 22, 15, 10), _jpeg_2000, (400, 2)),
 )
 
 

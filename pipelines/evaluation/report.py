@@ -11,7 +11,7 @@ from pipelines.evaluation.cards import chosen, folder_link, sections
 from pipelines.evaluation.chart import histogram
 from pipelines.evaluation.curve_section import curve_section
 from pipelines.evaluation.equal_rates import Pieces
-from pipelines.evaluation.markup import data_uri, link, ms_ssim_html, name_html, psnr_html, size_html
+from pipelines.evaluation.markup import counted, data_uri, link, ms_ssim_html, name_html, psnr_html, size_html
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE
 from pipelines.evaluation.page import SCRIPT, SKELETON, STYLE
 from pipelines.evaluation.pictures import ERROR_FACTOR, PREVIEW_SIDE, Previews
@@ -43,7 +43,7 @@ def html(evaluation: Evaluation, previews: Mapping[str, Previews], pieces: Seque
     run = str(evaluation.about.get("run", "evaluation"))
     groups = chosen(evaluation, previews)
     where = printable(str(evaluation.about.get("images", "")))
-    count = _counted(len(evaluation.images), "image")
+    count = counted(len(evaluation.images), "image")
     lead = [f"Step {evaluation.step:,}", where, count, printable(str(evaluation.about.get("date", "")))]
     return SKELETON.substitute(
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_digest(SCRIPT)}'",
@@ -157,10 +157,6 @@ def _notes() -> str:
 
 def _digest(script: str) -> str:
     return b64encode(sha256(script.encode()).digest()).decode()
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def _short(count: int) -> str:

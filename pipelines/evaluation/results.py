@@ -156,7 +156,7 @@ def bd_rates(found: RateDistortion) -> dict[str, float]:
 
 
 def _table_of_rates(found: RateDistortion) -> list[str]:
-    lines = [f"Bits for the same quality, on {len(found.images)} images:", ""]
+    lines = [f"Bits for the same quality, images: {len(found.images)}", ""]
     lines += ["| against | by PSNR | by MS-SSIM |", "|---|---|---|"]
     return lines + [
         f"| {anchor} | {percent(found.bd_rate(anchor))} | {percent(found.bd_rate(anchor, 'ms_ssim'))} |"
