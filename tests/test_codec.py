@@ -29,13 +29,14 @@ from pipelines.model.arithmetic import LIMIT, Exact, Floating, from_fixed, to_fi
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.model.entropy import laplace
+from pipelines.model.entropy.hyperprior import places
 from pipelines.training.step import TrainingStep
 
 HALF = Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SHA256 = "ab" * 32
 
 
-def codec_of(entropy: str, seed: int = 0, spread: float = 0.02) -> PictureCodec:
+def codec_of(entropy: str, seed: int = 0, spread: float = 0.02, passes: int = 2) -> PictureCodec:
     """A small codec whose networks, zero at first, do something; the more so, the larger the spread."""
     config = ModelConfig.model_validate(
         {
@@ -45,6 +46,7 @@ def codec_of(entropy: str, seed: int = 0, spread: float = 0.02) -> PictureCodec:
             "downsamplings": 2,
             "entropy_channels": 8,
             "hyper_channels": 4,
+            "context_passes": passes,
         }
     )
     model = build_model(config, seed)
@@ -56,9 +58,10 @@ def codec_of(entropy: str, seed: int = 0, spread: float = 0.02) -> PictureCodec:
     return PictureCodec(model.eval(), HALF, SHA256, Tables(model.tables))
 
 
-@pytest.fixture(params=["factorized", "hyperprior"])
+@pytest.fixture(params=[("factorized", 2), ("hyperprior", 2), ("hyperprior", 3), ("hyperprior", 5)], ids=str)
 def codec(request: pytest.FixtureRequest) -> PictureCodec:
-    return codec_of(request.param)
+    entropy, passes = request.param
+    return codec_of(entropy, passes=passes)
 
 
 def picture(width: int = 90, height: int = 61) -> Image.Image:
@@ -77,6 +80,23 @@ def test_a_picture_of_any_size_is_read_as_it_was_written(codec: PictureCodec, wi
     decoded = codec.decode(parse(content, "x"))
     assert decoded.size == image.size
     assert content == codec.encode(image, codec.step_of(60))
+
+
+@pytest.mark.parametrize("passes", [2, 3, 5])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 14)])
+def test_each_latent_has_one_pass_and_a_later_one_has_its_neighbours(passes: int, size: tuple[int, int]):
+    found = places(passes, size, torch.device("cpu"))
+    assert torch.stack(found).sum(dim=0).eq(1).all()
+    height, width = size
+    straight, diagonal = ((0, 1), (1, 0), (0, -1), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1))
+    known = found[0].clone()
+    for number, here in enumerate(found[1:], 1):
+        distance = 2 ** ((passes - 1 - number) // 2)
+        for y, x in here[0, 0].nonzero().tolist():
+            for dy, dx in diagonal if (passes - number) % 2 == 0 else straight:
+                row, column = y + dy * distance, x + dx * distance
+                assert not (0 <= row < height and 0 <= column < width) or known[0, 0, row, column]
+        known |= here
 
 
 def test_a_finer_step_costs_more_and_is_nearer(codec: PictureCodec):

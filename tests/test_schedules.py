@@ -10,7 +10,7 @@ from conftest import make
 from safetensors.torch import load_file
 from test_training import begin, ranks_alive, result, start, steps_done, train, wait_for
 
-from pipelines import checkpoint_format
+from pipelines import checkpoint_format, checkpoints
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.model.straight_through import UniformNoise, UniversalQuantizer
@@ -58,7 +58,7 @@ def test_hard_bits_of_a_codec_are_those_of_the_symbols(tiny: dict[str, Any]):
 
 
 def weights(directory: RunDirectory, step: int) -> dict[str, torch.Tensor]:
-    return load_file(directory.checkpoint(step) / checkpoint_format.WEIGHTS)
+    return load_file(checkpoints.folder_of(directory, step) / checkpoint_format.WEIGHTS)
 
 
 @pytest.mark.parametrize("model", [{"quantizer": "noise"}, CODEC], ids=["noise", "codec"])

@@ -15,7 +15,7 @@ from pipelines.model.codec import MIDDLE, TransformCodec
 from pipelines.model.entropy.factorized import Factorized
 from pipelines.model.initial_weights import cosine_basis, draw
 
-_SILENT = ("last", "neighbours")
+_SILENT = {"last", "neighbours"}
 """Convolutions that add something to what is there already: nothing, at first."""
 
 ENCODER_UNIT, DECODER_UNIT = 1.0, 1 / 32
@@ -52,7 +52,7 @@ def start_from(model: TransformCodec, transform: Coefficients, normalization: No
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution here has one
-            if name.rpartition(".")[2] in _SILENT:
+            if _SILENT & set(name.split(".")):
                 nn.init.zeros_(module.weight)
             else:
                 draw(module.weight, math.sqrt(2 / (1 + 2.0 ** (-2 * SLOPE_BITS))), seed, name)
@@ -76,7 +76,8 @@ def start_from(model: TransformCodec, transform: Coefficients, normalization: No
             network.first.weight /= in_steps
         _start_entropy_model(model, deviation)
         if not isinstance(model.entropy, Factorized):
-            model.entropy.context.weight /= in_steps
+            for context in model.entropy.contexts:
+                context.weight /= in_steps
 
 
 def _start_entropy_model(model: TransformCodec, deviation: Tensor) -> None:

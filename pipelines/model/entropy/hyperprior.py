@@ -1,8 +1,9 @@
-"""A mean-scale hyperprior with a two-pass checkerboard context: what a file says first predicts what comes next.
+"""A mean-scale hyperprior with a context in passes: what a file says first predicts what comes next.
 
 Ballé 2018 (arXiv:1802.01436) and Minnen 2018 (arXiv:1809.02736): a few hyper-latents tell mean and scale of all
 latents. He 2021 (arXiv:2103.15306): the latents on the black squares of a checkerboard, the anchors, are coded first,
-and those on the white squares with their neighbours known. Both passes go over the whole picture at once.
+and those on the white squares with their neighbours known. Those that are coded first cost most, so that more passes,
+each over twice as many places as all before it, leave fewer of them. A pass goes over the whole picture at once.
 """
 
 from typing import NamedTuple
@@ -36,11 +37,12 @@ class Hyperprior(nn.Module):
         channels: L.
         width: channels of the networks.
         hyper_channels: of the hyper-latents.
+        passes: 2 (a checkerboard), 3 or 5.
     """
 
     parts = ("latents", "hyper")
 
-    def __init__(self, channels: int, width: int, hyper_channels: int):
+    def __init__(self, channels: int, width: int, hyper_channels: int, passes: int = 2):
         super().__init__()
         self.base = Factorized(channels)
         self.hyper = Factorized(hyper_channels)
@@ -56,10 +58,10 @@ class Hyperprior(nn.Module):
         self.fine = convolution(width, 4 * width, 3)
         self.features = convolution(width, width, 3)
         self.step = convolution(1, width, 1)
-        self.context = convolution(channels, width, 5)
-        self.neighbours = convolution(channels, channels, 5, groups=channels)
-        self.anchors = _Head(width, width, channels)
-        self.others = _Head(2 * width, width, channels)
+        self.passes = passes
+        self.contexts = nn.ModuleList(convolution(channels, width, 5) for _ in range(passes - 1))
+        self.neighbours = nn.ModuleList(convolution(channels, channels, 5, groups=channels) for _ in range(passes - 1))
+        self.heads = nn.ModuleList(_Head(width if i == 0 else 2 * width, width, channels) for i in range(passes))
 
     def forward(
         self, y: Tensor, log2_step: Tensor, noise: Tensor | None, hard: Tensor | None = None
@@ -83,12 +85,14 @@ class Hyperprior(nn.Module):
         hyper_quantised, hyper_cost = quantise(z, mean_z, scale_z, for_z, hard)
         features = self._features(FLOATING, hyper_quantised, log2_step, y.shape[-2:])
         base = Prior(*self.base.prior(log2_step))
-        first = self._first(FLOATING, features, base)
-        is_anchor = checkerboard(y.shape[-2:], y.device)
-        anchors = quantise(y, first.mean, first.scale, None)[0] * is_anchor
-        second = self._second(FLOATING, features, anchors, base)
-        mean = torch.where(is_anchor, first.mean, second.mean)
-        quantised, cost = quantise(y, mean, torch.where(is_anchor, first.scale, second.scale), for_y, hard)
+        known = torch.zeros_like(y)
+        mean, scale = known, known
+        for number, here in enumerate(places(self.passes, y.shape[-2:], y.device)):
+            prior = self._prior(number, FLOATING, features, known, base)
+            mean, scale = torch.where(here, prior.mean, mean), torch.where(here, prior.scale, scale)
+            if number < self.passes - 1:
+                known = known + quantise(y, prior.mean, prior.scale, None)[0] * here
+        quantised, cost = quantise(y, mean, scale, for_y, hard)
         return quantised, torch.stack([each.sum(dim=(1, 2, 3)) for each in (cost, hyper_cost)], dim=1)
 
     def noise_size(self, h: int, w: int) -> int:
@@ -103,10 +107,11 @@ class Hyperprior(nn.Module):
         hyper_quantised = code_around(coder, z, *self.hyper.exact_prior(log2_step, hyper_size(size)))
         features = self._features(exact, hyper_quantised, log2_step, size)
         base = Prior(*self.base.exact_prior(log2_step, size))
-        is_anchor = checkerboard(size, features.device)
-        anchors = _code_where(is_anchor, coder, y, self._first(exact, features, base))
-        others = _code_where(~is_anchor, coder, y, self._second(exact, features, anchors, base))
-        return from_fixed(anchors + others)
+        known = torch.zeros_like(features[:, :1])
+        for number, here in enumerate(places(self.passes, size, features.device)):
+            prior = self._prior(number, exact, features, known, base)
+            known = known + _code_where(here, coder, y, prior)
+        return from_fixed(known)
 
     def _hyper_latents(self, y: Tensor) -> Tensor:
         # Coefficients of block transforms spread over orders of magnitude.
@@ -126,15 +131,15 @@ class Hyperprior(nn.Module):
         x = arithmetic.convolve(self.features, arithmetic.activate(x)) + arithmetic.convolve(self.step, log2_step)
         return arithmetic.activate(x)
 
-    def _first(self, arithmetic: Arithmetic, features: Tensor, base: Prior) -> Prior:
-        mean, scale = self.anchors(arithmetic, features)
-        return Prior(base.mean + mean, base.scale + scale)
-
-    def _second(self, arithmetic: Arithmetic, features: Tensor, anchors: Tensor, base: Prior) -> Prior:
-        around = arithmetic.activate(arithmetic.convolve(self.context, anchors))
-        mean, scale = self.others(arithmetic, torch.cat([features, around], dim=1))
-        with torch.autocast(anchors.device.type, enabled=False):  # the lowest frequencies have too many digits for bf16
-            mean = mean.to(anchors.dtype) + arithmetic.convolve(self.neighbours, anchors)
+    def _prior(self, number: int, arithmetic: Arithmetic, features: Tensor, known: Tensor, base: Prior) -> Prior:
+        """Of a pass, from the features and the latents of all passes before it, zero elsewhere."""
+        if number == 0:
+            mean, scale = self.heads[0](arithmetic, features)
+            return Prior(base.mean + mean, base.scale + scale)
+        around = arithmetic.activate(arithmetic.convolve(self.contexts[number - 1], known))
+        mean, scale = self.heads[number](arithmetic, torch.cat([features, around], dim=1))
+        with torch.autocast(known.device.type, enabled=False):  # the lowest frequencies have too many digits for bf16
+            mean = mean.to(known.dtype) + arithmetic.convolve(self.neighbours[number - 1], known)
         return Prior(base.mean + mean, base.scale + scale)
 
 
@@ -164,7 +169,22 @@ def hyper_size(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE)
 
 
-def checkerboard(size: torch.Size | tuple[int, int], device: torch.device) -> Tensor:
-    """Which places are coded first: bool (1, 1, h, w)."""
+def places(passes: int, size: torch.Size | tuple[int, int], device: torch.device) -> list[Tensor]:
+    """Which places are coded in each pass: bool (1, 1, h, w) each.
+
+    The last pass takes the white squares of a checkerboard. Before it comes the half of the black ones in odd rows, and
+    before that the same on the even grid.
+    """
     rows, columns = (torch.arange(length, device=device) for length in size)
-    return ((rows[:, None] + columns) % 2 == 0)[None, None]
+    rows, columns = rows[:, None], columns[None, :]
+    white = (rows + columns) % 2 == 1
+    odd = (rows % 2 == 1) & (columns % 2 == 1)
+    even = ~white & ~odd
+    white_of_even = even & ((rows + columns) % 4 == 2)
+    odd_of_even = (rows % 4 == 2) & (columns % 4 == 2)
+    found = {
+        2: [~white, white],
+        3: [even, odd, white],
+        5: [even & ~white_of_even & ~odd_of_even, odd_of_even, white_of_even, odd, white],
+    }
+    return [mask[None, None] for mask in found[passes]]
