@@ -182,7 +182,7 @@ class ModelConfig(Section):
     )
     hyper_channels: int = Field(default=32, ge=1, le=2048, description="Width of the hyper-latents, in channels")
     context_passes: Literal[2, 3, 5] = Field(
-        default=2, description="Passes in which a hyperprior's latents are coded; 2: a checkerboard"
+        default=5, description="Passes in which a hyperprior's latents are coded; 2: a checkerboard"
     )
     finest_step: float | None = Field(
         default=None,

@@ -2,8 +2,8 @@
 
 Ballé 2018 (arXiv:1802.01436) and Minnen 2018 (arXiv:1809.02736): a few hyper-latents tell mean and scale of all
 latents. He 2021 (arXiv:2103.15306): the latents on the black squares of a checkerboard, the anchors, are coded first,
-and those on the white squares with their neighbours known. Those that are coded first cost most, so that more passes,
-each over twice as many places as all before it, leave fewer of them. A pass goes over the whole picture at once.
+and those on the white squares with their neighbours known. Anchors take three quarters of the bits: so their odd rows
+wait for the even ones, and the grid of these is treated alike. A pass goes over the whole picture at once.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed
 from pipelines.model.entropy.coding import SymbolCoder
@@ -19,6 +20,56 @@ from pipelines.model.layers import convolution
 
 HYPER_STRIDE = 4
 """Latents a hyper-latent, in each direction."""
+
+LOW = 24
+"""Channels, those of the lowest frequencies, whose means also follow their neighbours' values in a straight line."""
+
+
+class Pass(NamedTuple):
+    """Where latents are coded at a time: on every `step`-th row and column from `first` on.
+
+    Attributes:
+        colour: of a checkerboard on these rows and columns, 0 black and 1 white; None for all.
+    """
+
+    first: int
+    step: int
+    colour: int | None = None
+
+    @property
+    def grid(self) -> int:
+        """Rows and columns from one known latent to the next, as far as the context of this pass reaches for them."""
+        return self.first or self.step
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the next known latents are at the corners of each place, else at its sides."""
+        return self.first > 0
+
+    def of(self, x: Tensor) -> Tensor:
+        """The rows and columns, (N, C, h, w) to (N, C, h', w')."""
+        return x[..., self.first :: self.step, self.first :: self.step]
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        """`into`, (N, C, h, w), with values (N, C, h', w') at the places of this pass."""
+        found = into.clone()
+        self.of(found).copy_(torch.where(self.mask(values), values, self.of(into)))
+        return found
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Which of (N, C, h', w') are places of this pass: bool (1, 1, h', w')."""
+        rows, columns = (torch.arange(length, device=x.device) for length in x.shape[-2:])
+        if self.colour is None:
+            return torch.ones(1, 1, len(rows), len(columns), dtype=torch.bool, device=x.device)
+        return ((rows[:, None] + columns) % 2 == self.colour)[None, None]
+
+
+PASSES = {
+    2: (Pass(0, 1, colour=0), Pass(0, 1, colour=1)),
+    3: (Pass(0, 2), Pass(1, 2), Pass(0, 1, colour=1)),
+    5: (Pass(0, 4), Pass(2, 4), Pass(0, 2, colour=1), Pass(1, 2), Pass(0, 1, colour=1)),
+}
+"""Each place has one pass; from the second on, the nearest neighbours on both sides are known."""
 
 
 class Prior(NamedTuple):
@@ -58,9 +109,11 @@ class Hyperprior(nn.Module):
         self.fine = convolution(width, 4 * width, 3)
         self.features = convolution(width, width, 3)
         self.step = convolution(1, width, 1)
-        self.passes = passes
-        self.contexts = nn.ModuleList(convolution(channels, width, 5) for _ in range(passes - 1))
-        self.neighbours = nn.ModuleList(convolution(channels, channels, 5, groups=channels) for _ in range(passes - 1))
+        self.passes = PASSES[passes]
+        later = self.passes[1:]
+        self.contexts = nn.ModuleList(_context(channels, width, each) for each in later)
+        self.low = min(channels, LOW)
+        self.neighbours = nn.ModuleList(_context(self.low, self.low, each, groups=self.low) for each in later)
         self.heads = nn.ModuleList(_Head(width if i == 0 else 2 * width, width, channels) for i in range(passes))
 
     def forward(
@@ -87,11 +140,11 @@ class Hyperprior(nn.Module):
         base = Prior(*self.base.prior(log2_step))
         known = torch.zeros_like(y)
         mean, scale = known, known
-        for number, here in enumerate(places(self.passes, y.shape[-2:], y.device)):
+        for number, each in self._used(y.shape[-2:]):
             prior = self._prior(number, FLOATING, features, known, base)
-            mean, scale = torch.where(here, prior.mean, mean), torch.where(here, prior.scale, scale)
-            if number < self.passes - 1:
-                known = known + quantise(y, prior.mean, prior.scale, None)[0] * here
+            mean, scale = each.put(prior.mean, mean), each.put(prior.scale, scale)
+            if number < len(self.passes) - 1:
+                known = each.put(quantise(each.of(y), prior.mean, prior.scale, None)[0], known)
         quantised, cost = quantise(y, mean, scale, for_y, hard)
         return quantised, torch.stack([each.sum(dim=(1, 2, 3)) for each in (cost, hyper_cost)], dim=1)
 
@@ -106,11 +159,12 @@ class Hyperprior(nn.Module):
         exact = Exact()
         hyper_quantised = code_around(coder, z, *self.hyper.exact_prior(log2_step, hyper_size(size)))
         features = self._features(exact, hyper_quantised, log2_step, size)
-        base = Prior(*self.base.exact_prior(log2_step, size))
-        known = torch.zeros_like(features[:, :1])
-        for number, here in enumerate(places(self.passes, size, features.device)):
+        base = Prior(*self.base.exact_prior(log2_step, (1, 1)))
+        known = base.mean.new_zeros(1, base.mean.shape[1], *size)
+        for number, each in self._used(size):
             prior = self._prior(number, exact, features, known, base)
-            known = known + _code_where(here, coder, y, prior)
+            here = each.mask(prior.mean)
+            known = each.put(_code_where(here, coder, None if y is None else each.of(y), prior), known)
         return from_fixed(known)
 
     def _hyper_latents(self, y: Tensor) -> Tensor:
@@ -131,16 +185,33 @@ class Hyperprior(nn.Module):
         x = arithmetic.convolve(self.features, arithmetic.activate(x)) + arithmetic.convolve(self.step, log2_step)
         return arithmetic.activate(x)
 
+    def _used(self, size: torch.Size | tuple[int, int]) -> list[tuple[int, Pass]]:
+        """The passes that have a place in h x w latents: a single row has no second one."""
+        return [(number, each) for number, each in enumerate(self.passes) if each.first < min(size)]
+
     def _prior(self, number: int, arithmetic: Arithmetic, features: Tensor, known: Tensor, base: Prior) -> Prior:
         """Of a pass, from the features and the latents of all passes before it, zero elsewhere."""
+        this = self.passes[number]
+        here = this.of(features)
         if number == 0:
-            mean, scale = self.heads[0](arithmetic, features)
+            mean, scale = self.heads[0](arithmetic, here)
             return Prior(base.mean + mean, base.scale + scale)
+        known = known[..., :: this.grid, :: this.grid]
+        if this.is_diagonal:
+            known = F.pad(known, (1, 2, 1, 2))  # the first of the kernel's places is then about the second latent
         around = arithmetic.activate(arithmetic.convolve(self.contexts[number - 1], known))
-        mean, scale = self.heads[number](arithmetic, torch.cat([features, around], dim=1))
+        mean, scale = self.heads[number](arithmetic, torch.cat([here, around], dim=1))
         with torch.autocast(known.device.type, enabled=False):  # the lowest frequencies have too many digits for bf16
-            mean = mean.to(known.dtype) + arithmetic.convolve(self.neighbours[number - 1], known)
+            low = arithmetic.convolve(self.neighbours[number - 1], known[:, : self.low])
+            mean = mean.to(known.dtype) + F.pad(low, (0, 0, 0, 0, 0, mean.shape[1] - self.low))
         return Prior(base.mean + mean, base.scale + scale)
+
+
+def _context(inputs: int, outputs: int, place: Pass, groups: int = 1) -> nn.Conv2d:
+    """What sees the known latents about the places of a pass."""
+    if not place.is_diagonal:
+        return convolution(inputs, outputs, 5, groups=groups)
+    return skip_init(nn.Conv2d, inputs, outputs, 5, stride=2, groups=groups)  # type: ignore[return-value]
 
 
 class _Head(nn.Module):
@@ -167,24 +238,3 @@ def _code_where(mask: Tensor, coder: SymbolCoder, y: Tensor | None, prior: Prior
 def hyper_size(size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of the hyper-latents of h x w latents."""
     return -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE)
-
-
-def places(passes: int, size: torch.Size | tuple[int, int], device: torch.device) -> list[Tensor]:
-    """Which places are coded in each pass: bool (1, 1, h, w) each.
-
-    The last pass takes the white squares of a checkerboard. Before it comes the half of the black ones in odd rows, and
-    before that the same on the even grid.
-    """
-    rows, columns = (torch.arange(length, device=device) for length in size)
-    rows, columns = rows[:, None], columns[None, :]
-    white = (rows + columns) % 2 == 1
-    odd = (rows % 2 == 1) & (columns % 2 == 1)
-    even = ~white & ~odd
-    white_of_even = even & ((rows + columns) % 4 == 2)
-    odd_of_even = (rows % 4 == 2) & (columns % 4 == 2)
-    found = {
-        2: [~white, white],
-        3: [even, odd, white],
-        5: [even & ~white_of_even & ~odd_of_even, odd_of_even, white_of_even, odd, white],
-    }
-    return [mask[None, None] for mask in found[passes]]
