@@ -181,8 +181,10 @@ class ModelConfig(Section):
         default=96, ge=4, le=2048, description="Width of the hyperprior's networks, in channels"
     )
     hyper_channels: int = Field(default=32, ge=1, le=2048, description="Width of the hyper-latents, in channels")
-    context_passes: Literal[2, 3, 5] = Field(
-        default=5, description="Passes in which a hyperprior's latents are coded; 2: a checkerboard"
+    context: Literal["checkerboard", "nested"] = Field(
+        default="nested",
+        description="How a hyperprior's latents predict each other: in two passes over a checkerboard, or in five over "
+        "grids within grids",
     )
     finest_step: float | None = Field(
         default=None,

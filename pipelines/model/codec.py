@@ -170,4 +170,4 @@ def _fixed_log2_step(step: int) -> Tensor:
 def _entropy_model(config: ModelConfig) -> Factorized | Hyperprior:
     if config.entropy == "factorized":
         return Factorized(config.latent_channels)
-    return Hyperprior(config.latent_channels, config.entropy_channels, config.hyper_channels, config.context_passes)
+    return Hyperprior(config.latent_channels, config.entropy_channels, config.hyper_channels, config.context)

@@ -65,9 +65,8 @@ class Pass(NamedTuple):
 
 
 PASSES = {
-    2: (Pass(0, 1, colour=0), Pass(0, 1, colour=1)),
-    3: (Pass(0, 2), Pass(1, 2), Pass(0, 1, colour=1)),
-    5: (Pass(0, 4), Pass(2, 4), Pass(0, 2, colour=1), Pass(1, 2), Pass(0, 1, colour=1)),
+    "checkerboard": (Pass(0, 1, colour=0), Pass(0, 1, colour=1)),
+    "nested": (Pass(0, 4), Pass(2, 4), Pass(0, 2, colour=1), Pass(1, 2), Pass(0, 1, colour=1)),
 }
 """Each place has one pass; from the second on, the nearest neighbours on both sides are known."""
 
@@ -88,12 +87,12 @@ class Hyperprior(nn.Module):
         channels: L.
         width: channels of the networks.
         hyper_channels: of the hyper-latents.
-        passes: 2 (a checkerboard), 3 or 5.
+        context: which of `PASSES`.
     """
 
     parts = ("latents", "hyper")
 
-    def __init__(self, channels: int, width: int, hyper_channels: int, passes: int = 2):
+    def __init__(self, channels: int, width: int, hyper_channels: int, context: str):
         super().__init__()
         self.base = Factorized(channels)
         self.hyper = Factorized(hyper_channels)
@@ -109,7 +108,7 @@ class Hyperprior(nn.Module):
         self.fine = convolution(width, 4 * width, 3)
         self.features = convolution(width, width, 3)
         self.step = convolution(1, width, 1)
-        self.passes = PASSES[passes]
+        self.passes = PASSES[context]
         later = self.passes[1:]
         self.contexts = nn.ModuleList(_context(channels, width, each) for each in later)
         self.low = min(channels, LOW)
