@@ -113,7 +113,9 @@ class Hyperprior(nn.Module):
         self.contexts = nn.ModuleList(_context(channels, width, each) for each in later)
         self.low = min(channels, LOW)
         self.neighbours = nn.ModuleList(_context(self.low, self.low, each, groups=self.low) for each in later)
-        self.heads = nn.ModuleList(_Head(width if i == 0 else 2 * width, width, channels) for i in range(passes))
+        self.heads = nn.ModuleList(
+            _Head(width if i == 0 else 2 * width, width, channels) for i in range(len(self.passes))
+        )
 
     def forward(
         self, y: Tensor, log2_step: Tensor, noise: Tensor | None, hard: Tensor | None = None
