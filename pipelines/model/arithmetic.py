@@ -45,6 +45,8 @@ class Floating:
         return layer(x)
 
     def activate(self, x: Tensor) -> Tensor:
+        # In place: the backward pass then looks at what came out, which the next convolution keeps anyway. Else a
+        # compiled step keeps a mask of bytes beside it, and torch's code for that made steps half as slow again.
         return F.leaky_relu(x, 2.0**-SLOPE_BITS, inplace=True)
 
 
