@@ -76,8 +76,9 @@ def start_from(model: TransformCodec, transform: Coefficients, normalization: No
             network.first.weight /= in_steps
         _start_entropy_model(model, deviation)
         if not isinstance(model.entropy, Factorized):
-            for context in model.entropy.contexts:
-                context.weight /= in_steps
+            for context in model.entropy.contexts.parameters():
+                if context.dim() > 1:  # its weight, not its bias
+                    context /= in_steps
 
 
 def _start_entropy_model(model: TransformCodec, deviation: Tensor) -> None:

@@ -6,7 +6,7 @@ and those on the white squares with their neighbours known. Anchors take three q
 wait for the even ones, and the grid of these is treated alike. A pass goes over the whole picture at once.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,10 +200,11 @@ class Hyperprior(nn.Module):
         known = known[..., :: this.grid, :: this.grid]
         if this.is_diagonal:
             known = F.pad(known, (1, 2, 1, 2))  # the first of the kernel's places is then about the second latent
-        around = arithmetic.activate(arithmetic.convolve(self.contexts[number - 1], known))
+        context, neighbours = (cast("nn.Conv2d", each[number - 1]) for each in (self.contexts, self.neighbours))
+        around = arithmetic.activate(arithmetic.convolve(context, known))
         mean, scale = self.heads[number](arithmetic, torch.cat([here, around], dim=1))
         with torch.autocast(known.device.type, enabled=False):  # the lowest frequencies have too many digits for bf16
-            low = arithmetic.convolve(self.neighbours[number - 1], known[:, : self.low])
+            low = arithmetic.convolve(neighbours, known[:, : self.low])
             mean = mean.to(known.dtype) + F.pad(low, (0, 0, 0, 0, 0, mean.shape[1] - self.low))
         return Prior(base.mean + mean, base.scale + scale)
 
