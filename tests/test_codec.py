@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from test_training import PROJECT
 
 from pipelines.codec.container import OVERHEAD, CodedPicture, parse
@@ -147,14 +148,14 @@ def trained() -> PictureCodec:
 
 @pytest.mark.parametrize("quality", [60, 80, 100])
 def test_a_file_is_as_large_as_the_model_says(trained: PictureCodec, quality: float):
-    image = picture(512, 480)
+    image = picture(640, 560)
     step = trained.step_of(quality)
     with torch.no_grad():
         x = HALF.normalize(to_unit(to_tensor(image)[None], torch.float32))
         estimate = trained.model(x, step=torch.tensor([2 ** (step / 256)])).bits.sum().item() / 8
     size = len(trained.encode(image, step))
     assert size > 10_000
-    assert size == pytest.approx(estimate, rel=0.005)
+    assert size == pytest.approx(OVERHEAD + estimate, rel=0.005)
 
 
 class Recorder:
@@ -180,12 +181,14 @@ def symbols_of(codec: PictureCodec, content: bytes) -> torch.Tensor:
 READ = """
 import os, sys, torch
 from pathlib import Path
+from safetensors.torch import load_file
 from test_codec import codec_of, symbols_of
 from pipelines.codec.container import parse
 torch.backends.mkldnn.enabled = False
 assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 folder = Path(sys.argv[1])
 codec, content = codec_of("hyperprior"), (folder / "x.cmill").read_bytes()
+codec.model.load_state_dict(load_file(folder / "weights"))  # random numbers too differ between instruction sets
 (folder / "symbols").write_bytes(symbols_of(codec, content).numpy().tobytes())
 for exact in (False, True):
     (folder / f"pixels-{exact}").write_bytes(codec.decode(parse(content, "x"), exact).tobytes())
@@ -209,6 +212,7 @@ def test_symbols_and_exact_pixels_are_the_same_whatever_computes(tmp_path: Path,
         assert np.abs(np.asarray(codec.decode(coded)) - plain).max() <= 1
     torch.set_num_threads(threads)
     (tmp_path / "x.cmill").write_bytes(content)
+    save_file(codec.model.state_dict(), tmp_path / "weights")
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
     subprocess.run([sys.executable, "-c", READ, str(tmp_path)], env=environment, check=True, cwd=PROJECT)
     assert (tmp_path / "symbols").read_bytes() == symbols.numpy().tobytes()
