@@ -64,7 +64,7 @@ def _fetch(root: Path, rows: list[list[str]]) -> None:
                 raise InputError(f"{package} has no longer the {path} that {LIST.name} names: another Debian release?")
             target = _prepared(root, row)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _reduce(open_image(source, (255, 255, 255)), LONGEST, target)
+            _reduce(open_image(source), LONGEST, target)
 
 
 def _reduce(image: Image.Image, longest: int, target: Path) -> None:

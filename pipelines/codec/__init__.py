@@ -68,7 +68,6 @@ def _as_rgb(image: "Image.Image") -> "Image.Image":
     """The picture as the same picture in a file would be read: 16 bits to 8, transparent pixels white."""
     from io import BytesIO
 
-    from pipelines.codec.files import BACKGROUND
     from pipelines.data.images import open_image
 
     if image.mode == "RGB":
@@ -77,4 +76,4 @@ def _as_rgb(image: "Image.Image") -> "Image.Image":
         return image.convert("RGB")
     file = BytesIO()
     image.save(file, format="PNG", compress_level=1)
-    return open_image(file.getvalue(), BACKGROUND)
+    return open_image(file.getvalue())

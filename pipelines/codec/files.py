@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
+from PIL.Image import Image
+
 from pipelines.codec.container import SUFFIX, parse
 from pipelines.codec.opening import codec_that_wrote
 from pipelines.codec.picture_codec import PictureCodec
@@ -14,9 +16,6 @@ from pipelines.durable_files import write_bytes
 from pipelines.errors import InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
-
-BACKGROUND = (255, 255, 255)
-"""Shows through transparent pixels."""
 
 LARGEST_FILE = 2**32
 """Bytes of a coded file that is read; a picture of the largest size has far fewer."""
@@ -56,7 +55,7 @@ def compress(
     for place, (source, target) in enumerate(targets.items()):
         report(Progress("compression", place, len(targets), "images", source.name))
         try:
-            image = open_image(source, BACKGROUND)
+            image = open_image(source)
         except ImageError as error:
             raise InputError(str(error)) from error
         remark = ""
@@ -67,14 +66,7 @@ def compress(
             rate = bits_per_pixel(content, image)
             remark = "" if is_reached else f"{target_bpp:g} bpp is out of this model's reach: {rate:.3f} is the nearest"
         write_bytes(target, content)
-        yield Written(
-            source=source,
-            path=target,
-            width=image.width,
-            height=image.height,
-            bits_per_pixel=bits_per_pixel(content, image),
-            remark=remark,
-        )
+        yield _written(source, target, image, content, remark)
     report(Progress("compression", len(targets), len(targets), "images"))
 
 
@@ -103,14 +95,20 @@ def decompress(
         png = BytesIO()
         image.save(png, format="PNG")
         write_bytes(target, png.getvalue())
-        yield Written(
-            source=source,
-            path=target,
-            width=image.width,
-            height=image.height,
-            bits_per_pixel=bits_per_pixel(content, image),
-        )
+        yield _written(source, target, image, content)
     report(Progress("decompression", len(targets), len(targets), "images"))
+
+
+def _written(source: Path, target: Path, image: Image, content: bytes, remark: str = "") -> Written:
+    """What is said of a picture and its coded file, whichever was made of the other."""
+    return Written(
+        source=source,
+        path=target,
+        width=image.width,
+        height=image.height,
+        bits_per_pixel=bits_per_pixel(content, image),
+        remark=remark,
+    )
 
 
 def _read(file: Path) -> bytes:

@@ -23,7 +23,7 @@ from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization, schedules
 from pipelines.training.agreement import Agreement, agree, agreed_checkpoint
-from pipelines.training.codebooks import absorb, learned_parameters
+from pipelines.training.codebooks import absorb
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
 from pipelines.training.heartbeat import Beat, silent
@@ -147,7 +147,7 @@ class Training:
         self.scaler.unscale_(self.optimizer)
         if schedules.encoder_stays(self.config, self.step):
             schedules.keep_encoder(self.model)
-        parameters = [parameter for _, parameter in learned_parameters(self.model)]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf).item()
         # fp16's scaler meets infinite gradients by design, and leaves out their step by itself.
         scaled = self.scaler.is_enabled()

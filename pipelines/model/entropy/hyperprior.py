@@ -179,7 +179,7 @@ class Hyperprior(nn.Module):
     def _features(
         self, arithmetic: Arithmetic, z: Tensor, log2_step: Tensor, size: torch.Size | tuple[int, int]
     ) -> Tensor:
-        """Hyper-latents to features (N, width, h, w), which two heads share: nothing may change them in place."""
+        """Hyper-latents to features (N, width, h, w), which all heads share: nothing may change them in place."""
         x = F.pixel_shuffle(arithmetic.convolve(self.coarse, z), 2)
         x = F.pixel_shuffle(arithmetic.convolve(self.fine, arithmetic.activate(x)), 2)
         x = x[..., : size[0], : size[1]]
