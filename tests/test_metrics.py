@@ -14,8 +14,8 @@ from pipelines.config import ModelConfig
 from pipelines.errors import CodecmillError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.metrics import Quality, compare, means, ms_ssim, psnr
-from pipelines.evaluation.tiling import receptive_radius, reconstruct_tiled
 from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.tiling import receptive_radius, reconstruct_tiled
 
 
 def degraded(image: Image.Image) -> Image.Image:

@@ -139,7 +139,7 @@ def _decompress(arguments: Arguments) -> None:
     root = Root(arguments.root)
     with shown_progress():
         codec = open_codec(arguments.model, root) if arguments.model else None
-        written = list(decompress(arguments.files, arguments.output or Path(), codec, root, arguments.exact_pixels))
+        written = list(decompress(arguments.files, arguments.output or Path(), codec, root))
     listing.tell_written(written, arguments.json)
 
 

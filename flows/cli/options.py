@@ -77,7 +77,6 @@ class Arguments:
     Attributes:
         what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
         files: to compress or decompress; `model`: a codec, as `what`, with `quality` 1 to 100 or bits per pixel.
-        exact_pixels: decompress to the same pixels on every machine.
         allow_inexact: resume with what changes the bits.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
@@ -92,7 +91,6 @@ class Arguments:
     model: str | None
     quality: float | None
     target_bpp: float | None
-    exact_pixels: bool
     json: bool
     sources: bool
     allow_inexact: bool
@@ -135,7 +133,6 @@ def parse(typed: Sequence[str]) -> Arguments:
         model=given.get("model"),
         quality=given.get("quality"),
         target_bpp=given.get("target_bpp"),
-        exact_pixels=given.get("exact_pixels", False),
         json=given.get("json", False),
         sources=given.get("sources", False),
         allow_inexact=given.get("allow_inexact", False),
@@ -165,7 +162,6 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
         "model": set(_TAKE_FILES),
         "quality": {"compress"},
         "target-bpp": {"compress"},
-        "exact-pixels": {"decompress"},
         "format": {"export"},
         "sources": {"verify"},
         "allow-inexact": {"resume"},
@@ -261,9 +257,6 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
         wanted = command.add_mutually_exclusive_group(required=True)
         wanted.add_argument("--quality", type=float, metavar="Q", help="1 (smallest files) to 100, also in between")
         wanted.add_argument("--target-bpp", type=_positive, metavar="B", help="bits per pixel of the whole file")
-    else:
-        about = "the same pixels on every machine, which takes longer; else they may be one level apart"
-        command.add_argument("--exact-pixels", action="store_true", help=about)
 
 
 def _positive(text: str) -> float:

@@ -36,13 +36,11 @@ def decode(
     *,
     model: "str | PictureCodec | None" = None,
     root: str | Path = "codecmill-data",
-    exact: bool = False,
 ) -> "Image.Image":
     """The picture (mode RGB) in the content of a `.cmill` file.
 
     Args:
         model: as of `encode`; by default the one under the root that wrote the file.
-        exact: the same pixels on every machine, some times slower; else they may be one level apart.
 
     Raises:
         InputError: the content is damaged, or no such file, or another model wrote it.
@@ -53,8 +51,8 @@ def decode(
 
     coded = parse(content, "The content")
     if model is None:
-        return codec_that_wrote(coded.model, "The content", Root(Path(root).absolute())).decode(coded, exact)
-    return _opened(model, root).decode(coded, exact)
+        return codec_that_wrote(coded.model, "The content", Root(Path(root).absolute())).decode(coded)
+    return _opened(model, root).decode(coded)
 
 
 def _opened(model: "str | PictureCodec | None", root: str | Path) -> "PictureCodec":

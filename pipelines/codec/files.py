@@ -70,14 +70,11 @@ def compress(
     report(Progress("compression", len(targets), len(targets), "images"))
 
 
-def decompress(
-    files: Sequence[Path], folder: Path, codec: PictureCodec | None, root: Root, exact: bool = False
-) -> Iterator[Written]:
+def decompress(files: Sequence[Path], folder: Path, codec: PictureCodec | None, root: Root) -> Iterator[Written]:
     """Write `folder/<stem>.png` of each coded file, one at a time.
 
     Args:
         codec: None to look for the one that wrote a file under the root.
-        exact: as of `PictureCodec.decode`.
 
     Raises:
         InputError: a file is damaged or none, two have one stem, or the model that wrote it is not there.
@@ -91,7 +88,7 @@ def decompress(
         coded = parse(content, str(source))
         if codec is None and coded.model not in known:
             known[coded.model] = codec_that_wrote(coded.model, str(source), root)
-        image = (codec or known[coded.model]).decode(coded, exact)
+        image = (codec or known[coded.model]).decode(coded)
         png = BytesIO()
         image.save(png, format="PNG")
         write_bytes(target, png.getvalue())

@@ -38,8 +38,8 @@ from pipelines.evaluation.results import (
     printable,
     read_evaluation,
 )
-from pipelines.evaluation.tiling import receptive_radius, reconstruct_tiled
 from pipelines.model.build import Model
+from pipelines.model.tiling import receptive_radius, reconstruct_tiled
 from pipelines.progress import Progress, report
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation", "reconstruct", "score"]

@@ -7,6 +7,7 @@ Here weights and activations are integers, held in float64: as long as every par
 in any order.
 """
 
+from decimal import Context, Decimal, localcontext
 from typing import Protocol
 
 import torch
@@ -23,6 +24,9 @@ WEIGHT_FRACTION = 16
 
 LIMIT = 2 ** (FRACTION + 10)
 """Activations are clamped to +-1024."""
+
+COLUMNS = 2**21
+"""Numbers that a convolution spreads its input to, at most: a kernel's worth for each place of some of its rows."""
 
 SLOPE_BITS = 3
 """LeakyReLU's slope below zero is 2^-3: a power of two."""
@@ -67,9 +71,18 @@ class Exact:
         if layer not in self._weights:
             self._weights[layer] = _rounded(layer)
         weight, bias = self._weights[layer]
-        # float64 has no other way in torch than im2col and a plain product: no Winograd, no FFT, no lower precision.
-        sums = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return torch.floor(sums * 2.0**-WEIGHT_FRACTION + 0.5).clamp(-LIMIT, LIMIT)
+        stride, kernel = layer.stride[0], layer.kernel_size[0]
+        x = F.pad(x, 4 * [int(layer.padding[0])])
+        height, width = ((length - kernel) // stride + 1 for length in x.shape[-2:])
+        result = x.new_empty(len(x), len(weight), height, width)
+        most = max(1, COLUMNS // (weight[0].numel() * layer.groups * width))
+        for start in range(0, height, most):
+            stop = min(start + most, height)
+            rows = x[..., start * stride : (stop - 1) * stride + kernel, :]
+            # float64 has no other way in torch than im2col and a product: no Winograd, no FFT, no lower precision.
+            sums = F.conv2d(rows, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+            result[..., start:stop, :] = sums.mul_(2.0**-WEIGHT_FRACTION).add_(0.5).floor_().clamp_(-LIMIT, LIMIT)
+        return result
 
     def activate(self, x: Tensor) -> Tensor:
         return torch.where(x < 0, torch.floor(x * 2.0**-SLOPE_BITS + 0.5), x)
@@ -83,6 +96,12 @@ def to_fixed(x: Tensor) -> Tensor:
 def from_fixed(x: Tensor) -> Tensor:
     """The numbers that integers of `Exact` stand for, exactly, float64."""
     return x * 2.0**-FRACTION
+
+
+def exact_power(log2: float, log: float = 0.0) -> float:
+    """`2^log2 e^log`: correctly rounded, where the last bit of the C library's differs between machines."""
+    with localcontext(Context(prec=40)):
+        return float((Decimal(log2) * Decimal(2).ln() + Decimal(log)).exp())
 
 
 def _rounded(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipelines.config import ModelConfig
 from pipelines.errors import CodecmillError
-from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed, to_fixed
+from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, exact_power, from_fixed, to_fixed
 from pipelines.model.layers import convolution
 
 COEFFICIENT_FRACTION, BASIS_FRACTION = 6, 24
@@ -39,7 +39,11 @@ class Bottleneck(nn.Module):
 
 
 class Network(nn.Module):
-    """What is learned beside a transform: bottlenecks between two convolutions, told the quantiser's step."""
+    """What is learned beside a transform: bottlenecks between two convolutions, told the quantiser's step.
+
+    Attributes:
+        reach: how many latents away, at most, what it sees lies.
+    """
 
     def __init__(self, inputs: int, outputs: int, config: ModelConfig):
         super().__init__()
@@ -47,6 +51,7 @@ class Network(nn.Module):
         self.step = convolution(1, config.channels, 1)
         self.blocks = nn.ModuleList(Bottleneck(config.channels) for _ in range(config.residual_blocks))
         self.last = convolution(config.channels, outputs, 1)
+        self.reach = 1 + config.residual_blocks
 
     def forward(self, x: Tensor, log2_step: Tensor, arithmetic: Arithmetic = FLOATING) -> Tensor:
         """(N, inputs, h, w) and (N, 1, 1, 1) to (N, outputs, h, w) of the type of `x`."""
@@ -127,7 +132,7 @@ class Synthesis(nn.Module):
         return F.pixel_shuffle(self.transform(latents * levels) + added, self.stride)
 
     def exact(self, latents: Tensor, levels: Tensor, log2_step: float) -> Tensor:
-        """As forward, on the CPU in integers: the same bits on every machine, some times slower.
+        """As forward, on the CPU in integers: the same bits on every machine.
 
         Args:
             latents: (1, L, h, w) float64, as `Exact` has them.
@@ -135,5 +140,5 @@ class Synthesis(nn.Module):
             log2_step: the step's normalised logarithm.
         """
         step = to_fixed(torch.full((1, 1, 1, 1), log2_step, dtype=torch.float64))
-        added = from_fixed(self.network(to_fixed(latents), step, Exact())) * (2.0**log2_step * ADDED)
+        added = from_fixed(self.network(to_fixed(latents), step, Exact())) * (exact_power(log2_step) * ADDED)
         return F.pixel_shuffle(self.transform.exact(latents * levels) + added, self.stride)

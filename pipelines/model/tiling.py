@@ -1,7 +1,7 @@
 """A picture of any size through a network that wants multiples of its stride, in tiles that fit the memory."""
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,16 @@ class Span(NamedTuple):
     stop: int
     keep_from: int
     keep_to: int
+
+    @property
+    def result(self) -> slice:
+        """Where in the result its share lies."""
+        return slice(self.keep_from, self.keep_to)
+
+    @property
+    def share(self) -> slice:
+        """Where in the tile that lies."""
+        return slice(self.keep_from - self.start, self.keep_to - self.start)
 
 
 def reconstruct_tiled(model_fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, stride: int) -> Tensor:
@@ -38,14 +48,12 @@ def reconstruct_tiled(model_fn: Callable[[Tensor], Tensor], x: Tensor, tile: int
     """
     height, width = x.shape[2:]
     result = torch.empty(0)
-    for rows in _spans(height, tile, overlap, stride):
-        for columns in _spans(width, tile, overlap, stride):
-            part = model_fn(_cut(x, rows, columns))
+    for rows in spans(height, tile, overlap, stride):
+        for columns in spans(width, tile, overlap, stride):
+            part = model_fn(cut(x, rows, columns))
             if not result.numel():
                 result = part.new_empty((*part.shape[:2], height, width))
-            result[:, :, rows.keep_from : rows.keep_to, columns.keep_from : columns.keep_to] = part[
-                :, :, _kept(rows), _kept(columns)
-            ]
+            result[..., rows.result, columns.result] = part[..., rows.share, columns.share]
     return result
 
 
@@ -76,8 +84,12 @@ def receptive_radius(model: nn.Module, x: Tensor) -> int:
     return round(reach + block - 1)
 
 
-def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
-    """The tiles along an axis: as few as do, all of one size and no larger than needed; the last ends with the axis."""
+def spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
+    """The tiles along an axis: as few as do, all of one size and no larger than needed; the last ends with the axis.
+
+    Args:
+        tile, overlap: as of `reconstruct_tiled`.
+    """
     tile, overlap, padded = (-(-value // stride) * stride for value in (tile, overlap, length))
     if padded <= tile:
         return [Span(0, padded, 0, length)]
@@ -89,13 +101,28 @@ def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
     return [Span(start, start + tile, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
-def _cut(x: Tensor, rows: Span, columns: Span) -> Tensor:
-    """One tile, the edge repeated where it reaches beyond the picture."""
+def cut(x: Tensor, rows: Span, columns: Span) -> Tensor:
+    """One tile of (N, C, H, W), the edge repeated where it reaches beyond the picture."""
     height, width = x.shape[2:]
     y = torch.arange(rows.start, rows.stop, device=x.device).clamp(max=height - 1)
     part = x[:, :, y, columns.start : min(columns.stop, width)]
     return part[..., torch.arange(columns.stop - columns.start, device=x.device).clamp(max=part.shape[3] - 1)]
 
 
-def _kept(span: Span) -> slice:
-    return slice(span.keep_from - span.start, span.keep_to - span.start)
+def regions(size: Sequence[int], most: int, multiple: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the parts of h x w places, row by row: as few as do, nearly equal, and without overlap.
+
+    Args:
+        size: h and w.
+        most: places in each direction of a part; a multiple of `multiple`.
+        multiple: what parts begin at multiples of.
+    """
+    rows, columns = (_parts(length, most, multiple) for length in size)
+    yield from product(rows, columns)
+
+
+def _parts(length: int, most: int, multiple: int) -> list[slice]:
+    count = -(-length // most)
+    units = -(-length // multiple)
+    cuts = [min(length, units * i // count * multiple) for i in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(cuts)]
