@@ -2,20 +2,20 @@
 
 import math
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pipelines.codec.container import CodedPicture
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.data.images import Normalization, to_image, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
 from pipelines.model.codec import STEP_FRACTION, TransformCodec
-from pipelines.model.tiling import Span, cut, spans
+from pipelines.model.tiling import Span, spans, tiled
 
 WINDOW = 128
-"""Latents, in each direction, that the networks see at a time, so that large pictures fit the memory."""
+"""Latents, in each direction, that the networks go through at a time, so that large pictures fit the memory."""
 
 LOWEST_QUALITY, HIGHEST_QUALITY = 1.0, 100.0
 
@@ -61,14 +61,13 @@ class PictureCodec:
         Args:
             step: 256 log2 of the quantiser's step in grey levels.
         """
-        levels = to_tensor(image)[None]
-        device, stride = self.model.gain.device, self.model.stride
-        height, width = self.latents_of(image.height, image.width)
-        latents = torch.empty(1, len(self.model.gain), height, width)
-        for rows, columns in product(*self._windows(height, width, self.model.encoder.network.reach)):
-            window = cut(levels, _in_pixels(rows, stride), _in_pixels(columns, stride)).to(device)
-            y = self.model.analyse(self.normalization.normalize(to_unit(window, torch.float32)), step)
-            latents[..., rows.result, columns.result] = y[..., rows.share, columns.share].cpu()
+
+        def analyse(levels: Tensor) -> Tensor:
+            x = self.normalization.normalize(to_unit(levels.to(self.model.gain.device), torch.float32))
+            return self.model.analyse(x, step).cpu()
+
+        windows = _windows(self.latents_of(image.height, image.width), self.model.encoder.network.reach)
+        latents = tiled(analyse, to_tensor(image)[None], *windows, read=self.model.stride)
         writer = SymbolWriter(self.tables)
         self.model.write(latents, step, writer)
         return CodedPicture(image.width, image.height, step, self.sha256, writer.content()).to_bytes()
@@ -86,29 +85,27 @@ class PictureCodec:
                 f"The file was written by the model with sha256 {coded.model[:16]}, and cannot be read by "
                 f"{self.sha256[:16]}: name the other model."
             )
-        size = self.latents_of(coded.height, coded.width)
-        latents = self.model.read(size, coded.step, SymbolReader(self.tables, coded.payload))
-        stride = self.model.stride
-        levels = torch.empty(3, size[0] * stride, size[1] * stride, dtype=torch.uint8)
-        for rows, columns in product(*self._windows(*size, self.model.decoder.network.reach)):
-            window = latents[..., rows.start : rows.stop, columns.start : columns.stop]
-            y = self.normalization.denormalize(self.model.synthesise(window, coded.step))
+
+        def synthesise(latents: Tensor) -> Tensor:
+            y = self.normalization.denormalize(self.model.synthesise(latents, coded.step))
             if not y.isfinite().all():
                 raise CodecmillError(
                     "The model's output is not finite: its training has diverged. Use an earlier checkpoint."
                 )
-            rows, columns = _in_pixels(rows, stride), _in_pixels(columns, stride)
-            levels[:, rows.result, columns.result] = to_levels(y[0, :, rows.share, columns.share]).cpu()
-        return to_image(levels[:, : coded.height, : coded.width])
+            return to_levels(y)
+
+        size = self.latents_of(coded.height, coded.width)
+        latents = self.model.read(size, coded.step, SymbolReader(self.tables, coded.payload))
+        windows = _windows(size, self.model.decoder.network.reach)
+        levels = tiled(synthesise, latents, *windows, written=self.model.stride)
+        return to_image(levels[0, :, : coded.height, : coded.width])
 
     def latents_of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the latents of a picture."""
         return -(-height // self.model.stride), -(-width // self.model.stride)
 
-    def _windows(self, height: int, width: int, reach: int) -> tuple[list[Span], list[Span]]:
-        """Rows and columns of latents that a network goes through at a time, and sees the same as of all at once."""
-        return spans(height, WINDOW, 2 * reach, 1), spans(width, WINDOW, 2 * reach, 1)
 
-
-def _in_pixels(latents: Span, stride: int) -> Span:
-    return Span(*(stride * place for place in latents))
+def _windows(size: tuple[int, int], reach: int) -> tuple[list[Span], list[Span]]:
+    """Rows and columns of latents that a network goes through at a time, and sees the same as of all at once."""
+    height, width = (spans(length, WINDOW + 2 * reach, 2 * reach, 1) for length in size)
+    return height, width

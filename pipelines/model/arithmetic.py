@@ -31,6 +31,9 @@ COLUMNS = 2**21
 SLOPE_BITS = 3
 """LeakyReLU's slope below zero is 2^-3: a power of two."""
 
+_DIGITS = Context(prec=40)
+_LOG_OF_2 = Decimal(2).ln(_DIGITS)
+
 
 class Arithmetic(Protocol):
     """What a network is written in."""
@@ -72,6 +75,8 @@ class Exact:
             self._weights[layer] = _rounded(layer)
         weight, bias = self._weights[layer]
         stride, kernel = layer.stride[0], layer.kernel_size[0]
+        if kernel == 1:  # nothing is spread
+            return _rescaled(F.conv2d(x, weight, bias, layer.stride, groups=layer.groups))
         x = F.pad(x, 4 * [int(layer.padding[0])])
         height, width = ((length - kernel) // stride + 1 for length in x.shape[-2:])
         result = x.new_empty(len(x), len(weight), height, width)
@@ -80,8 +85,8 @@ class Exact:
             stop = min(start + most, height)
             rows = x[..., start * stride : (stop - 1) * stride + kernel, :]
             # float64 has no other way in torch than im2col and a product: no Winograd, no FFT, no lower precision.
-            sums = F.conv2d(rows, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
-            result[..., start:stop, :] = sums.mul_(2.0**-WEIGHT_FRACTION).add_(0.5).floor_().clamp_(-LIMIT, LIMIT)
+            sums = F.conv2d(rows, weight, bias, layer.stride, groups=layer.groups)
+            result[..., start:stop, :] = _rescaled(sums)
         return result
 
     def activate(self, x: Tensor) -> Tensor:
@@ -100,8 +105,13 @@ def from_fixed(x: Tensor) -> Tensor:
 
 def exact_power(log2: float, log: float = 0.0) -> float:
     """`2^log2 e^log`: correctly rounded, where the last bit of the C library's differs between machines."""
-    with localcontext(Context(prec=40)):
-        return float((Decimal(log2) * Decimal(2).ln() + Decimal(log)).exp())
+    with localcontext(_DIGITS):
+        return float((Decimal(log2) * _LOG_OF_2 + Decimal(log)).exp())
+
+
+def _rescaled(sums: Tensor) -> Tensor:
+    """Sums of activations times weights as activations, in place."""
+    return sums.mul_(2.0**-WEIGHT_FRACTION).add_(0.5).floor_().clamp_(-LIMIT, LIMIT)
 
 
 def _rounded(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,10 @@ class Span(NamedTuple):
         """Where in the tile that lies."""
         return slice(self.keep_from - self.start, self.keep_to - self.start)
 
+    def times(self, factor: int) -> "Span":
+        """The same tile where there are `factor` places for each."""
+        return Span(*(factor * place for place in self))
+
 
 def reconstruct_tiled(model_fn: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, stride: int) -> Tensor:
     """`model_fn` over a picture of any size.
@@ -46,14 +50,31 @@ def reconstruct_tiled(model_fn: Callable[[Tensor], Tensor], x: Tensor, tile: int
     Returns:
         (1, 3, H, W) of the type and on the device of what `model_fn` returns.
     """
-    height, width = x.shape[2:]
+    rows, columns = (spans(length, tile, overlap, stride) for length in x.shape[2:])
+    return tiled(model_fn, x, rows, columns)
+
+
+def tiled(
+    fn: Callable[[Tensor], Tensor], x: Tensor, rows: list[Span], columns: list[Span], read: int = 1, written: int = 1
+) -> Tensor:
+    """`fn` over tiles, put together.
+
+    Args:
+        fn: takes tiles (1, C, h, w), and returns (1, D, h * written / read, w * written / read).
+        x: (1, C, H, W); its edge is repeated where tiles reach beyond it.
+        rows, columns: of the tiles, see `spans`.
+        read, written: rows and columns of x, and of the result, for each of those that the tiles count.
+
+    Returns:
+        Of the type and on the device of what `fn` returns.
+    """
     result = torch.empty(0)
-    for rows in spans(height, tile, overlap, stride):
-        for columns in spans(width, tile, overlap, stride):
-            part = model_fn(cut(x, rows, columns))
-            if not result.numel():
-                result = part.new_empty((*part.shape[:2], height, width))
-            result[..., rows.result, columns.result] = part[..., rows.share, columns.share]
+    for down, across in product(rows, columns):
+        part = fn(_cut(x, down.times(read), across.times(read)))
+        if not result.numel():
+            result = part.new_empty((*part.shape[:2], rows[-1].keep_to * written, columns[-1].keep_to * written))
+        to_rows, to_columns = down.times(written), across.times(written)
+        result[..., to_rows.result, to_columns.result] = part[..., to_rows.share, to_columns.share]
     return result
 
 
@@ -101,7 +122,7 @@ def spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
     return [Span(start, start + tile, cuts[i], cuts[i + 1]) for i, start in enumerate(starts)]
 
 
-def cut(x: Tensor, rows: Span, columns: Span) -> Tensor:
+def _cut(x: Tensor, rows: Span, columns: Span) -> Tensor:
     """One tile of (N, C, H, W), the edge repeated where it reaches beyond the picture."""
     height, width = x.shape[2:]
     y = torch.arange(rows.start, rows.stop, device=x.device).clamp(max=height - 1)

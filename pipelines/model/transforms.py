@@ -39,11 +39,7 @@ class Bottleneck(nn.Module):
 
 
 class Network(nn.Module):
-    """What is learned beside a transform: bottlenecks between two convolutions, told the quantiser's step.
-
-    Attributes:
-        reach: how many latents away, at most, what it sees lies.
-    """
+    """What is learned beside a transform: bottlenecks between two convolutions, told the quantiser's step."""
 
     def __init__(self, inputs: int, outputs: int, config: ModelConfig):
         super().__init__()
@@ -51,7 +47,11 @@ class Network(nn.Module):
         self.step = convolution(1, config.channels, 1)
         self.blocks = nn.ModuleList(Bottleneck(config.channels) for _ in range(config.residual_blocks))
         self.last = convolution(config.channels, outputs, 1)
-        self.reach = 1 + config.residual_blocks
+
+    @property
+    def reach(self) -> int:
+        """How many latents away, at most, what it sees lies."""
+        return sum(part.kernel_size[0] // 2 for part in self.modules() if isinstance(part, nn.Conv2d))
 
     def forward(self, x: Tensor, log2_step: Tensor, arithmetic: Arithmetic = FLOATING) -> Tensor:
         """(N, inputs, h, w) and (N, 1, 1, 1) to (N, outputs, h, w) of the type of `x`."""
