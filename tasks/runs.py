@@ -11,6 +11,7 @@ from pipelines.run_directory import Root
 from pipelines.runs import start_or_continue
 from tasks.dead_runs import put_right_beside
 from tasks.values import HeldRun
+from tasks.worker_lifetime import end_with_worker
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -49,6 +50,7 @@ def at_work(config: RunConfig, run: str | None = None) -> None:
     )
     entry = attendance.Entry(id=identity.id, process=os.getpid(), run=run, flow_run=identity)
     attendance.sign_in(root, entry)
+    end_with_worker()
     put_right_beside(root)
 
 

@@ -34,6 +34,7 @@ class Services:
 
     api: str
     environment: dict[str, str]
+    start: Callable[..., "subprocess.Popen[bytes]"]
     worker: "subprocess.Popen[bytes]"
 
     def run(self, deployment: str, config: RunConfig) -> str:
@@ -58,10 +59,20 @@ class Services:
     def wait_for_state(self, flow_run: str, *names: str, seconds: float = 240) -> None:
         wait_for(lambda: self.state(flow_run) in names, seconds)
 
+    def replace_worker(self) -> None:
+        """Kill the worker alone, as for want of memory; returns with another."""
+        self.worker.kill()
+        self.worker.wait()
+        self.worker = start_worker(self.start)
+
     def logs(self, flow_run: str) -> str:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200}
         found = httpx.post(f"{self.api}/logs/filter", json=body, timeout=30).raise_for_status().json()
         return "\n".join(line["message"] for line in found)
+
+
+def start_worker(start: Callable[..., "subprocess.Popen[bytes]"]) -> "subprocess.Popen[bytes]":
+    return start("worker", "start", "--pool", "codecmill", "--name", "test")
 
 
 def answers(url: str) -> Callable[[], bool]:
@@ -88,8 +99,8 @@ def running_services(home: Path) -> Iterator[Services]:
     }
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*arguments: str) -> None:
-        log = (home / f"{arguments[0]}.log").open("wb")
+    def start(*arguments: str) -> "subprocess.Popen[bytes]":
+        log = (home / f"{arguments[0]}.log").open("ab")
         command = [*PREFECT, *arguments]
         started.append(
             subprocess.Popen(
@@ -97,6 +108,7 @@ def running_services(home: Path) -> Iterator[Services]:
             )
         )
         log.close()
+        return started[-1]
 
     try:
         start("server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -106,8 +118,7 @@ def running_services(home: Path) -> Iterator[Services]:
                 [*PREFECT, *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=180
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        start("worker", "start", "--pool", "codecmill", "--name", "test")
-        yield Services(api, environment, started[-1])
+        yield Services(api, environment, start, start_worker(start))
     finally:
         for process in reversed(started):
             if process.poll() is None:
@@ -212,3 +223,24 @@ def test_cancelling_stops_the_ranks_within_30_seconds_with_their_state_saved(ser
     saved = checkpoints.latest(run)
     assert saved is not None
     assert saved.step == steps_done(run)
+
+
+def test_a_flow_ends_with_its_killed_worker_saved_and_another_worker_goes_on_with_it(
+    services: Services, tiny: dict[str, Any]
+):
+    config = long(tiny, "orphan")
+    flow_run = services.run("training/training", config)
+    run = directory_of(config)
+    wait_for(lambda: steps_done(run) >= 20, 180)
+    flow = Path(f"/proc/{flow_process(flow_run)}")
+    services.replace_worker()
+    wait_for(lambda: not (flow / "exe").exists() and not ranks_alive(run), 30)
+    services.wait_for_state(flow_run, "Crashed", seconds=30)
+    saved = checkpoints.latest(run)
+    assert saved is not None
+    assert saved.step == steps_done(run), "nothing is to be done again"
+    services.retry(flow_run)
+    output = run.logs / "attempt_02" / "output.log"
+    wait_for(lambda: output.is_file() and f"Resuming at step {saved.step}" in output.read_text(), 180)
+    services.set_state(flow_run, "CANCELLING", "Cancelling")
+    services.wait_for_state(flow_run, "Cancelled", seconds=90)
