@@ -33,6 +33,7 @@ def kill_in_mid_way(run: RunDirectory, step: int) -> None:
     wait_for(lambda: not ranks_alive(run), 30)
 
 
+@pytest.mark.full
 def test_a_checkpoint_that_others_were_wrongly_said_to_have_made_is_found_out(tiny: dict[str, Any], tmp_path: Path):
     run = begin(make(tiny))
     last = train(run)

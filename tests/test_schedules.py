@@ -61,7 +61,9 @@ def weights(directory: RunDirectory, step: int) -> dict[str, torch.Tensor]:
     return load_file(checkpoints.folder_of(directory, step) / checkpoint_format.WEIGHTS)
 
 
-@pytest.mark.parametrize("model", [{"quantizer": "noise"}, CODEC], ids=["noise", "codec"])
+@pytest.mark.parametrize(
+    "model", [{"quantizer": "noise"}, pytest.param(CODEC, marks=pytest.mark.full)], ids=["noise", "codec"]
+)
 def test_from_then_on_the_encoder_stays_and_a_killed_run_ends_the_same(model: dict[str, Any], tiny: dict[str, Any]):
     training = {"steps": 40, "hard_from": 0.5, "checkpoint_interval": 10, "keep_latest": 9}
     whole = begin(make(tiny, name="whole", model=model, training=training))

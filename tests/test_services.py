@@ -151,6 +151,7 @@ def test_two_flows_at_once_over_one_new_root_leave_their_records(tmp_path: Path)
     assert list((root / "logs").iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_server_that_dies_under_a_flow_is_started_again(tmp_path: Path):
     flow = start_flow(tmp_path / "root", "kill")
     output, errors = flow.communicate(timeout=200)
@@ -183,6 +184,7 @@ def pages(root: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], s
             process.wait()
 
 
+@pytest.mark.full
 def test_ui_serves_both_pages_and_leaves_no_process_however_it_ends(tmp_path: Path):
     with pages(tmp_path / "root") as (process, addresses, below):
         assert len(below) >= 5

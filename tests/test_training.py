@@ -235,6 +235,7 @@ def test_stopped_by_ctrl_c_it_saves_where_it_is_and_goes_on_to_the_same_bits(tin
     assert result(stopped) == result(undisturbed)
 
 
+@pytest.mark.full
 def test_ranks_stopped_by_a_scheduler_say_so(tiny: dict[str, Any]):
     directory = begin(make(tiny, training={"steps": 100_000, "processes": 2}))
     process = start(directory)

@@ -47,6 +47,7 @@ def test_one_and_two_processes_train_the_same_bits(tiny: dict[str, Any]):
     assert one == two
 
 
+@pytest.mark.full
 def test_codebooks_are_the_same_bits_too(tiny: dict[str, Any]):
     """Their statistics take the road of the gradients; codes are given up on the way."""
     training = {"virtual_ranks": 4, "checkpoint_interval": 3, "replica_check_interval": 1, "steps": 12}

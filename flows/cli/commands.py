@@ -249,11 +249,9 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
     """Do what of a run is missing, unless nothing is; then say where everything is."""
     run = Root(config.root.absolute()).run(config.name)
     if not _is_finished(run, config, arguments.command):
-        _check_inputs(config)
-        if arguments.command == "train":
-            run_flow(starting.training, config)
-        else:
-            run_flow(starting.pipeline, config)
+        is_whole = arguments.command != "train"
+        _check_inputs(config, is_whole)
+        run_flow(starting.pipeline if is_whole else starting.training, config)
     elif not arguments.json:
         print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
     found = status.run_status(run)
@@ -278,12 +276,17 @@ def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:
     return unchanged and wanted <= stages
 
 
-def _check_inputs(config: RunConfig) -> None:
+def _check_inputs(config: RunConfig, is_whole: bool) -> None:
     """Say what is not there before anything is started, not seconds or hours after.
+
+    Args:
+        is_whole: the model is to be evaluated as well.
 
     Raises:
         InputError: no images, none to evaluate, or no weights to start from.
     """
+    if is_whole:
+        config.must_have_a_test_split()
     run = Root(config.root.absolute()).run(config.name)
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
