@@ -30,6 +30,12 @@ SMALLEST_SIDE = SMALLEST_MS_SSIM
 WINDOW_MARGIN = 5
 """Pixels at each edge where the Gaussian window of SSIM reaches beyond the picture."""
 
+WINDOW_SIGMA = 1.5
+"""Of that window, in pixels."""
+
+CONTRAST_FLOOR = 0.03**2
+"""SSIM's second constant, on the scale 0 to 1: what keeps flat surroundings from deciding."""
+
 BAND_PIXELS = 1 << 18
 """Compared at a time. torchmetrics takes 800 bytes a pixel (9.6 GB for 12 megapixels at once)."""
 
@@ -126,15 +132,28 @@ def _bands(height: int, width: int, margin: int = 0) -> Iterator[slice]:
 
 
 def _contrast(one: Tensor, other: Tensor) -> float:
-    """The mean contrast and structure term of one scale over the pixels whose window lies within the picture."""
+    """The mean contrast and structure term of one scale over the pixels whose window lies within the picture.
+
+    As torchmetrics has it, whose window of 11 by 11 pixels takes four times as long as this one of 11 and 11.
+    """
     height, width = one.shape[2:]
     total = 0.0
     for rows in _bands(height, width, WINDOW_MARGIN):
-        _, contrast = structural_similarity_index_measure(
-            _unit(other[:, :, rows]), _unit(one[:, :, rows]), data_range=1.0, return_contrast_sensitivity=True
-        )
-        total += contrast.item() * (rows.stop - rows.start - 2 * WINDOW_MARGIN)
+        x, y = _unit(one[:, :, rows]), _unit(other[:, :, rows])
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blurred(torch.cat([x, y, x * x, y * y, x * y], dim=1)).chunk(5, 1)
+        variances = (mean_xx - mean_x.square()).clamp_min(0) + (mean_yy - mean_y.square()).clamp_min(0)
+        covariance = mean_xy - mean_x * mean_y
+        contrast = (2 * covariance + CONTRAST_FLOOR) / (variances + CONTRAST_FLOOR)
+        total += contrast.mean().item() * (rows.stop - rows.start - 2 * WINDOW_MARGIN)
     return total / (height - 2 * WINDOW_MARGIN)
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """(1, C, H, W) under SSIM's Gaussian window, along the rows and then the columns: (1, C, H - 10, W - 10)."""
+    places = torch.arange(-WINDOW_MARGIN, WINDOW_MARGIN + 1, dtype=torch.float64)
+    window = torch.exp(-((places / WINDOW_SIGMA) ** 2) / 2)
+    window = (window / window.sum()).to(x.dtype).expand(x.shape[1], 1, -1)
+    return F.conv2d(F.conv2d(x, window[:, :, None], groups=x.shape[1]), window[..., None], groups=x.shape[1])
 
 
 def _halved(x: Tensor) -> Tensor:
