@@ -2,8 +2,11 @@
 
 import csv
 import io
+import re
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -116,7 +119,11 @@ def test_an_evaluation_of_a_codec_has_its_curves_everywhere(tmp_path: Path):
     assert "Rate and distortion" in page and "At equal rates" in page
     assert page.count("<svg") == 3
     assert percent(found.means["bd_rate"]) in page
-    assert f"| JPEG | {percent(found.means['bd_rate'])} |" in summary(found)
+    shown = summary(found)
+    assert f"| JPEG | {percent(found.means['bd_rate'])} |" in shown
+    (chart,) = re.findall(r"data:image/svg\+xml;base64,([^)]+)\)", shown)
+    lines = ElementTree.fromstring(b64decode(chart)).findall(".//{http://www.w3.org/2000/svg}polyline")  # noqa: S314
+    assert len(lines) == 1 + len(FORMATS)
     assert score(codec.model, HALF, named, config, codec) == pytest.approx(found.means)
 
 

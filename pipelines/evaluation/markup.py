@@ -27,8 +27,8 @@ def link(target: str, content: str) -> str:
     return f'<a href="{escape(target)}">{content}</a>'
 
 
-def data_uri(webp: bytes) -> str:
-    return f"data:image/webp;base64,{b64encode(webp).decode()}"
+def data_uri(content: bytes, kind: str = "webp") -> str:
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
 def counted(count: int, thing: str) -> str:

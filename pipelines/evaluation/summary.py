@@ -1,7 +1,9 @@
-"""The evaluation as Markdown, for Prefect's page: the figures, and the worst pictures embedded."""
+"""The evaluation as Markdown, for Prefect's page: the figures, a codec's curves, and the worst pictures embedded."""
 
 from pipelines.data.images import decode_png
+from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.markup import data_uri
+from pipelines.evaluation.page import STYLE
 from pipelines.evaluation.pictures import preview
 from pipelines.evaluation.results import PICTURES, Evaluation, code
 
@@ -9,12 +11,22 @@ SHOWN = 3
 
 
 def summary(evaluation: Evaluation) -> str:
-    """`Evaluation.markdown`, then for the worst images original, reconstruction and error side by side."""
+    """`Evaluation.markdown`, the curves, then for the worst images original, reconstruction and error side by side."""
     worst = [(row, evaluation.folder / PICTURES / row.pictures) for row in evaluation.ranked if row.pictures][:SHOWN]
     parts = [evaluation.markdown()]
+    if evaluation.rate_distortion:
+        chart = curve_chart(evaluation.rate_distortion.curves, "psnr", "PSNR in dB")
+        parts.append(f"![PSNR over bits per pixel]({data_uri(_standalone(chart), 'svg+xml')})\n")
     for row, folder in worst:
         file = folder / "side_by_side.png"
         if file.is_file():  # somebody may have removed it since
             shown = data_uri(preview(decode_png(file.read_bytes())))
             parts.append(f"{code(row.name)}, {row.psnr:.2f} dB\n\n![]({shown})\n")
     return "\n".join(parts)
+
+
+def _standalone(chart: str) -> bytes:
+    """A drawing of the report as a picture by itself, which no page gives colours and type."""
+    style = f"<style>{STYLE}svg {{ background: var(--card); font-family: system-ui, sans-serif; }}</style>"
+    tag, _, drawing = chart.partition(">")
+    return f'{tag} xmlns="http://www.w3.org/2000/svg">{style}{drawing}'.encode()
