@@ -1,4 +1,4 @@
-"""The small complete runs that a campaign disturbs: started, watched from outside, and known by a mark."""
+"""Small complete runs that are disturbed and compared: started, watched from outside, and known by a mark."""
 
 import contextlib
 import json
@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,11 +41,13 @@ class SmallRun:
 
     Attributes:
         steps: of its training, with a checkpoint every sixteenth of them.
+        choices: more of its config, by their names.
     """
 
     campaign: Path
     name: str
     steps: int
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -92,7 +95,7 @@ class SmallRun:
             "training.validation_interval": self.steps // 8,
             "training.keep_latest": 2,
         }
-        return ["run", *(f"--{flag}={value}" for flag, value in flags.items())]
+        return ["run", *(f"--{flag}={value}" for flag, value in (flags | dict(self.choices)).items())]
 
     def finish(self, more: Mapping[str, str] | None = None) -> float:
         """Start it and wait for its end; returns the seconds."""

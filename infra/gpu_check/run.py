@@ -1,0 +1,125 @@
+"""Whether the promises hold on this machine's GPUs: `infra/gpu-check`, some minutes.
+
+Small complete runs: one that is killed and resumed ends as one that was left alone; with two GPUs and more, virtual
+ranks give the same bits on one and on all; and what a codec's files decode to is the same with and without a GPU.
+`--device cpu` goes the same way with gloo, to try this program where there is no GPU.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.chaos.results import result_of
+from infra.chaos.small_runs import PROJECT, SmallRun, make_pictures
+
+STEPS = 64
+CODEC = {
+    "model.entropy": "hyperprior",
+    "model.latent_channels": 16,
+    "model.downsamplings": 3,
+    "training.precision": "bf16",
+    "evaluation.curve_images": 1,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is checked [cuda]")
+    parser.add_argument("--root", type=Path, default=Path("codecmill-data/gpu-check"), help="folder, emptied first")
+    arguments = parser.parse_args()
+    ranks = _describe(arguments.device)
+    if not ranks:
+        print("gpu-check: torch sees no GPU here. Look at nvidia-smi and at the build of torch.", file=sys.stderr)
+        return 2
+    folder = arguments.root.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    make_pictures(folder / "pictures")
+    on_device = {"training.device": arguments.device, "training.processes": ranks}
+    checks = [_killed_and_resumed(folder, on_device), _decoded_everywhere(folder, on_device)]
+    if ranks > 1:
+        checks.append(_virtual_ranks(folder, on_device))
+    return 0 if all(checks) else 1
+
+
+def _describe(device: str) -> int:
+    """Print what is there; returns the number of ranks to try."""
+    import torch
+
+    if device == "cpu":
+        print(f"torch {torch.__version__}, gloo, 2 ranks on the CPU", flush=True)
+        return 2
+    if not torch.cuda.is_available():
+        return 0
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    nccl = ".".join(str(part) for part in torch.cuda.nccl.version())
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, NCCL {nccl}: {', '.join(names)}", flush=True)
+    return len(names)
+
+
+def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any]) -> bool:
+    alone = SmallRun(folder, "alone", STEPS, on_device)
+    alone.finish()
+    killed = SmallRun(folder, "killed", STEPS, on_device)
+    process = killed.start()
+    while killed.last_step() < STEPS // 2 and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    caught, orphans = killed.last_step(), killed.orphans()
+    killed.finish()
+    differing = killed.differences(result_of(alone.root, alone.name))
+    if caught == STEPS:
+        differing.append("nothing: it had ended before it was killed")
+    if orphans:
+        differing.append(f"{orphans} processes left")
+    return _told(f"killed at step {caught} of {STEPS} and resumed, it ends as if left alone", differing)
+
+
+def _virtual_ranks(folder: Path, on_device: Mapping[str, Any]) -> bool:
+    ranks = on_device["training.processes"]
+    choices = {**on_device, "training.virtual_ranks": ranks, "training.batch_size": 4 * ranks}
+    many = SmallRun(folder, "many-ranks", STEPS, choices)
+    one = SmallRun(folder, "one-rank", STEPS, {**choices, "training.processes": 1})
+    many.finish()
+    one.finish()
+    one, many = (result_of(each.root, each.name)["model.safetensors"] for each in (one, many))
+    return _told(
+        f"{ranks} virtual ranks have the same weights on 1 rank and on {ranks}", [] if one == many else ["weights"]
+    )
+
+
+def _decoded_everywhere(folder: Path, on_device: Mapping[str, Any]) -> bool:
+    run = SmallRun(folder, "codec", STEPS, {**on_device, **CODEC})
+    run.finish()
+    pictures = sorted((folder / "pictures").iterdir())[:3]
+    _codecmill(run, "compress", *pictures, "-o", folder / "coded", "--model", run.name, "--quality", "60")
+    decoded = []
+    for place, hidden in (("with", {}), ("without", {"CUDA_VISIBLE_DEVICES": ""})):
+        files = sorted((folder / "coded").iterdir())
+        _codecmill(run, "decompress", *files, "-o", folder / place, environment=hidden)
+        decoded.append([file.read_bytes() for file in sorted((folder / place).iterdir())])
+    differing = [file.name for file, one, other in zip(pictures, *decoded, strict=True) if one != other]
+    return _told("a codec's files decode to the same pixels with and without a GPU", differing)
+
+
+def _codecmill(run: SmallRun, *words: str | Path, environment: Mapping[str, str] | None = None) -> None:
+    command = [sys.executable, "-m", "flows", *map(str, words), "--root", str(run.root)]
+    environment = os.environ | dict(environment or {})
+    if subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"codecmill {words[0]} failed; what it said is above.")
+
+
+def _told(promise: str, differing: list[str]) -> bool:
+    print(f"{promise}: " + (f"NO ({', '.join(differing)})" if differing else "yes"), flush=True)
+    return not differing
+
+
+if __name__ == "__main__":
+    sys.exit(main())
