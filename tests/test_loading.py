@@ -14,6 +14,7 @@ from conftest import make, picture
 from PIL import Image
 
 from pipelines.config import RunConfig
+from pipelines.data.decoded_patches import DecodedPatches
 from pipelines.data.images import decode_png, to_tensor
 from pipelines.data.loading import Batch, blank_batch, training_batches, validation_batches
 from pipelines.data.order import SampleOrder
@@ -79,7 +80,8 @@ def test_threads_change_nothing(made: tuple[ShardSet, RunConfig]):
 
 
 def test_from_any_step_the_batches_are_those_of_that_step(made: tuple[ShardSet, RunConfig]):
-    whole, later = taken(made, 25), taken(made, 5, first=21)
+    """Also beyond the positions that are looked up at once."""
+    whole, later = taken(made, 95), taken(made, 75, first=21)
     assert all(equal(a, b) for a, b in zip(whole[20:], later, strict=True))
 
 
@@ -270,3 +272,7 @@ def test_patches_kept_in_memory_are_decoded_once_and_change_nothing(made: tuple[
         # Each patch is drawn three times, those of the steps that are made ahead once more at most.
         assert often[1] == kept
         assert all(times in (1, 3, 4) for times in often)
+    patches = DecodedPatches(shard_set, "train", with_masks=False, kept=1)
+    once, again, other = (patches.read(0, index).image.part(0, 0, 32, 32) for index in (0, 0, 1))
+    assert np.shares_memory(once, again)
+    assert not np.shares_memory(once, other)

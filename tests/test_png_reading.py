@@ -37,16 +37,24 @@ def rows(levels: np.ndarray, filters: list[int]) -> bytes:
     return b"".join(bytes([how]) + differences[how][row].tobytes() for row, how in enumerate(filters))
 
 
-def encoded(
-    levels: np.ndarray, filters: list[int] | int = UP, pieces: int = 1, before: bytes = b"", interlaced: bool = False
-) -> bytes:
+def encoded(levels: np.ndarray, filters: list[int] | int = UP, pieces: int = 1, before: bytes = b"") -> bytes:
     """A PNG of levels (H, W, 3) or (H, W, 1); in the form that is read in parts, where nothing else is asked for."""
     height, width, channels = levels.shape
     stream = zlib.compress(rows(levels, [filters] * height if isinstance(filters, int) else filters), 1)
     cuts = [round(i * len(stream) / pieces) for i in range(pieces + 1)]
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
     data = b"".join(chunk(b"IDAT", stream[a:b]) for a, b in pairwise(cuts))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + data + chunk(b"IEND", b"")
+    return png(header, before + data)
+
+
+def interlaced_pair() -> bytes:
+    """Two pixels side by side, which Adam7 puts into passes of their own."""
+    stream = zlib.compress(rows(COLOURED[:1, :1], [UP]) + rows(COLOURED[:1, 1:2], [UP]))
+    return png(struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 1), chunk(b"IDAT", stream))
+
+
+def png(header: bytes, rest: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + rest + chunk(b"IEND", b"")
 
 
 def by_pillow(content: bytes) -> np.ndarray:
@@ -74,7 +82,9 @@ def test_any_part_of_the_stored_form_is_that_of_the_picture(levels: np.ndarray):
             part = picture.part(left, top, width, height)
             assert np.array_equal(part, levels[top : top + height, left : left + width])
     picture.decode()
-    assert np.array_equal(picture.part(2, 3, 4, 5), levels[3:8, 2:6])
+    once, again = picture.part(2, 3, 4, 5), picture.part(2, 3, 4, 5)
+    assert np.array_equal(once, levels[3:8, 2:6])
+    assert np.shares_memory(once, again)
 
 
 @given(filters=st.lists(st.integers(0, 4), min_size=24, max_size=24), is_grey=st.booleans(), pieces=st.integers(1, 3))
@@ -89,15 +99,16 @@ def test_other_forms_are_read_alike():
     by_level = [BytesIO() for _ in range(3)]
     for level, file in enumerate(by_level):
         Image.fromarray(COLOURED).save(file, "PNG", compress_level=3 * level)
-    dot = COLOURED[:1, :1]
     files = [(file.getvalue(), COLOURED) for file in by_level]
-    files += [(encoded(dot, interlaced=True), dot), (encoded(GREY, before=chunk(b"tEXt", b"a\0b")), GREY)]
+    files += [(interlaced_pair(), COLOURED[:1, :2]), (encoded(GREY, before=chunk(b"tEXt", b"a\0b")), GREY)]
     for content, levels in files:
         assert np.array_equal(StoredPicture(content).part(0, 0, *levels.shape[1::-1]), levels)
     palette = BytesIO()
     Image.fromarray(COLOURED).quantize(4).save(palette, "PNG")
-    with pytest.raises(ImageError, match="has mode P; codecmill stores RGB and L"):
-        StoredPicture(palette.getvalue())
+    deep = png(struct.pack(">IIBBBBB", 1, 2, 16, 0, 0, 0, 0), chunk(b"IDAT", zlib.compress(b"\2\2\2\2\0\0")))
+    for content, mode in ((palette.getvalue(), "P"), (deep, "I;16")):
+        with pytest.raises(ImageError, match=f"has mode {mode}; codecmill stores RGB and L"):
+            StoredPicture(content).part(0, 0, 1, 2)
 
 
 def test_nothing_below_a_part_is_inflated():
@@ -112,31 +123,45 @@ def test_nothing_below_a_part_is_inflated():
         picture.part(0, 0, 19, 400)
 
 
-@given(place=st.integers(0, 10_000), mask=st.integers(1, 255), refit=st.booleans())
-def test_a_changed_byte_is_an_error_or_what_pillow_reads(place: int, mask: int, refit: bool):
-    """Where the checksums of the chunks fit too, it may be levels that Pillow refuses for the stream's own checksum."""
-    content = bytearray(encoded(COLOURED))
-    content[place % len(content)] ^= mask
-    if refit:
-        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
-        content[-16:-12] = zlib.crc32(content[37:-16]).to_bytes(4)
+@pytest.mark.parametrize("levels", [COLOURED, GREY], ids=["RGB", "grey"])
+def test_a_changed_header_is_noticed(levels: np.ndarray):
+    """Any bit of what stands before the stream; of the IDAT's name and length too, and of its checksum behind it."""
+    content = encoded(levels)
+    for bit in range(8 * 41):
+        same_or_refused(content, bit // 8, 1 << bit % 8)
+
+
+@given(place=st.integers(0, 10_000), mask=st.integers(1, 255))
+def test_a_changed_byte_is_noticed(place: int, mask: int):
+    same_or_refused(encoded(COLOURED), place, mask)
+
+
+def same_or_refused(content: bytes, place: int, mask: int) -> None:
+    changed = bytearray(content)
+    changed[place % len(content)] ^= mask
     try:
-        picture = StoredPicture(bytes(content))
+        picture = StoredPicture(bytes(changed))
         levels = picture.part(0, 0, picture.width, picture.height)
     except ImageError:
         return
-    assert levels.shape == (picture.height, picture.width, picture.channels)
-    try:
-        assert np.array_equal(levels, by_pillow(bytes(content)))
-    except OSError:
-        assert refit
+    assert np.array_equal(levels, by_pillow(bytes(changed)))
+
+
+@given(stream=st.binary(max_size=200), width=st.integers(1, 9), height=st.integers(1, 9))
+def test_any_stream_under_fitting_checksums_is_levels_or_an_error(stream: bytes, width: int, height: int):
+    rows_and_more = b"".join(b"\2" + stream[i : i + width] for i in range(0, len(stream), width))
+    for data in (b"\x78\x01" + stream, zlib.compress(rows_and_more)[:-4] + stream[:4]):
+        content = png(struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), chunk(b"IDAT", data))
+        try:
+            assert StoredPicture(content).part(0, 0, width, height).shape == (height, width, 1)
+        except ImageError:
+            continue
 
 
 def test_a_header_that_claims_much_takes_little():
     """Of Python's memory; Pillow, which is asked for its opinion, makes room for a picture up to its bound."""
     for side, said in ((2**31 - 1, "exceeds limit"), (8192, "cannot be decoded")):
-        content = encoded(COLOURED)
-        content = content[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)) + content[33:]
+        content = png(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), encoded(COLOURED)[33:-12])
         tracemalloc.start()
         with pytest.raises(ImageError, match=said):
             StoredPicture(content).part(0, 0, side, side)

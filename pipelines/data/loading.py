@@ -169,13 +169,12 @@ def _batches(
     pool: ThreadPoolExecutor, config: RunConfig, requests: Iterator[_Request], crop: Callable[[_Place], _Crop]
 ) -> Generator[Batch, None, None]:
     """Keep `AHEAD` batches in the making; an error arrives with the batch that it belongs to."""
-    underway: deque[_Making] = deque()
-    while True:
-        while len(underway) <= AHEAD and (request := next(requests, None)):
-            underway.append(_Making(pool, config, request, crop))
-        if not underway:
-            return
-        yield underway.popleft().result()
+    underway = deque(_Making(pool, config, request, crop) for request in islice(requests, AHEAD + 1))
+    while underway:
+        batch = underway.popleft().result()
+        # Afterwards: a thread that wakes up for a new job may take the processor from this one, which is awaited.
+        underway.extend(_Making(pool, config, request, crop) for request in islice(requests, AHEAD - len(underway)))
+        yield batch
 
 
 class _Making:
