@@ -103,7 +103,7 @@ class DataConfig(Section):
         default=0,
         ge=0,
         le=100_000_000,
-        description="Training patches that each rank keeps decoded in memory, a count; 4 * patch_size^2 bytes each",
+        description="Training patches that each rank keeps decoded, a count; 3 * patch_size^2 bytes each, with masks 4",
     )
     shuffle_window: int = Field(
         default=64, ge=1, le=100_000, description="Shards that samples are mixed across at a time, a count"

@@ -14,12 +14,14 @@ from conftest import make, picture
 from PIL import Image
 
 from pipelines.config import RunConfig
-from pipelines.data.images import decode_png
-from pipelines.data.loading import Batch, training_batches, validation_batches
+from pipelines.data.decoded_patches import DecodedPatches
+from pipelines.data.images import decode_png, to_tensor
+from pipelines.data.loading import Batch, blank_batch, training_batches, validation_batches
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_format import Split
 from pipelines.data.shard_set import Sample, ShardSet
 from pipelines.data.shards import create_shards
+from pipelines.data.transforms import draw
 from pipelines.errors import CodecmillError
 
 
@@ -78,7 +80,8 @@ def test_threads_change_nothing(made: tuple[ShardSet, RunConfig]):
 
 
 def test_from_any_step_the_batches_are_those_of_that_step(made: tuple[ShardSet, RunConfig]):
-    whole, later = taken(made, 25), taken(made, 5, first=21)
+    """Also beyond the positions that are looked up at once."""
+    whole, later = taken(made, 95), taken(made, 75, first=21)
     assert all(equal(a, b) for a, b in zip(whole[20:], later, strict=True))
 
 
@@ -129,6 +132,34 @@ def test_crops_are_pieces_of_the_stored_patch(made: tuple[ShardSet, RunConfig]):
         assert any(np.array_equal(patch[:, y : y + 16, x : x + 16], crop) for y in range(17) for x in range(17)), (
             "a crop is cut, not resampled"
         )
+
+
+def test_batches_are_what_pillow_and_torchvision_make_of_the_patches(made: tuple[ShardSet, RunConfig]):
+    """Bit for bit, through an epoch's end, from the random numbers of seed, epoch and key."""
+    shard_set, config = made
+    order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
+    last = sum(shard_set.counts("train")) // 6
+    for choices in ({}, {"min_scale": 0.5, "max_scale": 2.0}):
+        varying = varied(config, flip_vertical=True, **choices)
+        for batch in taken((shard_set, varying), 3, first=last):
+            assert batch.masks is not None
+            for position, image, mask in zip(batch.positions, batch.images, batch.masks, strict=True):
+                place = order.locate(position)
+                sample = shard_set.read("train", place.shard, place.index)
+                assert sample.mask is not None
+                drawn = draw(varying.data, 16, (32, 32), config.seed, place.epoch, sample.key)
+                assert torch.equal(image, to_tensor(drawn.apply(decode_png(sample.image))))
+                assert torch.equal(mask, to_tensor(drawn.apply_to_mask(decode_png(sample.mask))))
+
+
+def test_the_batch_that_warms_a_step_up_lies_in_memory_like_the_others(made: tuple[ShardSet, RunConfig]):
+    """Else a compiled step would be compiled twice."""
+    blank, batch = blank_batch(made[1], 4, 1), taken(made, 1, rank=1, of=4)[0]
+    assert blank.positions == batch.positions
+    for one, other in ((blank.images, batch.images), (blank.masks, batch.masks)):
+        assert one is not None
+        assert other is not None
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
 def test_an_image_without_a_mask_counts_as_outside(tmp_path: Path, tiny: dict[str, Any]):
@@ -241,3 +272,7 @@ def test_patches_kept_in_memory_are_decoded_once_and_change_nothing(made: tuple[
         # Each patch is drawn three times, those of the steps that are made ahead once more at most.
         assert often[1] == kept
         assert all(times in (1, 3, 4) for times in often)
+    patches = DecodedPatches(shard_set, "train", with_masks=False, kept=1)
+    once, again, other = (patches.read(0, index).image.part(0, 0, 32, 32) for index in (0, 0, 1))
+    assert np.shares_memory(once, again)
+    assert not np.shares_memory(once, other)

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_png_reading import encoded
 
 from pipelines.config import DataConfig
+from pipelines.data.png_reading import StoredPicture
 from pipelines.data.transforms import Draw, draw
 
 Y, X = np.mgrid[0:64, 0:64].astype(np.uint8)
@@ -28,6 +30,28 @@ def test_a_draw_without_magnification_is_slicing(left: int, top: int, side: int,
     drawn = Draw(left, top, side, side, mirror, flip)
     assert np.array_equal(np.asarray(drawn.apply(PLACES)), expected)
     assert np.array_equal(np.asarray(drawn.apply_to_mask(PLACES.getchannel(0))), expected[..., 0])
+
+
+@given(
+    left=st.integers(-9, 40),
+    top=st.integers(-9, 40),
+    cut=st.integers(1, 40),
+    side=st.integers(1, 40),
+    mirror=st.booleans(),
+    flip=st.booleans(),
+    filters=st.sampled_from([2, 4]),
+)
+def test_a_stored_picture_gives_the_same_levels(
+    left: int, top: int, cut: int, side: int, mirror: bool, flip: bool, filters: int
+):
+    """Half inside and half outside of the picture too: what is outside is black."""
+    levels = np.asarray(PLACES)
+    for drawn in (Draw(left, top, cut, side, mirror, flip), Draw(left, top, side, side, mirror, flip)):
+        image, mask = np.empty((side, side, 3), np.uint8), np.empty((side, side, 1), np.uint8)
+        drawn.put(StoredPicture(encoded(levels, filters)), image)
+        drawn.put(StoredPicture(encoded(levels[..., :1], filters)), mask)
+        assert np.array_equal(image, np.asarray(drawn.apply(PLACES)))
+        assert np.array_equal(mask[..., 0], np.asarray(drawn.apply_to_mask(PLACES.getchannel(0))))
 
 
 @given(key=st.text(min_size=1, max_size=8), epoch=st.integers(0, 1000))

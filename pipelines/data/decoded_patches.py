@@ -3,20 +3,18 @@
 import threading
 from typing import NamedTuple
 
-from PIL import Image
-
-from pipelines.data.images import decode_png
+from pipelines.data.png_reading import StoredPicture
 from pipelines.data.shard_format import Split
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 
 
 class Patch(NamedTuple):
-    """A sample's key, its picture (mode RGB), and its mask (mode L) where it has one and they are asked for."""
+    """A sample's key, its picture (RGB), and its mask (grey) where it has one and they are asked for."""
 
     key: str
-    image: Image.Image
-    mask: Image.Image | None
+    image: StoredPicture
+    mask: StoredPicture | None
 
 
 class DecodedPatches:
@@ -37,7 +35,7 @@ class DecodedPatches:
         self._lock = threading.Lock()
 
     def read(self, shard: int, index: int) -> Patch:
-        """A patch, checked against its checksum when it is decoded.
+        """A patch, checked against its checksum when it is read from the disk.
 
         Raises:
             CodecmillError: it cannot be read, or is no RGB picture.
@@ -45,16 +43,30 @@ class DecodedPatches:
         place = shard, index
         patch = self._kept.get(place)
         if patch is None:
-            patch = self._decode(*place)
-            with self._lock:
-                if len(self._kept) < self._most:
-                    self._kept[place] = patch
+            patch = self._open(*place)
+            if len(self._kept) < self._most:
+                self._keep(place, patch)
         return patch
 
-    def _decode(self, shard: int, index: int) -> Patch:
+    def _keep(self, place: tuple[int, int], patch: Patch) -> None:
+        for picture in (patch.image, patch.mask):
+            if picture:
+                picture.decode()
+        with self._lock:
+            if len(self._kept) < self._most:
+                self._kept[place] = patch
+
+    def _open(self, shard: int, index: int) -> Patch:
         sample = self._shard_set.read(self._split, shard, index)
-        image = decode_png(sample.image)
-        if image.mode != "RGB":
-            raise CodecmillError(f"Sample {sample.key} is none of codecmill's: its picture has mode {image.mode}.")
-        mask = decode_png(sample.mask) if sample.mask and self._with_masks else None
-        return Patch(sample.key, image, mask)
+        patch = Patch(
+            sample.key,
+            StoredPicture(sample.image),
+            StoredPicture(sample.mask) if sample.mask and self._with_masks else None,
+        )
+        for what, picture, channels in (("picture", patch.image, 3), ("mask", patch.mask, 1)):
+            if picture and picture.channels != channels:
+                raise CodecmillError(
+                    f"Sample {sample.key} is none of codecmill's: its {what} has {picture.channels} channels, "
+                    f"not {channels}. Delete its shard and run: codecmill shards"
+                )
+        return patch

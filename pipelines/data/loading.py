@@ -3,10 +3,10 @@
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +22,22 @@ from pipelines.data.transforms import Draw, draw
 AHEAD = 3
 """Batches decoded ahead of the one that is trained on."""
 
+MOST_TOGETHER = 8
+"""Samples of a batch that one job makes: starting it costs a twentieth of what it takes to make a sample."""
+
+LOOKED_UP = 512
+"""Positions of the order that are looked up at once, in whole steps, to be shared by the ranks."""
+
+_Place = tuple[int, int, int]
+"""Epoch, shard and index of a sample."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """A rank's share of a global batch.
 
     Attributes:
-        images: uint8 (n, 3, S, S).
+        images: uint8 (n, 3, S, S), in memory as torch.channels_last.
         masks: uint8 (n, 1, S, S), zeros for an image without one; None where the run has no masks.
         keys: the samples' keys.
         positions: their positions in the endless order; in validation, in the split.
@@ -44,18 +53,19 @@ class Batch:
     wait: float
 
 
-class _Item(NamedTuple):
-    key: str
-    image: np.ndarray
-    mask: np.ndarray | None
-
-
 class _Request(NamedTuple):
-    """A batch to be made, and what makes each of its items."""
+    """A batch to be made: what each of its samples is made of lies at its place in `places`."""
 
     step: int
     positions: list[int]
-    makers: list[Callable[[], _Item]]
+    places: list[_Place]
+
+
+class _Crop(NamedTuple):
+    """A stored patch and what is done to it."""
+
+    patch: Patch
+    drawn: Draw
 
 
 @contextmanager
@@ -71,26 +81,17 @@ def training_batches(
         CodecmillError: a sample cannot be read; from the iterator, at the batch that holds it.
     """
     order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
-    size = config.training.batch_size
+    patches = DecodedPatches(shard_set, "train", config.data.masks is not None, config.data.decoded_cache)
 
-    with_masks = config.data.masks is not None
-    patches = DecodedPatches(shard_set, "train", with_masks, config.data.decoded_cache)
-
-    def make(epoch: int, shard: int, index: int) -> _Item:
+    def crop(place: _Place) -> _Crop:
+        epoch, shard, index = place
         patch = patches.read(shard, index)
-        drawn = draw(config.data, config.training.crop_size, patch.image.size, config.seed, epoch, patch.key)
-        return _item(patch, drawn, with_masks)
+        size = patch.image.width, patch.image.height
+        return _Crop(patch, draw(config.data, config.training.crop_size, size, config.seed, epoch, patch.key))
 
-    def requests() -> Iterator[_Request]:
-        step = first_step
-        while True:
-            positions = list(range((step - 1) * size + rank, step * size, world_size))
-            places = zip(*(found.tolist() for found in order.locate_many(np.array(positions))), strict=True)
-            yield _Request(step, positions, [partial(make, *place) for place in places])
-            step += 1
-
+    requests = _training_requests(order, config.training.batch_size, first_step, rank, world_size)
     with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
-        batches = _batches(pool, requests())
+        batches = _batches(pool, config, requests, crop)
         try:
             yield batches
         finally:
@@ -98,68 +99,116 @@ def training_batches(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _training_requests(
+    order: SampleOrder, size: int, first_step: int, rank: int, world_size: int
+) -> Iterator[_Request]:
+    """Without end. The places of many steps are looked up at once: numpy's calls cost more than what they do."""
+    at_once = -(-LOOKED_UP // size)
+    for first in count(first_step, at_once):
+        shares = [range((step - 1) * size + rank, step * size, world_size) for step in range(first, first + at_once)]
+        found = order.locate_many(np.concatenate(shares))
+        places = zip(*(each.tolist() for each in found), strict=True)
+        for step, share in enumerate(shares, first):
+            yield _Request(step, list(share), list(islice(places, len(share))))
+
+
 def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_size: int) -> Iterator[Batch]:
     """The middle of every patch of the validation split, in stored order; a rank takes every `world_size`-th batch.
 
     With virtual ranks the batches are the same whatever the number of ranks, and so are the model's bits on them.
     """
-    places = [(shard, i) for shard, count in enumerate(shard_set.counts("validation")) for i in range(count)]
+    places = [(0, shard, i) for shard, samples in enumerate(shard_set.counts("validation")) for i in range(samples)]
     size = max(1, config.training.batch_size // (config.training.virtual_ranks or world_size))
+    patches = DecodedPatches(shard_set, "validation", config.data.masks is not None)
 
-    with_masks = config.data.masks is not None
-    patches = DecodedPatches(shard_set, "validation", with_masks)
+    def crop(place: _Place) -> _Crop:
+        patch = patches.read(*place[1:])
+        return _Crop(patch, _centre(patch.image.width, patch.image.height, config.training.crop_size))
 
-    def make(position: int) -> _Item:
-        patch = patches.read(*places[position])
-        return _item(patch, _centre(patch.image.size, config.training.crop_size), with_masks)
-
-    shares = [list(range(len(places))[i : i + size]) for i in range(rank * size, len(places), world_size * size)]
-    requests = (_Request(0, share, [partial(make, position) for position in share]) for share in shares)
+    shares = [range(len(places))[i : i + size] for i in range(rank * size, len(places), world_size * size)]
+    requests = (_Request(0, list(share), places[share.start : share.stop]) for share in shares)
     with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
         try:
-            yield from _batches(pool, requests)
+            yield from _batches(pool, config, requests, crop)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _centre(size: tuple[int, int], side: int) -> Draw:
-    return Draw((size[0] - side) // 2, (size[1] - side) // 2, side, side)
-
-
-def _batches(pool: ThreadPoolExecutor, requests: Iterator[_Request]) -> Generator[Batch, None, None]:
-    """Keep `AHEAD` batches in the making; an error arrives with the batch that it belongs to."""
-    underway: deque[tuple[_Request, list[Future[_Item]]]] = deque()
-    ended = False
-    while True:
-        while not ended and len(underway) <= AHEAD:
-            request = next(requests, None)
-            if request is None:
-                ended = True
-            else:
-                underway.append((request, [pool.submit(maker) for maker in request.makers]))
-        if not underway:
-            return
-        request, futures = underway.popleft()
-        started = time.perf_counter()
-        items = [future.result() for future in futures]
-        yield _collate(request, items, time.perf_counter() - started)
-
-
-def _item(patch: Patch, drawn: Draw, with_mask: bool) -> _Item:
-    image = np.asarray(drawn.apply(patch.image)).transpose(2, 0, 1)
-    if not with_mask:
-        return _Item(patch.key, image, None)
-    mask = np.asarray(drawn.apply_to_mask(patch.mask)) if patch.mask else np.zeros(image.shape[1:], np.uint8)
-    return _Item(patch.key, image, mask[None])
-
-
-def _collate(request: _Request, items: list[_Item], wait: float) -> Batch:
-    masks = [item.mask for item in items if item.mask is not None]
+def blank_batch(config: RunConfig, world_size: int, rank: int) -> Batch:
+    """Black images for a rank's share of a batch, in memory as its batches are: a compiled step depends on that."""
+    positions = list(range(rank, config.training.batch_size, world_size))
+    images, masks = _room(config, len(positions))
+    images[:] = 0
     return Batch(
-        images=torch.from_numpy(np.stack([item.image for item in items])),
-        masks=torch.from_numpy(np.stack(masks)) if masks else None,
-        keys=[item.key for item in items],
-        positions=request.positions,
-        step=request.step,
-        wait=wait,
+        images=_as_tensor(images),
+        masks=None if masks is None else _as_tensor(masks),
+        keys=[""] * len(positions),
+        positions=positions,
+        step=0,
+        wait=0.0,
     )
+
+
+def _room(config: RunConfig, samples: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images (N, S, S, 3), anything, and masks (N, S, S, 1), black, where the run has them: uint8."""
+    side = config.training.crop_size
+    masks = np.zeros((samples, side, side, 1), np.uint8) if config.data.masks is not None else None
+    return np.empty((samples, side, side, 3), np.uint8), masks
+
+
+def _as_tensor(levels: np.ndarray) -> Tensor:
+    """(N, C, S, S), the same memory: the channels stay the fastest dimension, as they are in a picture."""
+    return torch.from_numpy(levels).permute(0, 3, 1, 2)
+
+
+def _centre(width: int, height: int, side: int) -> Draw:
+    return Draw((width - side) // 2, (height - side) // 2, side, side)
+
+
+def _batches(
+    pool: ThreadPoolExecutor, config: RunConfig, requests: Iterator[_Request], crop: Callable[[_Place], _Crop]
+) -> Generator[Batch, None, None]:
+    """Keep `AHEAD` batches in the making; an error arrives with the batch that it belongs to."""
+    underway = deque(_Making(pool, config, request, crop) for request in islice(requests, AHEAD + 1))
+    while underway:
+        batch = underway.popleft().result()
+        # Afterwards: a thread that wakes up for a new job may take the processor from this one, which is awaited.
+        underway.extend(_Making(pool, config, request, crop) for request in islice(requests, AHEAD - len(underway)))
+        yield batch
+
+
+class _Making:
+    """A batch that threads fill, some of its samples each: a job for every single one would cost as much as the rest.
+
+    What they write to is the batch itself; nothing is put together afterwards.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, config: RunConfig, request: _Request, crop: Callable[[_Place], _Crop]):
+        samples = len(request.places)
+        self._request, self._crop = request, crop
+        self._images, self._masks = _room(config, samples)
+        each = min(MOST_TOGETHER, -(-samples // config.data.workers))
+        self._jobs = [pool.submit(self._fill, range(samples)[i : i + each]) for i in range(0, samples, each)]
+
+    def _fill(self, samples: range) -> list[str]:
+        """Make some of the samples; returns their keys."""
+        keys = []
+        for i in samples:
+            patch, drawn = self._crop(self._request.places[i])
+            drawn.put(patch.image, self._images[i])
+            if patch.mask and self._masks is not None:
+                drawn.put(patch.mask, self._masks[i])
+            keys.append(patch.key)
+        return keys
+
+    def result(self) -> Batch:
+        started = time.perf_counter()
+        keys = [key for job in self._jobs for key in job.result()]
+        return Batch(
+            images=_as_tensor(self._images),
+            masks=None if self._masks is None else _as_tensor(self._masks),
+            keys=keys,
+            positions=self._request.positions,
+            step=self._request.step,
+            wait=time.perf_counter() - started,
+        )

@@ -3,13 +3,13 @@
 import json
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from isal import isal_zlib
 
 from pipelines.data.images import Normalization
 from pipelines.data.shard_format import SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
@@ -111,7 +111,7 @@ class ShardSet:
             content = os.pread(opened.descriptor, int(span["size"]), int(span["offset"]))
         except OSError as error:
             raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
-        if len(content) != span["size"] or zlib.crc32(content) != span["crc32"]:
+        if len(content) != span["size"] or isal_zlib.crc32(content) != span["crc32"]:
             raise CodecmillError(
                 f"Sample {index} of {self.path / row.tar} is damaged: its checksum is not that of what was written. "
                 "Delete the file and run: codecmill shards"

@@ -11,7 +11,7 @@ from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig
 from pipelines.data.block_statistics import block_transform
 from pipelines.data.images import Normalization
-from pipelines.data.loading import Batch
+from pipelines.data.loading import blank_batch
 from pipelines.data.shard_format import MANIFEST
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_json
@@ -113,13 +113,7 @@ def _warm_up(state: Training) -> float:
     It is also where a compiled step is compiled.
     """
     started = time.perf_counter()
-    training = state.config.training
-    positions = [i for i in range(training.batch_size) if i % state.ranks.world_size == state.ranks.rank]
-    side = training.crop_size
-    blank = torch.zeros(len(positions), 3, side, side, dtype=torch.uint8)
-    masks = blank[:, :1].contiguous() if state.config.data.masks is not None else None
-    batch = Batch(images=blank, masks=masks, keys=[""] * len(positions), positions=positions, step=0, wait=0.0)
-    state.compute(batch)
+    state.compute(blank_batch(state.config, state.ranks.world_size, state.ranks.rank))
     state.module.zero_grad(set_to_none=True)
     if state.ranks.device.type == "cuda":
         torch.cuda.synchronize()
