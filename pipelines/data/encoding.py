@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,12 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import Section
-from pipelines.data.images import ImageError, encode_png, open_image, open_mask
+from pipelines.data.images import ImageError, open_image, open_mask
+from pipelines.data.moments import Moments
 from pipelines.data.patches import Box, PatchSettings, choose_patches, enlarge
+from pipelines.data.png_writing import Compression, write_png
 from pipelines.data.shard_format import Split, canonical
+from pipelines.data.tar_members import lay_out
 from pipelines.errors import CodecmillError
 
 
@@ -43,6 +47,7 @@ class EncodingOrder(Section):
 
     folder: Path
     settings: PatchSettings
+    compression: Compression
     jobs: tuple[Job, ...]
 
 
@@ -111,7 +116,7 @@ def _encode(job: Job, order: EncodingOrder) -> None:
     tar, description = part_files(order.folder, job.sha256, job.split)
     temporary = [file.with_name(f".tmp-{os.getpid()}-{file.name}") for file in (tar, description)]
     try:
-        part = _write_tar(temporary[0], job, order.settings)
+        part = _write_tar(temporary[0], job, order)
         temporary[0].replace(tar)
         temporary[1].write_bytes(canonical(vars(part)))
         temporary[1].replace(description)
@@ -120,7 +125,8 @@ def _encode(job: Job, order: EncodingOrder) -> None:
             file.unlink(missing_ok=True)
 
 
-def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
+def _write_tar(file: Path, job: Job, order: EncodingOrder) -> Part:
+    settings = order.settings
     about: dict[str, Any] = {"sha256": job.sha256, "split": job.split}
     content, mask_content = read_source(job)
     file.touch()
@@ -142,7 +148,7 @@ def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
         boxes = choose_patches(image, settings, job.sha256)
     if not boxes:
         return Part(**about, status="skipped", reason=_why_no_patch(image, settings))
-    return _write_samples(file, job, _cut(image, mask, boxes), about)
+    return _write_samples(file, job, _cut(image, mask, boxes), order.compression, about)
 
 
 def _unchanged(path: str, sha256: str, what: str) -> bytes:
@@ -186,47 +192,22 @@ def _cut(image: Image.Image, mask: Image.Image | None, boxes: list[Box]) -> Iter
         yield _Cut(box, image.crop(box), mask.crop(box) if mask else None)
 
 
-def _write_samples(file: Path, job: Job, cuts: Iterator[_Cut], about: dict[str, Any]) -> Part:
-    from webdataset.writer import TarWriter  # imports torch, which takes a second
-
+def _write_samples(file: Path, job: Job, cuts: Iterator[_Cut], compression: Compression, about: dict[str, Any]) -> Part:
     spans: list[list[int]] = []
-    pixels, sums, squares = 0, [0, 0, 0], [0, 0, 0]
+    moments = Moments()
+    end = 0
     with file.open("wb") as stream:
-        with TarWriter(stream, encoder=False, mtime=0) as writer:
-            for number, cut in enumerate(cuts):
-                left, top, right, bottom = cut.box
-                info = {"source": job.sha256, "box": [left, top, right - left, bottom - top], "split": job.split}
-                sample = {"json": canonical(info), "png": encode_png(cut.image)}
-                if cut.mask is not None:
-                    sample["mask.png"] = encode_png(cut.mask)
-                start = writer.tarstream.offset
-                writer.write({"__key__": f"{job.sha256[:16]}_{number:05d}", **sample})
-                spans.append(_span(start, writer.tarstream.offset, sample))
-                pixels += cut.image.width * cut.image.height
-                _add_moments(cut.image, sums, squares)
-            end = writer.tarstream.offset
-        stream.truncate(end)
-    content = file.read_bytes()
-    for span in spans:
-        span.append(zlib.crc32(content[span[0] : span[0] + span[1]]))
-    moments = {"pixels": pixels, "sums": sums, "squares": squares}
-    return Part(**about, **moments, status="used", tar_bytes=end, samples=len(spans), spans=spans)
-
-
-def _span(start: int, end: int, sample: dict[str, bytes]) -> list[int]:
-    """SPAN's columns but the checksum: TarWriter writes members in the order of their names, each after a header."""
-    places: dict[str, tuple[int, int]] = {}
-    offset = 0
-    for name in sorted(sample):
-        offset += 512
-        places[name] = (offset, len(sample[name]))
-        offset += -(-len(sample[name]) // 512) * 512
-    return [start, end - start, *places["json"], *places.get("mask.png", (0, 0)), *places["png"]]
-
-
-def _add_moments(image: Image.Image, sums: list[int], squares: list[int]) -> None:
-    counts = image.histogram()
-    for channel in range(3):
-        for level, count in enumerate(counts[256 * channel : 256 * (channel + 1)]):
-            sums[channel] += level * count
-            squares[channel] += level * level * count
+        for number, cut in enumerate(cuts):
+            left, top, right, bottom = cut.box
+            info = {"source": job.sha256, "box": [left, top, right - left, bottom - top], "split": job.split}
+            sample = {"json": canonical(info), "png": write_png(cut.image, compression)}
+            if cut.mask is not None:
+                sample["mask.png"] = write_png(cut.mask, compression)
+            pieces, places = lay_out(f"{job.sha256[:16]}_{number:05d}", sample)
+            stream.writelines(pieces)
+            size = sum(map(len, pieces))
+            checksum = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
+            spans.append([end, size, *places["json"], *places.get("mask.png", (0, 0)), *places["png"], checksum])
+            end += size
+            moments.add(cut.image)
+    return Part(**about, **vars(moments), status="used", tar_bytes=end, samples=len(spans), spans=spans)

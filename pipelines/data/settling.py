@@ -149,7 +149,15 @@ class Settling:
             seed=self.seed,
         )
         starts = range(0, len(jobs), size)
-        return [EncodingOrder(folder=self.parts, settings=settings, jobs=tuple(jobs[i : i + size])) for i in starts]
+        return [
+            EncodingOrder(
+                folder=self.parts,
+                settings=settings,
+                compression=self.data.compression,
+                jobs=tuple(jobs[i : i + size]),
+            )
+            for i in starts
+        ]
 
     def _check_broken(self) -> None:
         broken = [row for row in self.set_aside if row.status == "broken"]
