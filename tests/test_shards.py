@@ -206,7 +206,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
     cut = varied(config, root, workers=2)
     process = start(cut, tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while len(list(root.glob("shards/.tmp-*/parts/[!.]*.json"))) < 4:
+    while len(list(root.glob("shards/.tmp-*/parts/[!.]*.part"))) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = children(process.pid)
@@ -217,7 +217,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.01)
     assert not list(root.glob("shards/[!.]*/manifest.json")), "no half-written set is seen"
-    parts = {file: file.stat().st_mtime_ns for file in root.glob("shards/.tmp-*/parts/[!.]*.json")}
+    parts = {file: file.stat().st_mtime_ns for file in root.glob("shards/.tmp-*/parts/[!.]*.part")}
     assert 4 <= len(parts) < 24
     encoded: list[str] = []
 
@@ -264,7 +264,7 @@ def test_what_a_killed_build_left_is_deleted_after_a_week(config: RunConfig):
     names, long_ago = ("recent", "abandoned", "held"), time.time() - 8 * 24 * 3600
     for name in names:
         (shards / f".tmp-{name}" / "parts").mkdir(parents=True)
-        (shards / f".tmp-{name}" / "parts" / "x.tar-part").write_bytes(bytes(100))
+        (shards / f".tmp-{name}" / "parts" / "x.part").write_bytes(bytes(100))
         if name != "recent":
             for folder in (shards / f".tmp-{name}" / "parts", shards / f".tmp-{name}"):
                 os.utime(folder, times=(long_ago, long_ago))
@@ -699,7 +699,7 @@ def test_ctrl_c_ends_the_workers(config: RunConfig, folder: Path, tmp_path: Path
         (folder / f"{number}.png").write_bytes(content + bytes([number]))
     process = start(varied(config, workers=2, max_patches_per_image=100_000), tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.json")):
+    while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.part")):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = children(process.pid)

@@ -93,5 +93,5 @@ def _means_nothing(kind: bytes, body: bytes, stage: int) -> bool:
     return kind in _SILENT and stage == 0
 
 
-def _wrapped(content: bytes, stream: bytes) -> bytes:
+def _wrapped(content: bytes, stream: bytes | bytearray) -> bytes:
     return b"".join([content[:_AFTER_HEADER], *chunk(b"IDAT", stream), *chunk(b"IEND", b"")])

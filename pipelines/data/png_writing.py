@@ -1,8 +1,8 @@
 """The PNG files in shards: the one place that knows their form, which is quick to write and to read.
 
 A picture of up to `LARGEST` pixels is 8-bit RGB or grey, not interlaced; every row has filter type 2 (Up), the
-difference to the row above, which one subtraction writes and one running sum undoes; all rows are one zlib stream in one
-IDAT chunk, and there is no chunk but IHDR, IDAT and IEND. It is a plain PNG to everything that reads PNG.
+difference to the row above, which one subtraction writes and one running sum undoes; all rows are one zlib stream in
+one IDAT chunk, and there is no chunk but IHDR, IDAT and IEND. It is a plain PNG to everything that reads PNG.
 
 The stream is libdeflate's, which is written to give equal bytes on every processor, and was found to do so under seven
 models of x86-64 from Core 2 to AVX-512, and on two of ARM. ISA-L, twice as fast, gives other bytes on some of them.

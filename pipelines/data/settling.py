@@ -8,15 +8,9 @@ from pathlib import Path
 
 from pipelines.config import DataConfig
 from pipelines.data.earlier_sets import EarlierSets
-from pipelines.data.encoding import (
-    EncodingOrder,
-    Job,
-    Part,
-    UnreadableSourceError,
-    read_part,
-    read_source,
-)
+from pipelines.data.encoding import EncodingOrder, Job, UnreadableSourceError, read_source
 from pipelines.data.hashing import Source
+from pipelines.data.parts import Part, read_part
 from pipelines.data.patches import PatchSettings
 from pipelines.data.shard_format import SourceRow, Split
 from pipelines.data.sources import SetAside

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pipelines.config import RunConfig
 from pipelines.data.images import to_levels
-from pipelines.data.png_writing import write_png
 from pipelines.data.loading import validation_batches
+from pipelines.data.png_writing import write_png
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_bytes
 from pipelines.evaluation.pictures import grid
