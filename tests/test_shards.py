@@ -114,6 +114,39 @@ def test_a_tar_is_what_webdatasets_writer_makes_of_its_samples(config: RunConfig
     assert whole.getvalue() == (shard_set.path / row.tar).read_bytes()
 
 
+def test_small_files_are_another_set_of_the_same_pixels(config: RunConfig):
+    fast, small = create_shards(config), create_shards(varied(config, compression="small"))
+    assert fast.path != small.path
+    for one, other in zip(fast.samples("train"), small.samples("train"), strict=True):
+        assert one.info == other.info
+        assert one.image != other.image
+        assert decode_png(one.image).tobytes() == decode_png(other.image).tobytes()
+
+
+def test_what_cuts_patches_does_so_without_torch(config: RunConfig):
+    script = "import sys; from pipelines.data import encoding_worker; encoding_worker.main(); print(*sys.modules)"
+    orders: list[EncodingOrder] = []
+
+    def elsewhere(given: Sequence[EncodingOrder]) -> Iterator[int]:
+        orders.extend(given)
+        lines = "".join(f"{order.model_dump_json()}\n" for order in given)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parent.parent,
+            input=lines,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        loaded = set(done.stderr.split())
+        assert "pipelines.data.png_writing" in loaded
+        assert not {"torch", "webdataset"} & loaded, "each takes hundreds of MB, in every process"
+        yield sum(len(order.jobs) for order in given)
+
+    assert create_shards(config, run_parts=elsewhere).verify() == []
+    assert orders
+
+
 def test_patches_cover_the_image_once(config: RunConfig):
     shard_set = create_shards(config)
     for source in shard_set.sources("train"):
