@@ -98,7 +98,7 @@ def damaged() -> dict[str, bytes]:
     return {
         "cut": png([], [STREAM])[:-400],
         "no such filter": png([], [zlib.compress(bad_filter.tobytes())]),
-        "pixels in two places": png([], [STREAM[:100]], [(b"tIME", bytes(7)), (b"IDAT", STREAM[100:])]),
+        "pixels in two places": png([], [STREAM[:100]], [(b"tEXt", b"Title\0"), (b"IDAT", STREAM[100:])]),
         "half a gamma": png([], [STREAM], [(b"gAMA", b"\0")]),
         "other bytes": png([], [b"no stream"]),
     }

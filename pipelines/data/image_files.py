@@ -37,5 +37,8 @@ def files_below(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be searched for images: {error.strerror}.") from error
 
-    found = (Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names)
+    found: list[Path] = []
+    for place, _, names in os.walk(folder, onerror=refuse):
+        base = Path(place)
+        found += [base / name for name in names]
     return sorted(found, key=lambda path: path.parts)

@@ -46,12 +46,8 @@ def decode_plain_png(content: bytes) -> np.ndarray | None:
     # Whatever these two do not like, damaged or only odd, is Pillow's to judge.
     with suppress(Exception):
         width, height = size
-        length = height * (1 + 3 * width)
-        rows = deflate.zlib_decompress(b"".join(_data(content)), length)
-        if len(rows) == length:
-            levels = pyspng.load(_wrapped(content, deflate.zlib_compress(rows, 0)))
-            if levels.shape == (height, width, 3) and levels.dtype == np.uint8:
-                return levels
+        rows = deflate.zlib_decompress(b"".join(_data(content)), height * (1 + 3 * width))
+        return pyspng.load(_wrapped(content, deflate.zlib_compress(rows, 0)))
     return None
 
 
