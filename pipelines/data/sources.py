@@ -82,7 +82,10 @@ def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[t
     the folders above it really are would take longer than anything else when there is nothing to do.
     """
     places = [os.path.realpath(folder) for folder in folders]
-    real_folder = cache(os.path.realpath)
+
+    @cache
+    def real_folder(folder: str) -> str:
+        return os.path.realpath(folder)
 
     @cache
     def is_own(real_parent: str, parent: str, levels: int) -> bool:
