@@ -86,6 +86,9 @@ class DataConfig(Section):
     max_shard_mib: int = Field(
         default=256, ge=1, le=65_536, description="A shard is split above this size of its decoded patches, in MiB"
     )
+    compression: Literal["fast", "small"] = Field(
+        default="fast", description="How PNG is stored: fast, or small, 5 % smaller in three times the time"
+    )
     normalization: Literal["imagenet", "half", "dataset"] | NormalizationChoice = Field(
         default="dataset",
         description="Mean and std for the inputs: imagenet, half (0.5), dataset (measured), or {mean, std}",

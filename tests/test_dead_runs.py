@@ -260,7 +260,7 @@ class Cutting:
     def begin(self, start: Callable[..., Command]) -> tuple[Command, list[int]]:
         """Start it and wait until some pictures are encoded; also the processes of Prefect's task runner."""
         command = start("shards", "--config", written(self.config, self.tmp_path))
-        wait_for(lambda: bool(list(self.config.root.glob("shards/.tmp-*/parts/[!.]*.json"))), 120)
+        wait_for(lambda: bool(list(self.config.root.glob("shards/.tmp-*/parts/[!.]*.part"))), 120)
         pool = [process for process, words in command.alive().items() if "spawn_main" in words]
         assert len(pool) == 2
         return command, pool

@@ -22,7 +22,6 @@ from pipelines.data.images import (
     ImageError,
     Normalization,
     decode_png,
-    encode_png,
     open_image,
     open_mask,
     to_image,
@@ -30,6 +29,7 @@ from pipelines.data.images import (
     to_tensor,
     to_unit,
 )
+from pipelines.data.png_writing import write_png
 from pipelines.errors import CodecmillError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -362,7 +362,7 @@ def test_what_pillow_remarks_on_odd_files_does_not_reach_the_user():
 def test_png_keeps_the_pixels_and_nothing_else():
     image = Image.fromarray(COLOURS)
     image.info["icc_profile"] = b"x"
-    content = encode_png(open_image(saved(image, pnginfo=PngImagePlugin.PngInfo())))
+    content = write_png(open_image(saved(image, pnginfo=PngImagePlugin.PngInfo())))
     assert np.array_equal(np.asarray(decode_png(content)), COLOURS)
     kinds = {content[i + 4 : i + 8] for i in range(8, len(content) - 8) if content[i + 4 : i + 8].isalpha()}
     assert b"iCCP" not in kinds

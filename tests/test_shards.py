@@ -114,6 +114,39 @@ def test_a_tar_is_what_webdatasets_writer_makes_of_its_samples(config: RunConfig
     assert whole.getvalue() == (shard_set.path / row.tar).read_bytes()
 
 
+def test_small_files_are_another_set_of_the_same_pixels(config: RunConfig):
+    fast, small = create_shards(config), create_shards(varied(config, compression="small"))
+    assert fast.path != small.path
+    for one, other in zip(fast.samples("train"), small.samples("train"), strict=True):
+        assert one.info == other.info
+        assert one.image != other.image
+        assert decode_png(one.image).tobytes() == decode_png(other.image).tobytes()
+
+
+def test_what_cuts_patches_does_so_without_torch(config: RunConfig):
+    script = "import sys; from pipelines.data import encoding_worker; encoding_worker.main(); print(*sys.modules)"
+    orders: list[EncodingOrder] = []
+
+    def elsewhere(given: Sequence[EncodingOrder]) -> Iterator[int]:
+        orders.extend(given)
+        lines = "".join(f"{order.model_dump_json()}\n" for order in given)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parent.parent,
+            input=lines,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        loaded = set(done.stderr.split())
+        assert "pipelines.data.png_writing" in loaded
+        assert not {"torch", "webdataset"} & loaded, "each takes hundreds of MB, in every process"
+        yield sum(len(order.jobs) for order in given)
+
+    assert create_shards(config, run_parts=elsewhere).verify() == []
+    assert orders
+
+
 def test_patches_cover_the_image_once(config: RunConfig):
     shard_set = create_shards(config)
     for source in shard_set.sources("train"):
@@ -206,7 +239,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
     cut = varied(config, root, workers=2)
     process = start(cut, tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while len(list(root.glob("shards/.tmp-*/parts/[!.]*.json"))) < 4:
+    while len(list(root.glob("shards/.tmp-*/parts/[!.]*.part"))) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = children(process.pid)
@@ -217,7 +250,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.01)
     assert not list(root.glob("shards/[!.]*/manifest.json")), "no half-written set is seen"
-    parts = {file: file.stat().st_mtime_ns for file in root.glob("shards/.tmp-*/parts/[!.]*.json")}
+    parts = {file: file.stat().st_mtime_ns for file in root.glob("shards/.tmp-*/parts/[!.]*.part")}
     assert 4 <= len(parts) < 24
     encoded: list[str] = []
 
@@ -264,7 +297,7 @@ def test_what_a_killed_build_left_is_deleted_after_a_week(config: RunConfig):
     names, long_ago = ("recent", "abandoned", "held"), time.time() - 8 * 24 * 3600
     for name in names:
         (shards / f".tmp-{name}" / "parts").mkdir(parents=True)
-        (shards / f".tmp-{name}" / "parts" / "x.tar-part").write_bytes(bytes(100))
+        (shards / f".tmp-{name}" / "parts" / "x.part").write_bytes(bytes(100))
         if name != "recent":
             for folder in (shards / f".tmp-{name}" / "parts", shards / f".tmp-{name}"):
                 os.utime(folder, times=(long_ago, long_ago))
@@ -699,7 +732,7 @@ def test_ctrl_c_ends_the_workers(config: RunConfig, folder: Path, tmp_path: Path
         (folder / f"{number}.png").write_bytes(content + bytes([number]))
     process = start(varied(config, workers=2, max_patches_per_image=100_000), tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.json")):
+    while not list(config.root.glob("shards/.tmp-*/parts/[!.]*.part")):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = children(process.pid)

@@ -1,21 +1,24 @@
 """From one source to its part of a tar: decoded, cut, encoded, written whole or not at all, in any process."""
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import Section
-from pipelines.data.images import ImageError, encode_png, open_image, open_mask
+from pipelines.data.images import ImageError, open_image, open_mask
+from pipelines.data.moments import Moments
+from pipelines.data.parts import Part, describe, part_file, read_part, writing_part
 from pipelines.data.patches import Box, PatchSettings, choose_patches, enlarge
+from pipelines.data.png_writing import Compression, write_png
 from pipelines.data.shard_format import Split, canonical
+from pipelines.data.tar_members import lay_out
 from pipelines.errors import CodecmillError
 
 
@@ -43,45 +46,8 @@ class EncodingOrder(Section):
 
     folder: Path
     settings: PatchSettings
+    compression: Compression
     jobs: tuple[Job, ...]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What became of one source, and where the samples lie in its part; the columns of `spans` are those of SPAN."""
-
-    sha256: str
-    split: Split
-    status: Literal["used", "skipped", "broken"]
-    reason: str = ""
-    width: int = 0
-    height: int = 0
-    tar_bytes: int = 0
-    pixels: int = 0
-    sums: list[int] = field(default_factory=lambda: [0, 0, 0])
-    squares: list[int] = field(default_factory=lambda: [0, 0, 0])
-    pixels_sha256: str | None = None
-    samples: int = 0
-    note: str = ""
-    spans: list[list[int]] = field(default_factory=list)
-
-
-_PART = TypeAdapter(Part)
-
-
-def part_files(folder: Path, sha256: str, split: str) -> tuple[Path, Path]:
-    """The tar part (without the end-of-archive blocks) and its description, which is written last."""
-    return folder / f"{sha256}.{split}.tar-part", folder / f"{sha256}.{split}.json"
-
-
-def read_part(folder: Path, sha256: str, split: str) -> Part | None:
-    """The complete part of a source, or None."""
-    tar, description = part_files(folder, sha256, split)
-    try:
-        part = _PART.validate_json(description.read_bytes())
-        return part if tar.stat().st_size == part.tar_bytes else None
-    except (OSError, ValidationError):
-        return None
 
 
 def encode_sources(order: EncodingOrder) -> None:
@@ -108,25 +74,17 @@ def read_source(job: Job) -> tuple[bytes, bytes | None]:
 
 
 def _encode(job: Job, order: EncodingOrder) -> None:
-    tar, description = part_files(order.folder, job.sha256, job.split)
-    temporary = [file.with_name(f".tmp-{os.getpid()}-{file.name}") for file in (tar, description)]
-    try:
-        part = _write_tar(temporary[0], job, order.settings)
-        temporary[0].replace(tar)
-        temporary[1].write_bytes(canonical(vars(part)))
-        temporary[1].replace(description)
-    finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+    with writing_part(part_file(order.folder, job.sha256, job.split)) as stream:
+        describe(stream, _write(stream, job, order))
 
 
-def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
+def _write(stream: IO[bytes], job: Job, order: EncodingOrder) -> Part:
+    """Write the samples of a source, if it gives any."""
     about: dict[str, Any] = {"sha256": job.sha256, "split": job.split}
     content, mask_content = read_source(job)
-    file.touch()
     try:
         notes: list[str] = []
-        image = open_image(content, settings.background, notes)
+        image = open_image(content, order.settings.background, notes)
         mask = open_mask(mask_content) if mask_content is not None else None
     except ImageError as error:
         return Part(**about, status="broken", reason=str(error))
@@ -138,11 +96,11 @@ def _write_tar(file: Path, job: Job, settings: PatchSettings) -> Part:
         boxes: list[Box] = [(0, 0, *image.size)]
         about["pixels_sha256"] = _pixels_sha256(image, mask)
     else:
-        image, mask = enlarge(image, mask, settings)
-        boxes = choose_patches(image, settings, job.sha256)
+        image, mask = enlarge(image, mask, order.settings)
+        boxes = choose_patches(image, order.settings, job.sha256)
     if not boxes:
-        return Part(**about, status="skipped", reason=_why_no_patch(image, settings))
-    return _write_samples(file, job, _cut(image, mask, boxes), about)
+        return Part(**about, status="skipped", reason=_why_no_patch(image, order.settings))
+    return Part(**about, status="used", **_write_samples(stream, job, _cut(image, mask, boxes), order.compression))
 
 
 def _unchanged(path: str, sha256: str, what: str) -> bytes:
@@ -186,47 +144,22 @@ def _cut(image: Image.Image, mask: Image.Image | None, boxes: list[Box]) -> Iter
         yield _Cut(box, image.crop(box), mask.crop(box) if mask else None)
 
 
-def _write_samples(file: Path, job: Job, cuts: Iterator[_Cut], about: dict[str, Any]) -> Part:
-    from webdataset.writer import TarWriter  # imports torch, which takes a second
-
+def _write_samples(stream: IO[bytes], job: Job, cuts: Iterator[_Cut], compression: Compression) -> dict[str, Any]:
+    """Write a sample for each cut; returns what a `Part` tells of them."""
     spans: list[list[int]] = []
-    pixels, sums, squares = 0, [0, 0, 0], [0, 0, 0]
-    with file.open("wb") as stream:
-        with TarWriter(stream, encoder=False, mtime=0) as writer:
-            for number, cut in enumerate(cuts):
-                left, top, right, bottom = cut.box
-                info = {"source": job.sha256, "box": [left, top, right - left, bottom - top], "split": job.split}
-                sample = {"json": canonical(info), "png": encode_png(cut.image)}
-                if cut.mask is not None:
-                    sample["mask.png"] = encode_png(cut.mask)
-                start = writer.tarstream.offset
-                writer.write({"__key__": f"{job.sha256[:16]}_{number:05d}", **sample})
-                spans.append(_span(start, writer.tarstream.offset, sample))
-                pixels += cut.image.width * cut.image.height
-                _add_moments(cut.image, sums, squares)
-            end = writer.tarstream.offset
-        stream.truncate(end)
-    content = file.read_bytes()
-    for span in spans:
-        span.append(zlib.crc32(content[span[0] : span[0] + span[1]]))
-    moments = {"pixels": pixels, "sums": sums, "squares": squares}
-    return Part(**about, **moments, status="used", tar_bytes=end, samples=len(spans), spans=spans)
-
-
-def _span(start: int, end: int, sample: dict[str, bytes]) -> list[int]:
-    """SPAN's columns but the checksum: TarWriter writes members in the order of their names, each after a header."""
-    places: dict[str, tuple[int, int]] = {}
-    offset = 0
-    for name in sorted(sample):
-        offset += 512
-        places[name] = (offset, len(sample[name]))
-        offset += -(-len(sample[name]) // 512) * 512
-    return [start, end - start, *places["json"], *places.get("mask.png", (0, 0)), *places["png"]]
-
-
-def _add_moments(image: Image.Image, sums: list[int], squares: list[int]) -> None:
-    counts = image.histogram()
-    for channel in range(3):
-        for level, count in enumerate(counts[256 * channel : 256 * (channel + 1)]):
-            sums[channel] += level * count
-            squares[channel] += level * level * count
+    moments = Moments()
+    end = 0
+    for number, cut in enumerate(cuts):
+        left, top, right, bottom = cut.box
+        info = {"source": job.sha256, "box": [left, top, right - left, bottom - top], "split": job.split}
+        sample = {"json": canonical(info), "png": write_png(cut.image, compression)}
+        if cut.mask is not None:
+            sample["mask.png"] = write_png(cut.mask, compression)
+        pieces, places = lay_out(f"{job.sha256[:16]}_{number:05d}", sample)
+        stream.writelines(pieces)
+        size = sum(map(len, pieces))
+        checksum = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
+        spans.append([end, size, *places["json"], *places.get("mask.png", (0, 0)), *places["png"], checksum])
+        end += size
+        moments.add(cut.image)
+    return {"tar_bytes": end, "samples": len(spans), "spans": spans, **vars(moments)}

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 WHITE = (255, 255, 255)
 BLACK = (0, 0, 0)
 
-PNG_LEVEL = 4
-"""zlib's effort, written down so that equal pixels are equal bytes. Level 6 takes half as long again for 0.05 %."""
-
 
 class ImageError(CodecmillError):
     """A file is no picture that can be read; the message names the file and the reason."""
@@ -72,15 +69,8 @@ def _open(
         raise ImageError(f"{name} cannot be read as an image: {reason}.") from error
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """A picture (mode RGB or L) as PNG, without loss and without anything but its pixels."""
-    file = BytesIO()
-    image.save(file, format="PNG", compress_level=PNG_LEVEL)
-    return file.getvalue()
-
-
 def decode_png(content: bytes) -> Image.Image:
-    """What `encode_png` was given; only for what codecmill itself has stored.
+    """What `png_writing.write_png` was given; only for what codecmill itself has stored.
 
     Raises:
         ImageError: it was not stored by codecmill, for it is too large, damaged, or of another mode.

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
 from pipelines.data.picture_limits import check_size, check_work
+from pipelines.data.plain_png import decode_plain_png
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM")
 """Pillow's readers that are used. Others are left out: EPS, for one, starts Ghostscript."""
@@ -54,6 +55,9 @@ def read_rgb(
     """
     with silence():
         image = _open(content)
+        plain = decode_plain_png(content) if image.format == "PNG" else None
+        if plain is not None:
+            return Image.fromarray(plain)
         deep = _deep_rawmode(image)
         image.load()
         orientation = _orientation(image)

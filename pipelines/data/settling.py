@@ -8,15 +8,9 @@ from pathlib import Path
 
 from pipelines.config import DataConfig
 from pipelines.data.earlier_sets import EarlierSets
-from pipelines.data.encoding import (
-    EncodingOrder,
-    Job,
-    Part,
-    UnreadableSourceError,
-    read_part,
-    read_source,
-)
+from pipelines.data.encoding import EncodingOrder, Job, UnreadableSourceError, read_source
 from pipelines.data.hashing import Source
+from pipelines.data.parts import Part, read_part
 from pipelines.data.patches import PatchSettings
 from pipelines.data.shard_format import SourceRow, Split
 from pipelines.data.sources import SetAside
@@ -149,7 +143,15 @@ class Settling:
             seed=self.seed,
         )
         starts = range(0, len(jobs), size)
-        return [EncodingOrder(folder=self.parts, settings=settings, jobs=tuple(jobs[i : i + size])) for i in starts]
+        return [
+            EncodingOrder(
+                folder=self.parts,
+                settings=settings,
+                compression=self.data.compression,
+                jobs=tuple(jobs[i : i + size]),
+            )
+            for i in starts
+        ]
 
     def _check_broken(self) -> None:
         broken = [row for row in self.set_aside if row.status == "broken"]

@@ -11,6 +11,7 @@ from PIL import features
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.config import RunConfig, Section
+from pipelines.data.png_writing import WRITER
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, first_fault
 from pipelines.tolerant_reading import is_file
@@ -155,14 +156,15 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "background": list(data.background),
         "validation_fraction": data.validation_fraction,
         "test_fraction": data.test_fraction,
+        "compression": data.compression,
         "max_shard_mib": data.max_shard_mib,
         "seed": config.seed if data.patches == "random" else None,
     }
 
 
 def codec_versions() -> dict[str, str | None]:
-    """Pillow and the libraries that decide on decoded pixels and on the bytes of a PNG."""
-    return {codec: features.version(codec) for codec in CODECS}
+    """Pillow and the libraries that decide on decoded pixels, and what decides on the bytes of a PNG."""
+    return {codec: features.version(codec) for codec in CODECS} | {"png_writer": WRITER}
 
 
 def settings_digest_of(settings: dict[str, Any], versions: dict[str, str | None]) -> str:

@@ -16,9 +16,10 @@ from pipelines.config import RunConfig
 from pipelines.data.abandoned import remove_abandoned
 from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
 from pipelines.data.earlier_sets import EarlierSets
-from pipelines.data.encoding import ChangedSourceError, Part, part_files, read_part
+from pipelines.data.encoding import ChangedSourceError
 from pipelines.data.encoding_worker import run_here, run_in_processes
 from pipelines.data.hashing import Source
+from pipelines.data.parts import Part, part_file, read_part
 from pipelines.data.planning import Plan, discard, hand_over, make_plan
 from pipelines.data.settling import LostSourcesError, RunParts, Settled, Settling
 from pipelines.data.shard_format import (
@@ -162,7 +163,7 @@ def _piece(plan: Plan, settled: Settled, earlier: EarlierSets, outline: Outline,
     row = _source_row(plan.sources[sha256], known)
     if isinstance(known, SourceRow):
         return Piece(row, *earlier.samples(sha256, outline.split))
-    file, _ = part_files(plan.parts, sha256, outline.split)
+    file = part_file(plan.parts, sha256, outline.split)
     part = read_part(plan.parts, sha256, outline.split)
     if part is None:
         raise CodecmillError(f"{file} has vanished while the shards were being made. Run again.")

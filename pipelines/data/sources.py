@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -74,14 +75,32 @@ def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = 
     return Sources(tuple(images), tuple(set_aside))
 
 
-def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """What is not in any of the folders, unless the search began inside."""
+def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[tuple[Path, Path, str]]:
+    """What is not in any of the folders, unless the search began inside; each with its real path.
+
+    What a folder says of its files is found out once, for it may have a hundred thousand: asking of each file where all
+    the folders above it really are would take longer than anything else when there is nothing to do.
+    """
     places = [os.path.realpath(folder) for folder in folders]
+
+    @cache
+    def real_folder(folder: str) -> str:
+        return os.path.realpath(folder)
+
+    @cache
+    def is_own(real_parent: str, parent: str, levels: int) -> bool:
+        real, base = Path(real_parent), Path(real_folder(Path(*Path(parent).parts[: len(Path(parent).parts) - levels])))
+        return any(real.is_relative_to(place) and not base.is_relative_to(place) for place in places)
+
     kept = []
     for path, name in candidates:
-        real, base = Path(os.path.realpath(path)), Path(os.path.realpath(Path(*path.parts[: -len(name.parts)])))
-        if not any(real.is_relative_to(place) and not base.is_relative_to(place) for place in places):
-            kept.append((path, name))
+        parent, _, last = str(path).rpartition("/")
+        parent = parent or ("/" if path.is_absolute() else ".")
+        plain = last != ".." and not path.is_symlink()
+        real = f"{real_folder(parent).rstrip('/')}/{last}" if plain else os.path.realpath(path)
+        real_parent = real.rpartition("/")[0] or "/"
+        if not is_own(real_parent, parent, len(name.parts) - 1):
+            kept.append((path, name, real))
     return kept
 
 
@@ -89,7 +108,8 @@ def _candidates(choice: str, field: str) -> list[tuple[Path, Path]]:
     """Paths and names, in the order of the paths."""
     given = Path(choice).expanduser()
     if given.is_dir():
-        return [(path, path.relative_to(given)) for path in files_below(given) if is_image_name(path)]
+        above = len(given.parts)
+        return [(path, Path(*path.parts[above:])) for path in files_below(given) if is_image_name(path)]
     if given.suffix.lower() == ".txt" and not any(character in choice for character in "*?"):
         return _listed(given, field)
     if given.is_file():
@@ -118,13 +138,12 @@ def _listed(file: Path, field: str) -> list[tuple[Path, Path]]:
     return [(path, Path(name.name) if name.is_absolute() else name) for path, name in found]
 
 
-def _regular(candidates: list[tuple[Path, Path]]) -> tuple[list[ImageFile], list[SetAside]]:
+def _regular(candidates: list[tuple[Path, Path, str]]) -> tuple[list[ImageFile], list[SetAside]]:
     """Split into regular files, which can be read without waiting, and the rest; the same file counts once."""
     images: list[ImageFile] = []
     set_aside: list[SetAside] = []
     seen: set[str] = set()
-    for path, name in candidates:
-        real = os.path.realpath(path)
+    for path, name, real in candidates:
         if real in seen:
             continue
         seen.add(real)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from pipelines.data.images import encode_png
+from pipelines.data.png_writing import write_png
 from pipelines.durable_files import write_bytes
 
 ERROR_FACTOR = 8
@@ -56,7 +56,7 @@ def write_pictures(folder: Path, original: Image.Image, reconstruction: Image.Im
     pictures = (original, reconstruction, error, _side_by_side([original, reconstruction, error]))
 
     def write(kind: str, picture: Image.Image) -> None:
-        write_bytes(folder / f"{kind}.png", encode_png(picture))
+        write_bytes(folder / f"{kind}.png", write_png(picture))
 
     with ThreadPoolExecutor(len(KINDS)) as pool:
         list(pool.map(write, KINDS, pictures))

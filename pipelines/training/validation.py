@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pipelines.config import RunConfig
-from pipelines.data.images import encode_png, to_levels
+from pipelines.data.images import to_levels
 from pipelines.data.loading import validation_batches
+from pipelines.data.png_writing import write_png
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_bytes
 from pipelines.evaluation.pictures import grid
@@ -65,7 +66,7 @@ def validate(
             columns.append(torch.stack([output.loss, psnr(output.mse.double()), *output.rates.T]).double().cpu())
             if ranks.is_first and not places:
                 sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
-                write_bytes(directory.pictures / f"step_{step:08d}_validation.png", encode_png(sheet))
+                write_bytes(directory.pictures / f"step_{step:08d}_validation.png", write_png(sheet))
             places += batch.positions
     module.train()
     parts = module.model.parts

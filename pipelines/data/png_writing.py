@@ -1,0 +1,66 @@
+"""The PNG files in shards: the one place that knows their form, which is quick to write and to read.
+
+A picture of up to `LARGEST` pixels is 8-bit RGB or grey, not interlaced; every row has filter type 2 (Up), the
+difference to the row above, which one subtraction writes and one running sum undoes; all rows are one zlib stream in
+one IDAT chunk, and there is no chunk but IHDR, IDAT and IEND. It is a plain PNG to everything that reads PNG.
+
+The stream is libdeflate's, which is written to give equal bytes on every processor, and was found to do so under seven
+models of x86-64 from Core 2 to AVX-512, and on two of ARM. ISA-L, twice as fast, gives other bytes on some of them.
+"""
+
+import struct
+import zlib
+from io import BytesIO
+from typing import Literal
+
+import deflate
+import numpy as np
+from PIL import Image
+
+Compression = Literal["fast", "small"]
+
+LEVELS: dict[Compression, int] = {"fast": 1, "small": 6}
+"""libdeflate's effort. On photographs its level 1 takes a third of the time of level 6 for 5 % more bytes."""
+
+PILLOW_LEVEL = 4
+"""zlib's effort in larger pictures, which Pillow writes row by row: libdeflate takes and gives them whole."""
+
+LARGEST = 2**25
+"""Pixels. So a picture's way to PNG takes 300 MB at most."""
+
+WRITER = f"deflate {deflate.__version__}: up, {LEVELS['fast']}, {LEVELS['small']}; zlib {PILLOW_LEVEL} over {LARGEST}"
+"""All that decides on the bytes beside the pixels, and beside Pillow; a part of a shard set's name."""
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UP = 2
+_COLOUR_TYPES = {"L": 0, "RGB": 2}
+
+
+def write_png(image: Image.Image, compression: Compression = "fast") -> bytes:
+    """A picture (mode RGB or L) as PNG, without loss and without anything but its pixels.
+
+    Equal pixels are equal bytes, on any machine, as long as `WRITER` and the version of Pillow are the same.
+    """
+    if image.width * image.height > LARGEST:
+        file = BytesIO()
+        image.save(file, format="PNG", compress_level=PILLOW_LEVEL)
+        return file.getvalue()
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, _COLOUR_TYPES[image.mode], 0, 0, 0)
+    stream = deflate.zlib_compress(_filtered(np.asarray(image)), LEVELS[compression])
+    return b"".join([_SIGNATURE, *chunk(b"IHDR", header), *chunk(b"IDAT", stream), *chunk(b"IEND", b"")])
+
+
+def _filtered(levels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) or (H, W) uint8 as (H, 1 + bytes of a row): the filter's type, then differences modulo 256."""
+    rows = levels.reshape(len(levels), -1)
+    filtered = np.empty((rows.shape[0], 1 + rows.shape[1]), dtype=np.uint8)
+    filtered[:, 0] = _UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    return filtered
+
+
+def chunk(kind: bytes, content: bytes | bytearray) -> list[bytes | bytearray]:
+    """The pieces of a PNG chunk."""
+    checksum = zlib.crc32(content, zlib.crc32(kind))
+    return [struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)]
