@@ -56,7 +56,7 @@ def sheets(folder: Path, photographs: list[Path], patches: int) -> list[Path]:
 
 
 def _usable(photographs: list[Path]) -> list[Image.Image]:
-    opened = (open_image(path) for path in photographs if Image.open(path).mode != "L")
+    opened = (open_image(path) for path in photographs if _is_coloured(path))
     usable = [image for image in opened if min(image.size) >= PATCH]
     if not usable:
         raise InputError(
@@ -64,6 +64,11 @@ def _usable(photographs: list[Path]) -> list[Image.Image]:
             "Name a folder of others with --photographs."
         )
     return usable
+
+
+def _is_coloured(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.mode not in ("L", "1", "I;16")
 
 
 def _sheet(originals: list[Image.Image], number: int) -> Image.Image:
