@@ -94,8 +94,8 @@ class Contender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self.close(patience=0.0 if failure else 10.0)
 
     def wait_ready(self) -> None:
         """Return when it is prepared.
@@ -144,18 +144,23 @@ class Contender:
             )
         return json.loads(line)
 
-    def close(self) -> None:
-        """End it and all that it has started."""
-        below = processes_below(self._process.pid)
+    def close(self, patience: float) -> None:
+        """End it and all that it has started.
+
+        Args:
+            patience: seconds that it may take to end by itself; nothing is lost if it does not.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101  # as above
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
-            self._process.wait(5)
+            self._process.wait(patience)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            for each in reversed(below):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
+            for each in reversed(processes_below(self._process.pid)):
+                with contextlib.suppress(OSError):
+                    # What tracks shared memory ends by itself, and removes it first.
+                    if b"resource_tracker" not in Path(f"/proc/{each}/cmdline").read_bytes():
+                        os.kill(each, signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()
 

@@ -1,5 +1,6 @@
 """Shards by litdata's optimize, with its own encoding of PNG; it starts its worker processes each time."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,15 @@ def cut(file: str) -> Iterator[dict[str, litdata.Image]]:
         yield {"image": litdata.Image(image=image, format="png")}
 
 
+def keep_together(folder: str) -> None:
+    """Have litdata keep below a folder what it would leave in the temporary folder of the machine."""
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = f"{folder}-chunks"
+    os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = f"{folder}-data"
+
+
 def prepare(parameters: Parameters) -> Measure:
     """Parameters: `files`; `folder`; `workers`, processes."""
+    keep_together(parameters["folder"])
 
     def create(files: list[str], folder: Path) -> tuple[int, Path]:
         litdata.optimize(

@@ -10,6 +10,7 @@ import litdata
 import webdataset as wds
 from streaming import MDSWriter
 
+from infra.bench.programs.create_litdata import keep_together
 from infra.bench.programs.serving import Measure, Parameters, serve
 
 TARS = 16
@@ -17,13 +18,14 @@ TARS = 16
 
 
 def prepare(parameters: Parameters) -> Measure:
-    """Parameters: `samples`, a folder of PNG files; `formats`, where to; `copies`, how often each patch is stored.
+    """Parameters: `samples`, a folder of PNG files; `formats`, where to; `copies`, how often each is stored; `folder`.
 
     An epoch must be longer than what is measured, or the peers would be seen to start epochs; so few patches are
     stored several times.
     """
     files = sorted(Path(parameters["samples"]).rglob("*.png")) * parameters["copies"]
     formats = Path(parameters["formats"])
+    keep_together(parameters["folder"])
 
     def measure(number: int) -> dict[str, Any]:
         _write_files(files, formats / "folder" / "photographs")
