@@ -24,7 +24,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios():
         [rounds.Round({"a": measurement(a), "b": measurement(b)}) for a, b in ((1, 2), (10, 30), (1, 4))]
     )
     assert found.ratios("a", "b", results.per_second) == [2, 3, 4]
-    assert found.ratio("a", "b", results.per_second) == 3
+    assert results.Spread.of(found.ratios("a", "b", results.per_second)) == results.Spread(3, 2, 4)
 
 
 def test_disturbed_rounds_are_said_to_be_so():

@@ -1,6 +1,5 @@
 """Rounds: all contenders of a group one after another, again and again; those that others disturbed are done again."""
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -47,9 +46,6 @@ class Rounds:
         pairs = zip(self.of(name), self.of(other), strict=True)
         return [value(one) / value(two) for one, two in pairs]
 
-    def ratio(self, name: str, other: str, value: Callable[[Measurement], float]) -> float:
-        return statistics.median(self.ratios(name, other, value))
-
     @property
     def remark(self) -> str:
         """What is to be said of others on the machine."""
@@ -87,6 +83,7 @@ def measured(title: str, programs: Sequence[Program], rounds: int, repeats: int,
         folder: for the contenders' logs.
     """
     done: list[Round] = []
+    print(f"{title}: preparing {len(programs)} contender(s)", flush=True)
     with started(programs, folder) as contenders:
         while len(done) < rounds + repeats and sum(each.disturbance <= MOST_DISTURBED for each in done) < rounds:
             order = contenders if len(done) % 2 == 0 else contenders[::-1]
