@@ -61,7 +61,7 @@ def measure_floor(place: Workplace, samples: str) -> Group:
     programs: list[Program] = [
         place.of_peers(part, "bare_codec", cores=1, files=files, samples=samples, part=part) for part in parts
     ]
-    rounds = place.measured("floor", programs, place.scale.rounds)
+    rounds = place.measured("floor", programs, place.scale.trainings)
     group = Group("The floor", FLOOR)
     group.add(rounds, [Column("ms/patch", lambda each: 1000 / each.per_second), CPU])
     return group

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main() -> int:
     except CodecmillError as error:
         print(f"codecmill bench: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    return _compared(groups) if place.scale == QUICK and not arguments.only else 0
+    return _compared(groups) if arguments.scale == QUICK.name and not arguments.only else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--photographs", help="glob, folder or .txt list, instead of those that packages bring along")
     parser.add_argument("--torch-index", help="a wheel index for the peers' torch, as TORCH_INDEX of the Makefile")
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--repeats", type=int, help="rounds of a group to do again where others disturb, at most")
     return parser.parse_args()
 
 
@@ -66,7 +68,10 @@ def _workplace(arguments: argparse.Namespace) -> Workplace:
     else:
         photographs = find_photographs()
     peers = peers_python(folder / "peers-venv", arguments.torch_index)
-    return Workplace(folder, peers, photographs, SCALES[arguments.scale])
+    scale = SCALES[arguments.scale]
+    if arguments.repeats is not None:  # on a machine that is never quiet, they would change nothing
+        scale = replace(scale, repeats=arguments.repeats)
+    return Workplace(folder, peers, photographs, scale)
 
 
 def _measure(place: Workplace, wanted: tuple[str, ...]) -> list[Group]:

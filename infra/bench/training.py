@@ -11,8 +11,8 @@ from pipelines.config import RunConfig
 from pipelines.training.machine import has_compiler, resolve
 
 BATCH, CROP = 32, 128
-SKIPPED = 16
-"""First steps of a training that are not counted; by then all patches of a small set have come once."""
+SKIPPED, SKIPPED_BY_RANKS = 16, 5
+"""First steps of a training that are not counted; after 16, all patches of a small set have come once."""
 
 IMAGES = Column("images/s", images_per_second)
 CPU = Column("CPU ms/image", lambda each: None if "images_per_second" in each.more else each.cpu_milliseconds)
@@ -123,17 +123,18 @@ def _training(
     training: dict[str, Any] | None = None,
 ) -> Program:
     """A program that trains; by default one rank, one thread where there are several trainings or ranks."""
-    steps = SKIPPED + place.scale.trained
+    fills_cache = name in (WHOLE, CACHED)
+    skipped = SKIPPED if fills_cache else SKIPPED_BY_RANKS
     chosen: dict[str, Any] = {
-        "steps": steps,
+        "steps": skipped + place.scale.trained,
         "batch_size": BATCH,
         "crop_size": CROP,
         "processes": 1,
         "checkpoint_interval": max(2, place.scale.trained // 3),
         "keep_latest": 1,
     }
-    if name not in (WHOLE, CACHED):
+    if not fills_cache:
         chosen["threads"] = 1
     parameters = {"data": {"workers": WORKERS} | (data or {}), "training": chosen | (training or {})}
-    common = {"shard_set": str(stored.small_set), "skipped": SKIPPED, "copies": copies}
+    common = {"shard_set": str(stored.small_set), "skipped": skipped, "copies": copies}
     return place.of_ours(name, "train", cores=cores, **parameters, **common)
