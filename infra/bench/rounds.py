@@ -91,7 +91,7 @@ def measured(title: str, programs: Sequence[Program], rounds: int, repeats: int,
             for contender in order:
                 found[contender.program.name] = contender.measure(len(done))
                 _tell(title, len(done) + 1, contender.program.name, found[contender.program.name])
-            done.append(Round(found))
+            done.append(Round({program.name: found[program.name] for program in programs}))
     best = sorted(done, key=lambda each: each.disturbance)
     return Rounds(best[:rounds], [each.disturbance for each in best[rounds:]])
 
