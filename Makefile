@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
-.PHONY: demo test test-full check bench chaos chaos-points photos lock clean
+.PHONY: demo test test-full check bench bench-quick chaos chaos-points photos lock clean
 
 demo: .venv/ready
 	$(BIN)/codecmill demo
@@ -23,9 +23,15 @@ check: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# Beside webdataset and a plain step, interleaved, about five minutes; medians and ratios in codecmill-data/bench/.
+# Beside webdataset, MosaicML streaming, litdata, torchvision and a plain step, interleaved: about 20 minutes, after an
+# environment for the peers is set up once (6 GB). Report, figures and plots: codecmill-data/bench/latest.md and beside it.
+BENCH := $(BIN)/python -m infra.bench.run $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 bench: .venv/ready
-	$(BIN)/python -m infra.bench.run
+	$(BENCH)
+
+# The same in about four minutes; fails, and says why, if a figure is worse than infra/bench/expected.toml allows.
+bench-quick: .venv/ready
+	$(BENCH) --scale quick
 
 # Kills small runs at random moments and compares what they end with; KILLS=100 for more. About half a minute a kill.
 KILLS ?= 40

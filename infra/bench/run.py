@@ -1,201 +1,126 @@
-"""`make bench`: codecmill beside webdataset's own writer and loader, and its step beside a plain one.
+"""`make bench` and `make bench-quick`: codecmill beside its peers, in one run that anyone can repeat.
 
-Each pair runs interleaved, ROUNDS times; what is printed and written to <root>/bench/latest.md are medians and their
-ratio. Figures of one machine mean little elsewhere; the ratios travel better.
+Measures the making of shards, loading, the training step, whole trainings, several ranks and the DAG, each contender in
+a process of its own, interleaved; writes a report and its figures to ROOT/bench/latest.md and latest.json. The quick
+one compares its figures with `expected.toml`, says which fell, and then ends with 1.
 """
 
-import io
-import json
-import statistics
+import argparse
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-import webdataset as wds
-from PIL import Image
-
 from flows.cli.demo import find_photographs
-from pipelines.config import RunConfig
-from pipelines.data.images import HALF
-from pipelines.data.loading import training_batches
-from pipelines.data.shard_set import ShardSet
-from pipelines.data.shards import create_shards
-from pipelines.durable_files import write_json
-from pipelines.model.autoencoder import Autoencoder
+from infra.bench.creation import measure_creation, measure_floor
+from infra.bench.curves import measure_curves
+from infra.bench.dag import measure_dag
+from infra.bench.expectations import fallen, read_expectations
+from infra.bench.loading import measure_loading, store
+from infra.bench.machine_facts import all_versions, machine
+from infra.bench.peers_environment import peers_python
+from infra.bench.report import Circumstances, figures_of, write_report
+from infra.bench.results import Group
+from infra.bench.scale import FULL, QUICK, SCALES
+from infra.bench.training import measure_pipeline, measure_ranks, measure_step
+from infra.bench.workplace import Workplace
+from pipelines.data.sources import find_images
+from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
-from pipelines.training import launch
-from pipelines.training.journal import read
-from pipelines.training.machine import multiplies_bf16, resolve
-from pipelines.training.step import TrainingStep
 
-ROUNDS = 3
-LOADED = 640
-STEPS = 30
+GROUPS = ("creation", "floor", "loading", "step", "pipeline", "ranks", "dag", "curves")
 
 
-def config_for(folder: Path, photographs: Path) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "name": "bench",
-            "root": str(folder),
-            "data": {"images": str(photographs), "workers": 1},
-            "training": {"batch_size": 32, "crop_size": 128},
-        }
-    )
+def main() -> int:
+    arguments = _arguments()
+    try:
+        place = _workplace(arguments)
+        groups = _measure(place, arguments.only or GROUPS)
+    except KeyboardInterrupt:
+        print("codecmill bench: interrupted; what was measured by then is in the report", file=sys.stderr)
+        return 130
+    except CodecmillError as error:
+        print(f"codecmill bench: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return _compared(groups) if arguments.scale == QUICK.name and not arguments.only else 0
 
 
-def create_with_codecmill(photographs: Path) -> float:
-    """Patches a second, hashing, statistics and index included, in one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        shard_set = create_shards(config_for(Path(folder), photographs))
-        seconds = time.perf_counter() - started
-        return sum(sum(shard_set.counts(split)) for split in ("train", "validation")) / seconds
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default=FULL.name, help=f"how much [{FULL.name}]")
+    parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help="folder [codecmill-data]")
+    parser.add_argument("--photographs", help="glob, folder or .txt list, instead of those that packages bring along")
+    parser.add_argument("--torch-index", help="a wheel index for the peers' torch, as TORCH_INDEX of the Makefile")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--repeats", type=int, help="rounds of a group to do again where others disturb, at most")
+    return parser.parse_args()
 
 
-def create_with_webdataset(photographs: Path) -> float:
-    """The same cut by hand: Pillow's default PNG into webdataset's ShardWriter."""
-    count = 0
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        with wds.ShardWriter(f"{folder}/%06d.tar", verbose=0) as writer:  # pyright: ignore[reportCallIssue]
-            for path in photographs.read_text().splitlines():
-                image = Image.open(path).convert("RGB")
-                for top in range(0, image.height - 255, 256):
-                    for left in range(0, image.width - 255, 256):
-                        stream = io.BytesIO()
-                        image.crop((left, top, left + 256, top + 256)).save(stream, "PNG")
-                        writer.write({"__key__": f"{count:08d}", "png": stream.getvalue()})
-                        count += 1
-        return count / (time.perf_counter() - started)
+def _workplace(arguments: argparse.Namespace) -> Workplace:
+    folder = arguments.root.absolute() / "bench"
+    if arguments.photographs:
+        photographs = [
+            image.path for image in find_images(arguments.photographs, "--photographs", Root(arguments.root)).images
+        ]
+    else:
+        photographs = find_photographs()
+    peers = peers_python(folder / "peers-venv", arguments.torch_index)
+    scale = SCALES[arguments.scale]
+    if arguments.repeats is not None:  # on a machine that is never quiet, they would change nothing
+        scale = replace(scale, repeats=arguments.repeats)
+    return Workplace(folder, peers, photographs, scale)
 
 
-def load_with_codecmill(shard_set: ShardSet, config: RunConfig) -> float:
-    """CPU seconds a patch: random 128 crop, flip, float32 normalised, batches of 32."""
-    started = time.process_time()
-    with training_batches(shard_set, config, 1, 0, 1) as batches:
-        for _ in range(LOADED // 32):
-            HALF.normalize(next(batches).images.float() / 255)
-    return (time.process_time() - started) / LOADED
+def _measure(place: Workplace, wanted: tuple[str, ...]) -> list[Group]:
+    """All groups that are wanted; the report is written after each, so that an interruption loses one at most."""
+    about = {"begun": datetime.now(UTC), "machine": machine(), "versions": all_versions(place.peers)}
+    groups: list[Group] = []
+    shutil.rmtree(place.work, ignore_errors=True)
+    try:
+        place.sheets(max(place.scale.patches, place.scale.cut, place.scale.scaled))
+        started = time.monotonic()
+        for measure in _wanted(place, wanted):
+            groups.append(measure())
+            minutes = (time.monotonic() - started) / 60
+            write_report(place.folder, Circumstances(minutes=minutes, scale=place.scale, **about), groups)
+    finally:
+        shutil.rmtree(place.work, ignore_errors=True)
+    print(f"\nAll of it: {place.folder / 'latest.md'}, after {(time.monotonic() - started) / 60:.1f} minutes")
+    for name, value in figures_of(groups).items():
+        print(f"    {name:45} {value:.3g}")
+    return groups
 
 
-def load_with_webdataset(shard_set: ShardSet) -> float:
-    """The same by webdataset's pipeline with torchvision's transforms."""
-    from torchvision import transforms
-
-    steps = [transforms.RandomCrop(128), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    prepare = transforms.Compose([*steps, transforms.Normalize(HALF.mean, HALF.std)])
-    tars = [str(shard_set.path / row.tar) for row in shard_set.rows("train")]
-    data = wds.WebDataset(tars, shardshuffle=False, empty_check=False).repeat().shuffle(100).decode("pil")  # pyright: ignore
-    batches = iter(data.to_tuple("png").map_tuple(prepare).batched(32))
-    started = time.process_time()
-    for _ in range(LOADED // 32):
-        next(batches)
-    return (time.process_time() - started) / LOADED
-
-
-def step_seconds(config: RunConfig, precision: str, channels_last: bool, compiled: bool) -> float:
-    """Seconds of a forward and backward pass and Adam's step, once warm."""
-    training = config.training.model_copy(update={"precision": precision, "channels_last": channels_last})
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = Autoencoder(config.model).to(memory_format=layout)
-    module = TrainingStep(model, HALF, config.loss, training, "cpu")
-    if compiled:
-        module.compile(dynamic=False)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    images = torch.randint(0, 256, (32, 3, 128, 128), dtype=torch.uint8)
-    started = 0.0
-    for number in range(STEPS + 5):
-        if number == 5:
-            started = time.perf_counter()
-        module(images, None, None).loss.mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return (time.perf_counter() - started) / STEPS
+def _wanted(place: Workplace, wanted: tuple[str, ...]) -> Iterator[Callable[[], Group]]:
+    stored = store(place)
+    known: dict[str, Callable[[], Group]] = {
+        "creation": lambda: measure_creation(place),
+        "floor": lambda: measure_floor(place, stored.samples),
+        "loading": lambda: measure_loading(place, stored),
+        "step": lambda: measure_step(place),
+        "pipeline": lambda: measure_pipeline(place, stored),
+        "ranks": lambda: measure_ranks(place, stored),
+        "dag": lambda: measure_dag(place),
+        "curves": lambda: measure_curves(place),
+    }
+    for name in GROUPS:
+        if name in wanted and not (name == "curves" and not place.scale.curves):
+            if name == "ranks" and place.cores < 2:
+                print("Several ranks are not measured: there is one core only.", flush=True)
+            else:
+                yield known[name]
 
 
-def trained_seconds(shard_set: ShardSet, processes: int, virtual_ranks: int | None) -> float:
-    """Seconds a step of a real training, torchrun and all: the median over its journal, without the first steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Root(Path(folder)).run("bench")
-        values = config_for(Path(folder), Path("-")).model_dump(mode="json")
-        values["training"] |= {"steps": 40, "processes": processes, "virtual_ranks": virtual_ranks, "threads": 1}
-        run.write_config(resolve(RunConfig.model_validate(values)))
-        write_json(run.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
-        with run.locked() as lock:
-            launch.train(run, lock, on_line=lambda line: None)
-        rates = [line["train/images_per_second"] for line in read(run.journal)][10:]
-        return values["training"]["batch_size"] / statistics.median(rates)
-
-
-def interleaved(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-    pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
-
-
-def main(root: Path) -> None:
-    folder = root / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    photographs = folder / "photos.txt"
-    photographs.write_text("".join(f"{path}\n" for path in find_photographs()))
-    config = config_for(folder, photographs)
-    shard_set = create_shards(config)
-    fast = "bf16" if multiplies_bf16("cpu") else "float32"
-    rows: list[tuple[str, str, float, float, float]] = []
-
-    def measure(
-        name: str, unit: str, ours: Callable[[], float], theirs: Callable[[], float], more_is_better: bool
-    ) -> None:
-        a, b = interleaved(ours, theirs)
-        rows.append((name, unit, a, b, a / b if more_is_better else b / a))
-        print(f"{name}: {a:.4g} against {b:.4g} {unit}, {rows[-1][4]:.2f} times as fast", flush=True)
-
-    measure(
-        "shard creation over webdataset's ShardWriter, one process",
-        "patches/s",
-        lambda: create_with_codecmill(photographs),
-        lambda: create_with_webdataset(photographs),
-        more_is_better=True,
-    )
-    measure(
-        "loading over webdataset's pipeline",
-        "CPU s/patch",
-        lambda: load_with_codecmill(shard_set, config),
-        lambda: load_with_webdataset(shard_set),
-        more_is_better=False,
-    )
-    measure(
-        f"the default step ({fast}, channels_last) over a plain float32 one",
-        "s/step",
-        lambda: step_seconds(config, fast, channels_last=True, compiled=False),
-        lambda: step_seconds(config, "float32", channels_last=False, compiled=False),
-        more_is_better=False,
-    )
-    measure(
-        f"the compiled {fast} step over the eager one",
-        "s/step",
-        lambda: step_seconds(config, fast, channels_last=True, compiled=True),
-        lambda: step_seconds(config, fast, channels_last=True, compiled=False),
-        more_is_better=False,
-    )
-    for processes in (1, 2):
-        measure(
-            f"a step in two virtual ranks over plain data parallelism, {processes} process(es)",
-            "s/step",
-            partial(trained_seconds, shard_set, processes, 2),
-            partial(trained_seconds, shard_set, processes, None),
-            more_is_better=False,
-        )
-    lines = ["| what | unit | codecmill | other | ratio |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {unit} | {a:.4g} | {b:.4g} | {ratio:.2f} |" for name, unit, a, b, ratio in rows]
-    (folder / "latest.md").write_text("\n".join(lines) + "\n")
-    (folder / "latest.json").write_text(json.dumps({name: ratio for name, *_, ratio in rows}, indent=2) + "\n")
-    print(f"Written to {folder / 'latest.md'}")
+def _compared(groups: list[Group]) -> int:
+    sentences = fallen(figures_of(groups), read_expectations())
+    for sentence in sentences:
+        print(sentence)
+    print("Some figures fell." if sentences else "No figure fell behind infra/bench/expected.toml.")
+    return 1 if sentences else 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "codecmill-data"))
+    sys.exit(main())
