@@ -1,6 +1,7 @@
 """Children that never outlive their parent."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 
@@ -11,14 +12,16 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Have the kernel SIGKILL this process when the thread that started it ends (Linux).
 
-    The thread counts, not the process: start children from a thread that lives as long as they should. Where
-    `PARENT_VARIABLE` names the parent, a parent that died before this call is noticed too.
+    The thread counts, not the process: start children from a thread that lives as long as they should. A parent that
+    died before this call is noticed too, where `PARENT_VARIABLE` names it or multiprocessing knows it: a process of a
+    pool may have imported for seconds before it gets here.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     parent = os.environ.pop(PARENT_VARIABLE, None)  # it is not the parent of this process's children
-    if parent is not None and os.getppid() != int(parent):
+    pools = multiprocessing.parent_process()
+    if (parent is not None and os.getppid() != int(parent)) or (pools is not None and not pools.is_alive()):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

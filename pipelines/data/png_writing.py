@@ -1,4 +1,4 @@
-"""The PNG files in shards: the one place that knows their form, which is quick to write and to read.
+"""The PNG files in shards, in a form that is quick to write, and to read in parts: see `png_reading`.
 
 A picture of up to `LARGEST` pixels is 8-bit RGB or grey, not interlaced; every row has filter type 2 (Up), the
 difference to the row above, which one subtraction writes and one running sum undoes; all rows are one zlib stream in

@@ -20,6 +20,8 @@ def prepare(parameters: Parameters) -> Measure:
     training = {"batch_size": BATCH, "crop_size": CROP}
     config = RunConfig.model_validate({"name": "bench", "data": data, "training": training})
     steps = WARM_UP + parameters["patches"] // BATCH
+    # As each process of the peers has one: torch's second would wait for the next normalisation in a busy loop.
+    torch.set_num_threads(1)
 
     def measure(number: int) -> dict[str, float]:
         started = time.perf_counter()
