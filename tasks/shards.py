@@ -23,6 +23,9 @@ from tasks.retrying import unless_explained
 RESTARTS = 2
 """Of the pool of processes."""
 
+LITTLE_BYTES = 8 * 2**20
+"""Of images: threads have encoded so many sooner than processes have started, which takes them four seconds."""
+
 
 @task(
     name="encode",
@@ -53,7 +56,7 @@ def encode_all(orders: Sequence[EncodingOrder], data: DataConfig) -> Iterator[in
     left = list(orders)
     for restarts in range(RESTARTS + 1):
         try:
-            with _runner(data) as runner:
+            with _runner(data, left) as runner:
                 futures: dict[PrefectFuture[int], EncodingOrder] = {
                     runner.submit(encode, {"order": order}): order for order in left
                 }
@@ -81,8 +84,11 @@ async def _mark_crashed() -> None:
 
 
 @contextmanager
-def _runner(data: DataConfig) -> Iterator[ProcessPoolTaskRunner | ThreadPoolTaskRunner]:
-    if data.task_runner == "threads":
+def _runner(
+    data: DataConfig, orders: Sequence[EncodingOrder]
+) -> Iterator[ProcessPoolTaskRunner | ThreadPoolTaskRunner]:
+    is_little = sum(job.bytes for order in orders for job in order.jobs) <= LITTLE_BYTES
+    if data.task_runner == "threads" or (data.task_runner == "auto" and is_little):
         with ThreadPoolTaskRunner(max_workers=data.workers) as threads:
             yield threads
         return

@@ -279,7 +279,13 @@ class Cutting:
 
 @pytest.fixture
 def cutting(tiny: dict[str, Any], tmp_path: Path, large: Path) -> Cutting:
-    data = {"images": str(large), "patch_size": 32, "workers": 2, "max_patches_per_image": 100_000}
+    data = {
+        "images": str(large),
+        "patch_size": 32,
+        "workers": 2,
+        "max_patches_per_image": 100_000,
+        "task_runner": "processes",
+    }
     alone = make(tiny, name="whole", root=str(tmp_path / "undisturbed"), data=data)
     return Cutting(make(tiny, name="cut", data=data), alone, tmp_path)
 

@@ -85,6 +85,7 @@ class SmallRun:
             "root": self.root,
             "data.images": self.campaign / "pictures",
             "data.patch_size": 64,
+            "data.task_runner": "processes",  # which can be killed
             "model.channels": 16,
             "training.steps": self.steps,
             "training.batch_size": 8,

@@ -36,6 +36,8 @@ class Job(Section):
     sha256: str
     split: Split
     path: str
+    bytes: int
+    """Of the image's file."""
     image_sha256: str
     mask: str | None
     mask_sha256: str | None

@@ -190,6 +190,7 @@ def _job(source: Source, split: Split) -> Job:
         sha256=source.sha256,
         split=split,
         path=source.path,
+        bytes=source.bytes,
         image_sha256=source.image_sha256,
         mask=source.mask,
         mask_sha256=source.mask_sha256,
