@@ -87,7 +87,7 @@ class DataConfig(Section):
         default=256, ge=1, le=65_536, description="A shard is split above this size of its decoded patches, in MiB"
     )
     compression: Literal["fast", "small"] = Field(
-        default="fast", description="How PNG is stored: fast, or small, 5 % smaller in three times the time"
+        default="fast", description="How PNG is stored: fast, or small, 5 % smaller at half the speed"
     )
     normalization: Literal["imagenet", "half", "dataset"] | NormalizationChoice = Field(
         default="dataset",
