@@ -50,7 +50,7 @@ def at_work(config: RunConfig, run: str | None = None) -> None:
     )
     entry = attendance.Entry(id=identity.id, process=os.getpid(), run=run, flow_run=identity)
     attendance.sign_in(root, entry)
-    end_with_worker()
+    end_with_worker(identity.id)
     put_right_beside(root)
 
 

@@ -56,7 +56,7 @@ def encode_all(orders: Sequence[EncodingOrder], data: DataConfig) -> Iterator[in
     left = list(orders)
     for restarts in range(RESTARTS + 1):
         try:
-            with _runner(data, left) as runner:
+            with _runner(data, orders) as runner:
                 futures: dict[PrefectFuture[int], EncodingOrder] = {
                     runner.submit(encode, {"order": order}): order for order in left
                 }

@@ -5,23 +5,28 @@ import os
 import signal
 import threading
 import time
-from functools import partial
+from functools import cache, partial
 
 WORKER_VARIABLE = "PREFECT__WORKER_NAME"
-"""Set by Prefect in what a worker starts, and in nothing else."""
+FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""Set by Prefect's worker in what it starts, whose own children inherit both: the flow run's id tells them apart."""
 
 LOOK_SECONDS = 1.0
 
+_PARENT = os.getppid()
+"""As early as can be: a worker that dies before this is imported is not missed."""
 
-def end_with_worker() -> None:
-    """Watch the worker, where there is one, and ask this process to end (SIGTERM) as soon as it is gone.
+
+@cache  # once a process: the second of two signals would cut short the saving that the first began
+def end_with_worker(flow_run: str) -> None:
+    """Watch the worker, where one has started this flow run, and ask this process to end (SIGTERM) once it is gone.
 
     Not by `die_with_parent`: that follows the worker's thread, which is Prefect's to end, and would leave no time to
-    save.
+    save. A worker that is stopped in order ends its flow runs before it goes.
     """
-    if WORKER_VARIABLE in os.environ:
+    if WORKER_VARIABLE in os.environ and os.environ.get(FLOW_RUN_VARIABLE) == flow_run:
         _drop_unread_lines()
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="worker-watch").start()
+        threading.Thread(target=_watch, daemon=True, name="worker-watch").start()
 
 
 def _drop_unread_lines() -> None:
@@ -34,7 +39,7 @@ def _drop_unread_lines() -> None:
             handler.console.on_broken_pipe = partial(setattr, handler.console, "quiet", True)
 
 
-def _watch(worker: int) -> None:
-    while os.getppid() == worker:
+def _watch() -> None:
+    while os.getppid() == _PARENT:
         time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

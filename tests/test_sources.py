@@ -139,6 +139,15 @@ def test_a_folder_that_cannot_be_searched_is_named(folder: Path, tiny: dict[str,
     assert re.search(r"InputError: .*deep cannot be searched for images: Permission denied", done.stderr), done.stderr
 
 
+def test_entries_that_no_file_can_have_are_set_aside(folder: Path, tiny: dict[str, Any]):
+    listed = folder / "list.txt"
+    listed.write_text(f"a.png\n{'x' * 300}.png\n{'y' * 300}/a.png\nq\0x/b.png\nb\0.png\n")
+    sources = find_sources(config(tiny, listed))
+    assert [image.path.name for image in sources.images] == ["a.png"]
+    assert len(sources.set_aside) == 4
+    assert all(row.status == "broken" and row.reason for row in sources.set_aside)
+
+
 def test_a_name_that_is_no_text_is_set_aside(folder: Path, tiny: dict[str, Any]):
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_text("odd")
     (row,) = find_sources(config(tiny, folder)).set_aside

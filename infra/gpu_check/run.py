@@ -6,6 +6,7 @@ ranks give the same bits on one and on all; and what a codec's files decode to i
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -70,7 +71,8 @@ def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any]) -> bool:
     process = killed.start()
     while killed.last_step() < STEPS // 2 and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended before
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     caught, orphans = killed.last_step(), killed.orphans()
     killed.finish()

@@ -19,6 +19,9 @@ LARGEST = 2**25
 MAX_CHUNKS = 100_000
 """More are left to Pillow: libpng writes one for 8 kB, so real pictures of `LARGEST` pixels have 12,000 at most."""
 
+LONGEST_REMARK = 512
+"""Bytes of a text. Pillow refuses a file with 64 MB of them, which `MAX_CHUNKS` of these do not reach."""
+
 _BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _AFTER_HEADER = 33
 _RGB8 = bytes((8, 2, 0, 0, 0))
@@ -83,7 +86,7 @@ def _data(content: bytes) -> Iterator[bytes]:
 def _means_nothing(kind: bytes, body: bytes, stage: int) -> bool:
     """Whether Pillow takes nothing from a chunk before (stage 0) or after (stage 2) the pixels that changes them."""
     if kind == b"tEXt":
-        return body.partition(b"\0")[0] in _REMARKS and len(body) < 65_536
+        return body.partition(b"\0")[0] in _REMARKS and len(body) <= LONGEST_REMARK
     return kind in _SILENT and stage == 0
 
 

@@ -29,7 +29,9 @@ _TAIL = bytes.fromhex("00000000 49454e44 ae426082")
 
 
 class StoredPicture:
-    """A picture (8-bit, RGB or grey) in the PNG bytes that codecmill stored; may be read from several threads.
+    """A picture (8-bit, RGB or grey) in the PNG bytes that codecmill stored.
+
+    Several threads may read it, but none while `decode` runs.
 
     Attributes:
         width, height: in pixels.

@@ -82,26 +82,32 @@ def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[t
     the folders above it really are would take longer than anything else when there is nothing to do.
     """
     places = [os.path.realpath(folder) for folder in folders]
-
-    @cache
-    def real_folder(folder: str) -> str:
-        return os.path.realpath(folder)
+    real_folder = cache(_real)
 
     @cache
     def is_own(real_parent: str, parent: str, levels: int) -> bool:
-        real, base = Path(real_parent), Path(real_folder(Path(*Path(parent).parts[: len(Path(parent).parts) - levels])))
+        above = Path(parent).parts
+        real, base = Path(real_parent), Path(real_folder(str(Path(*above[: len(above) - levels]))))
         return any(real.is_relative_to(place) and not base.is_relative_to(place) for place in places)
 
     kept = []
     for path, name in candidates:
         parent, _, last = str(path).rpartition("/")
         parent = parent or ("/" if path.is_absolute() else ".")
-        plain = last != ".." and not path.is_symlink()
-        real = f"{real_folder(parent).rstrip('/')}/{last}" if plain else os.path.realpath(path)
+        plain = last != ".." and not os.path.islink(path)  # noqa: PTH114  # Path's raises where a folder is closed
+        real = f"{real_folder(parent).rstrip('/')}/{last}" if plain else _real(str(path))
         real_parent = real.rpartition("/")[0] or "/"
         if not is_own(real_parent, parent, len(name.parts) - 1):
             kept.append((path, name, real))
     return kept
+
+
+def _real(path: str) -> str:
+    """Where a path leads; the path itself where it is none, for it holds a NUL."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return path
 
 
 def _candidates(choice: str, field: str) -> list[tuple[Path, Path]]:

@@ -37,7 +37,7 @@ CONTRAST_FLOOR = 0.03**2
 """SSIM's second constant, on the scale 0 to 1: what keeps flat surroundings from deciding."""
 
 BAND_PIXELS = 1 << 18
-"""Compared at a time. torchmetrics takes 800 bytes a pixel (9.6 GB for 12 megapixels at once)."""
+"""Compared at a time, for it takes some hundred bytes a pixel."""
 
 
 class Quality(NamedTuple):

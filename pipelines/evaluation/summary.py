@@ -16,7 +16,8 @@ def summary(evaluation: Evaluation) -> str:
     parts = [evaluation.markdown()]
     if evaluation.rate_distortion:
         chart = curve_chart(evaluation.rate_distortion.curves, "psnr", "PSNR in dB")
-        parts.append(f"![PSNR over bits per pixel]({data_uri(_standalone(chart), 'svg+xml')})\n")
+        if chart:
+            parts.append(f"![PSNR over bits per pixel]({data_uri(_standalone(chart), 'svg+xml')})\n")
     for row, folder in worst:
         file = folder / "side_by_side.png"
         if file.is_file():  # somebody may have removed it since
