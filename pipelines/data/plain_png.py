@@ -11,7 +11,7 @@ import deflate
 import numpy as np
 import pyspng
 
-from pipelines.data.png_writing import chunk
+from pipelines.data.png_writing import SIGNATURE, chunk
 
 LARGEST = 2**25
 """Pixels. Larger pictures are left to Pillow, which needs less memory for them."""
@@ -22,7 +22,7 @@ MAX_CHUNKS = 100_000
 LONGEST_REMARK = 512
 """Bytes of a text. Pillow refuses a file with 64 MB of them, which `MAX_CHUNKS` of these do not reach."""
 
-_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_BEGIN = SIGNATURE + b"\0\0\0\rIHDR"
 _AFTER_HEADER = 33
 _RGB8 = bytes((8, 2, 0, 0, 0))
 """Depth, colour type, compression, filter method, interlacing."""

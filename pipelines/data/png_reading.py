@@ -13,8 +13,8 @@ from isal import igzip_lib, isal_zlib
 
 from pipelines.data.images import decode_png
 from pipelines.data.picture_limits import MAX_PIXELS
+from pipelines.data.png_writing import SIGNATURE, UP
 
-UP = 2
 CHANNELS = {0: 1, 2: 3}
 """Of PNG's colour types grey and RGB."""
 
@@ -94,7 +94,7 @@ class _Plain:
         )
         end = _STREAM + size
         is_plain = (
-            (signature, length, name, idat) == (b"\x89PNG\r\n\x1a\n", 13, b"IHDR", b"IDAT")
+            (signature, length, name, idat) == (SIGNATURE, 13, b"IHDR", b"IDAT")
             and (depth, colour in CHANNELS, ways) == (8, True, [0, 0, 0])
             and 0 < width * height <= MAX_PIXELS
             and (end + 4 + len(_TAIL), content[-len(_TAIL) :]) == (len(content), _TAIL)

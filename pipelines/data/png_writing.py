@@ -31,8 +31,10 @@ LARGEST = 2**25
 WRITER = f"deflate {deflate.__version__}: up, {LEVELS['fast']}, {LEVELS['small']}; zlib {PILLOW_LEVEL} over {LARGEST}"
 """All that decides on the bytes beside the pixels, and beside Pillow; a part of a shard set's name."""
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UP = 2
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+UP = 2
+"""The type of a row's filter."""
+
 _COLOUR_TYPES = {"L": 0, "RGB": 2}
 
 
@@ -47,14 +49,14 @@ def write_png(image: Image.Image, compression: Compression = "fast") -> bytes:
         return file.getvalue()
     header = struct.pack(">IIBBBBB", image.width, image.height, 8, _COLOUR_TYPES[image.mode], 0, 0, 0)
     stream = deflate.zlib_compress(_filtered(np.asarray(image)), LEVELS[compression])
-    return b"".join([_SIGNATURE, *chunk(b"IHDR", header), *chunk(b"IDAT", stream), *chunk(b"IEND", b"")])
+    return b"".join([SIGNATURE, *chunk(b"IHDR", header), *chunk(b"IDAT", stream), *chunk(b"IEND", b"")])
 
 
 def _filtered(levels: np.ndarray) -> np.ndarray:
     """(H, W, 3) or (H, W) uint8 as (H, 1 + bytes of a row): the filter's type, then differences modulo 256."""
     rows = levels.reshape(len(levels), -1)
     filtered = np.empty((rows.shape[0], 1 + rows.shape[1]), dtype=np.uint8)
-    filtered[:, 0] = _UP
+    filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     return filtered
