@@ -23,7 +23,7 @@ check: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# Beside webdataset, MosaicML streaming, litdata, torchvision and a plain step, interleaved: about 20 minutes, after an
+# Beside webdataset, MosaicML streaming, litdata, torchvision and a plain step, interleaved: some 25 minutes, after an
 # environment for the peers is set up once (6 GB). Report, figures and plots: codecmill-data/bench/latest.md and beside it.
 BENCH := $(BIN)/python -m infra.bench.run $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 bench: .venv/ready
