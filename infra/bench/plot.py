@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from pipelines.evaluation.curve_chart import moved_apart
+
 WIDTH, HEIGHT = 780, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 260, 40, 52
 COLOURS = ("#0b6bcb", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#525252")
@@ -88,9 +90,8 @@ def _curve(colour: str, places: Sequence[tuple[float, float]]) -> str:
 
 def _names(ends: Mapping[str, float]) -> list[str]:
     """Each curve's name at its end, in its colour, moved apart where they would lie on each other."""
-    found, lowest = [], -math.inf
-    for number, name in sorted(enumerate(ends), key=lambda each: ends[each[1]]):
-        lowest = max(ends[name], lowest + APART)
+    found = []
+    for number, name, y in moved_apart(ends, APART):
         colour = COLOURS[number % len(COLOURS)]
-        found.append(f'<text x="{WIDTH - RIGHT + 10}" y="{lowest + 4:.1f}" style="fill:{colour}">{escape(name)}</text>')
+        found.append(f'<text x="{WIDTH - RIGHT + 10}" y="{y + 4:.1f}" style="fill:{colour}">{escape(name)}</text>')
     return found

@@ -91,10 +91,9 @@ def _virtual_ranks(folder: Path, on_device: Mapping[str, Any]) -> bool:
     one = SmallRun(folder, "one-rank", STEPS, {**choices, "training.processes": 1})
     many.finish()
     one.finish()
-    one, many = (result_of(each.root, each.name)["model.safetensors"] for each in (one, many))
-    return _told(
-        f"{ranks} virtual ranks have the same weights on 1 rank and on {ranks}", [] if one == many else ["weights"]
-    )
+    weights = {result_of(run.root, run.name)["model.safetensors"] for run in (many, one)}
+    promise = f"{ranks} virtual ranks have the same weights on 1 rank and on {ranks}"
+    return _told(promise, [] if len(weights) == 1 else ["weights"])
 
 
 def _decoded_everywhere(folder: Path, on_device: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Rate-distortion curves as an SVG drawing, coloured by the page that it stands in."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from pipelines.evaluation.chart import nice
@@ -80,10 +80,15 @@ def _curve(number: int, codec: str, places: list[tuple[float, float]]) -> str:
 
 def _names(ends: Mapping[str, float]) -> list[str]:
     """Each codec's name at the end of its curve, moved apart where they would lie on each other."""
-    found, lowest = [], -math.inf
-    for number, codec in sorted(enumerate(ends), key=lambda each: ends[each[1]]):
-        lowest = max(ends[codec], lowest + 15)
-        found.append(
-            f'<text class="curve curve-{number}" x="{WIDTH - RIGHT + 8}" y="{lowest + 4:.1f}">{escape(codec)}</text>'
-        )
-    return found
+    return [
+        f'<text class="curve curve-{number}" x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}">{escape(codec)}</text>'
+        for number, codec, y in moved_apart(ends, 15)
+    ]
+
+
+def moved_apart(ends: Mapping[str, float], least: float) -> Iterator[tuple[int, str, float]]:
+    """Number, name and height of each curve's name, from the top on, `least` or more of the drawing's units apart."""
+    lowest = -math.inf
+    for number, name in sorted(enumerate(ends), key=lambda each: ends[each[1]]):
+        lowest = max(ends[name], lowest + least)
+        yield number, name, lowest
