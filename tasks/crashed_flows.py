@@ -11,13 +11,12 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterId,
     TaskRunFilter,
+    TaskRunFilterFlowRunId,
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
@@ -36,18 +35,17 @@ async def mark_crashed(client: PrefectClient, flow_run: UUID, run_count: int) ->
         return
     if known.run_count != run_count:
         return
-    await mark_tasks_crashed(client, flow_run, MESSAGE)
+    tasks = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run]))
+    await mark_tasks_crashed(client, tasks, MESSAGE)
     if known.state is not None and known.state.type in _UNDER_WAY:
         await client.set_flow_run_state(flow_run, Crashed(message=MESSAGE), force=True)
 
 
-async def mark_tasks_crashed(client: PrefectClient, flow_run: UUID, message: str) -> None:
-    """Set those tasks of a flow run that are said to run to Crashed."""
-    tasks = await client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
-        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNDER_WAY))),
-    )
-    for task in tasks:
+async def mark_tasks_crashed(client: PrefectClient, which: TaskRunFilter, message: str) -> None:
+    """Set those of some task runs that have not ended to Crashed, also those that were about to begin, or to retry."""
+    not_ended = [each for each in StateType if each not in TERMINAL_STATES]
+    states = TaskRunFilterState(type=TaskRunFilterStateType(any_=not_ended))
+    for task in await client.read_task_runs(task_run_filter=which.model_copy(update={"state": states})):
         await client.set_task_run_state(task.id, Crashed(message=message), force=True)
 
 

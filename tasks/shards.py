@@ -1,7 +1,7 @@
 """Shard creation as tasks: each encodes some of the images, on the task runner that the config names."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from uuid import UUID
@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
@@ -54,33 +55,39 @@ def encode_all(orders: Sequence[EncodingOrder], data: DataConfig) -> Iterator[in
         CodecmillError: what the first failing order raised, or that processes were killed again and again.
     """
     left = list(orders)
+    killed: set[UUID] = set()
     for restarts in range(RESTARTS + 1):
+        futures: dict[PrefectFuture[int], EncodingOrder] = {}
         try:
             with _runner(data, orders) as runner:
-                futures: dict[PrefectFuture[int], EncodingOrder] = {
-                    runner.submit(encode, {"order": order}): order for order in left
-                }
+                futures.update({runner.submit(encode, {"order": order}): order for order in left})
                 for future in as_completed(list(futures)):
                     count = future.result()
                     left.remove(futures[future])
                     yield count
-            return
+            break
         except BrokenProcessPool as error:
-            asyncio.run(_mark_crashed())
+            killed.update(future.task_run_id for future, order in futures.items() if order in left)
+            _mark_crashed(killed)
             if restarts == RESTARTS:
                 raise CodecmillError(
                     f"A process that encodes images was killed, {RESTARTS + 1} times. If memory ran out, lower "
                     "data.workers; what is done is kept."
                 ) from error
             get_run_logger().warning("A process that encodes images was killed; the rest goes on in new ones.")
+    _mark_crashed(killed)  # what a killed process had reported may have arrived after the first time
 
 
-async def _mark_crashed() -> None:
-    """The tasks of this flow run whose processes were killed cannot say so themselves."""
-    from prefect.runtime import flow_run
+def _mark_crashed(task_runs: Collection[UUID]) -> None:
+    """The tasks whose processes were killed cannot say so themselves."""
 
-    async with get_client() as client:
-        await mark_tasks_crashed(client, UUID(str(flow_run.id)), "The process that encoded was killed.")
+    async def mark() -> None:
+        async with get_client() as client:
+            which = TaskRunFilter(id=TaskRunFilterId(any_=list(task_runs)))
+            await mark_tasks_crashed(client, which, "The process that encoded was killed.")
+
+    if task_runs:
+        asyncio.run(mark())
 
 
 @contextmanager

@@ -28,6 +28,16 @@ PROJECT = Path(__file__).parent.parent
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
+def ask(api: str, method: str, path: str, body: Any = None) -> Any:
+    """What a Prefect server answers; it answers 503 while its SQLite is locked, for which its own clients ask again."""
+    end = time.monotonic() + 60
+    while True:
+        answer = httpx.request(method, f"{api}/{path}", json=body, timeout=30)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
+            return answer.raise_for_status().json()
+        time.sleep(1)
+
+
 @dataclass
 class Services:
     """A Prefect server with our deployments, and a worker that runs them."""
@@ -39,17 +49,16 @@ class Services:
 
     def run(self, deployment: str, config: RunConfig) -> str:
         """Start a deployment; returns the id of the flow run."""
-        found = httpx.get(f"{self.api}/deployments/name/{deployment}", timeout=30).raise_for_status().json()
+        found = ask(self.api, "GET", f"deployments/name/{deployment}")
         body = {"parameters": {"config": config.model_dump(mode="json")}, "state": {"type": "SCHEDULED"}}
-        created = httpx.post(f"{self.api}/deployments/{found['id']}/create_flow_run", json=body, timeout=30)
-        return created.raise_for_status().json()["id"]
+        return ask(self.api, "POST", f"deployments/{found['id']}/create_flow_run", body)["id"]
 
     def state(self, flow_run: str) -> str:
-        return httpx.get(f"{self.api}/flow_runs/{flow_run}", timeout=30).raise_for_status().json()["state"]["name"]
+        return ask(self.api, "GET", f"flow_runs/{flow_run}")["state"]["name"]
 
     def set_state(self, flow_run: str, kind: str, name: str) -> None:
         body = {"state": {"type": kind, "name": name}}
-        httpx.post(f"{self.api}/flow_runs/{flow_run}/set_state", json=body, timeout=30).raise_for_status()
+        ask(self.api, "POST", f"flow_runs/{flow_run}/set_state", body)
 
     def retry(self, flow_run: str) -> None:
         subprocess.run(
@@ -67,7 +76,7 @@ class Services:
 
     def logs(self, flow_run: str) -> str:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200}
-        found = httpx.post(f"{self.api}/logs/filter", json=body, timeout=30).raise_for_status().json()
+        found = ask(self.api, "POST", "logs/filter", body)
         return "\n".join(line["message"] for line in found)
 
 
@@ -160,7 +169,7 @@ def long(tiny: dict[str, Any], name: str) -> RunConfig:
 
 
 def test_all_deployments_are_there_with_forms_and_the_nightly_schedule(services: Services):
-    found = httpx.post(f"{services.api}/deployments/filter", json={}, timeout=30).raise_for_status().json()
+    found = ask(services.api, "POST", "deployments/filter", {})
     by_name = {each["name"]: each for each in found}
     assert set(by_name) == {"nightly", "pipeline", "shards", "training", "evaluation"}
     form = by_name["pipeline"]["parameter_openapi_schema"]
@@ -182,7 +191,7 @@ def test_a_deployed_pipeline_completes(services: Services, tiny: dict[str, Any])
     log = services.logs(flow_run)
     assert "Starting at step 0" in log, "what the ranks print reaches Prefect's log"
     assert "training 12/12 steps  done in" in log
-    (artifact,) = httpx.post(f"{services.api}/artifacts/filter", json={}, timeout=30).raise_for_status().json()
+    (artifact,) = ask(services.api, "POST", "artifacts/filter", {})
     assert (artifact["key"], artifact["type"]) == ("evaluation", "markdown")
     assert artifact["data"].startswith("# `deployed` at step ")
     assert "](data:image/" in artifact["data"], "pictures that the page shows"

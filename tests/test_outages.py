@@ -11,11 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from conftest import make
 from test_dead_runs import Command, start, written  # noqa: F401  # start is a fixture
-from test_deployment import PREFECT, PROJECT, answers, directory_of, flow_process, long, running_services
+from test_deployment import PREFECT, PROJECT, answers, ask, directory_of, flow_process, long, running_services
 from test_pipeline import clean_environment
 from test_training import ranks_alive, steps_done, wait_for
 
@@ -29,7 +28,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 def signs_of_life(api: str, flow_run: str) -> list[datetime]:
     """When a flow run said that it lives, oldest first."""
     wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{flow_run}"]}}
-    found = httpx.post(f"{api}/events/filter", json={"filter": wanted}, timeout=30).raise_for_status().json()["events"]
+    found = ask(api, "POST", "events/filter", {"filter": wanted})["events"]
     return sorted(datetime.fromisoformat(each["occurred"].replace("Z", "+00:00")) for each in found)
 
 
@@ -98,7 +97,7 @@ class Server:
 
     def states(self, what: str) -> dict[str, str]:
         """The states of all 'flow_runs' or 'task_runs' by name."""
-        found = httpx.post(f"{self.api}/{what}/filter", json={}, timeout=30).raise_for_status().json()
+        found = ask(self.api, "POST", f"{what}/filter", {})
         return {each["name"]: each["state"]["name"] for each in found}
 
 
