@@ -20,6 +20,7 @@ from test_training import ranks_alive, steps_done, wait_for
 from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
+from pipelines.doctor.servers import examine_prefect
 from pipelines.run_directory import Root, RunDirectory
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -85,13 +86,13 @@ def start_worker(start: Callable[..., "subprocess.Popen[bytes]"]) -> "subprocess
 
 
 def answers(url: str) -> Callable[[], bool]:
-    def ask() -> bool:
+    def answered() -> bool:
         try:
             return httpx.get(url, timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 
-    return ask
+    return answered
 
 
 @contextmanager
@@ -179,6 +180,12 @@ def test_all_deployments_are_there_with_forms_and_the_nightly_schedule(services:
     (schedule,) = by_name["nightly"]["schedules"]
     assert schedule["active"]
     assert schedule["schedule"]["cron"] == "0 2 * * *"
+
+
+def test_the_doctor_finds_the_server_and_its_worker(services: Services, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", services.api)
+    wait_for(lambda: any("online" in finding.text and finding.state == "good" for finding in examine_prefect()), 60)
+    assert {finding.state for finding in examine_prefect()} == {"good"}
 
 
 def test_a_deployed_pipeline_completes(services: Services, tiny: dict[str, Any]):

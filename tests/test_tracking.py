@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipelines import checkpoint_format, checkpoints, tracking
 from pipelines.config import RunConfig
+from pipelines.doctor.servers import examine_mlflow
 from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.promotion import Decision
@@ -621,6 +622,7 @@ def test_everything_works_over_http_until_the_server_dies(
     tracking.set_status(run, "FINISHED")
     client = client_of(root)
     assert client.get_run(tracked.run_id).info.status == "FINISHED"
+    assert {finding.state for finding in examine_mlflow(root)} == {"good"}
     assert [file.path for file in client.list_artifacts(tracked.run_id, "evaluation/step_00000700")] == [
         "evaluation/step_00000700/report.html"
     ]

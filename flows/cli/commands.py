@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def perform(arguments: Arguments) -> None:
     """Carry out a command; see flows.cli.endings for how what it raises is told."""
-    put_right_beside(Root(arguments.root))
+    if arguments.command != "doctor":  # which changes nothing
+        put_right_beside(Root(arguments.root))
     {
         "run": _run,
         "shards": _shards,
@@ -36,6 +37,7 @@ def perform(arguments: Arguments) -> None:
         "resume": _resume,
         "status": _status,
         "list": _list,
+        "doctor": _doctor,
         "config": _config,
         "ui": _ui,
         "demo": _demo,
@@ -64,6 +66,20 @@ def _status(arguments: Arguments) -> None:
         listing.print_json(found)
     else:
         listing.print_status(found)
+
+
+def _doctor(arguments: Arguments) -> None:
+    from flows.cli.examining import print_findings
+    from pipelines.doctor import examine
+
+    if arguments.json:
+        findings = list(examine(Root(arguments.root)))
+        listing.print_json(findings)
+    else:
+        findings = print_findings(examine(Root(arguments.root)))
+    faults = sum(finding.state == "fault" for finding in findings)
+    if faults:
+        raise CodecmillError(f"{faults} of {len(findings)} things that were looked at would have runs fail.")
 
 
 def _config(arguments: Arguments) -> None:

@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "read all that a checkpoint comes from, and name every file that has changed",
     "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "reproduce": "train a checkpoint again from what it was made of, and compare the bytes",
+    "doctor": "look at machine, root and servers, and say what to do before a run",
     "config": "print the complete effective config as YAML, ready to edit",
     "ui": "MLflow's and Prefect's pages over the local state, until Ctrl-C",
     "demo": "the whole pipeline on a few photographs that come with the installation",
@@ -54,6 +55,7 @@ _SPEAK_JSON = {
     "list",
     "demo",
     "audit",
+    "doctor",
     *_TAKE_CHECKPOINT,
     *_TAKE_FILES,
 }

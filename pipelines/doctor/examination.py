@@ -1,0 +1,15 @@
+"""All examinations, in the order in which they are told."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+from pipelines.doctor.findings import Finding
+from pipelines.doctor.machine import examine_machine
+from pipelines.doctor.servers import examine_mlflow, examine_prefect
+from pipelines.doctor.storage import examine_storage
+from pipelines.run_directory import Root
+
+
+def examine(root: Root) -> Iterator[Finding]:
+    """Look at the machine, the root and the configured servers; each finding comes when it is known."""
+    return chain(examine_machine(), examine_storage(root), examine_prefect(), examine_mlflow(root))

@@ -1,0 +1,182 @@
+"""The servers that the environment names: whether they answer, let us in, and are of versions that go together."""
+
+import base64
+import http.client
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib import metadata
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pipelines import tracking
+from pipelines.doctor.findings import Finding, fault, good, note
+from pipelines.doctor.storage import compared_clock
+from pipelines.run_directory import Root
+
+TIMEOUT_SECONDS = 5.0
+WORK_POOL = "codecmill"
+"""As prefect.yaml names it."""
+
+
+class Faulty(Exception):
+    """A server that is configured and cannot be used."""
+
+    def __init__(self, finding: Finding):
+        super().__init__(finding.text)
+        self.finding = finding
+
+
+def examine_prefect() -> Iterator[Finding]:
+    """`PREFECT_API_URL` and its credentials, as Prefect reads them."""
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        yield good("Prefect", "no server is named (PREFECT_API_URL): each command starts its own")
+        return
+    server = Server("Prefect", address.rstrip("/"), _prefect_credentials())
+    try:
+        yield from server.examined("/admin/version", package="prefect")
+        yield _workers(server)
+    except Faulty as found:
+        yield found.finding
+
+
+def examine_mlflow(root: Root) -> Iterator[Finding]:
+    """`MLFLOW_TRACKING_URI` and its credentials, as MLflow reads them."""
+    address = tracking.tracking_uri(root)
+    if not address.startswith(("http://", "https://")):
+        yield good("MLflow", f"no server is named; its records are in {tracking.without_password(address)}")
+        return
+    server = Server("MLflow", address.rstrip("/"), _mlflow_credentials(address))
+    try:
+        yield from server.examined("/version", package="mlflow")
+        server.ask("GET", "/api/2.0/mlflow/experiments/search?max_results=1")  # this needs the credentials
+    except Faulty as found:
+        yield found.finding
+
+
+@dataclass(frozen=True)
+class Server:
+    """One that is configured; `headers` have its credentials."""
+
+    name: str
+    address: str
+    headers: Mapping[str, str]
+
+    @property
+    def shown(self) -> str:
+        return tracking.without_password(self.address)
+
+    def examined(self, version_path: str, package: str) -> Iterator[Finding]:
+        """Its version beside that of our package, and its clock."""
+        answer = self.ask("GET", version_path)
+        yield _compared_versions(self.name, self.shown, answer.text.strip().strip('"'), metadata.version(package))
+        if answer.clock is not None:
+            yield compared_clock(f"clock of {self.name}", answer.clock)
+
+    def ask(self, method: str, path: str, body: Any = None, may_be: tuple[int, ...] = (200,)) -> "Answer":
+        """What it answers.
+
+        Raises:
+            Faulty: it does not answer, or with another status than it may.
+        """
+        try:
+            answer = _answer(method, self.address + path, self.headers, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            text = f"{self.shown} does not answer: {error or type(error).__name__}"
+            remedy = "Start it, or correct its address in the environment."
+        else:
+            if answer.status in may_be:
+                return answer
+            if answer.status in (401, 403):
+                text = f"{self.shown} refuses our credentials ({answer.status})"
+                remedy = _CREDENTIALS[self.name]
+            else:
+                text = f"{self.shown}{path} answers {answer.status}"
+                remedy = "See the server's log, or correct its address in the environment."
+        raise Faulty(fault(self.name, text, remedy))
+
+
+_CREDENTIALS = {
+    "Prefect": "Set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY as the server wants it.",
+    "MLflow": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Attributes: clock: seconds by which the server's clock is ahead of ours, to the second."""
+
+    status: int
+    text: str
+    clock: float | None
+
+
+def _answer(method: str, url: str, headers: Mapping[str, str], body: Any) -> Answer:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        raise ValueError("that is no address of the form http://host:port")
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    try:
+        content = None if body is None else json.dumps(body)
+        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        connection.request(method, path, content, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        text = response.read(2**20).decode("utf-8", "replace")
+        date = response.getheader("Date")
+        clock = parsedate_to_datetime(date).timestamp() - time.time() if date else None
+    finally:
+        connection.close()
+    return Answer(response.status, text, clock)
+
+
+def _prefect_credentials() -> dict[str, str]:
+    if pair := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return _basic(pair)
+    key = os.environ.get("PREFECT_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _mlflow_credentials(address: str) -> dict[str, str]:
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    parts = urlsplit(address)
+    if parts.username is not None:
+        user, password = unquote(parts.username), unquote(parts.password or "")
+    if user and password is not None:
+        return _basic(f"{user}:{password}")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _basic(pair: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def _compared_versions(name: str, address: str, theirs: str, ours: str) -> Finding:
+    """A server may be newer than its clients, within a major version; never older by a minor one."""
+    text = f"{address} is {name} {theirs}"
+    try:
+        server, client = (tuple(map(int, version.split(".")[:2])) for version in (theirs, ours))
+    except ValueError:
+        return note(name, f"{address} says that its version is '{theirs[:60]}'", f"Ours is {ours}: compare them.")
+    if server[0] != client[0] or server < client:
+        return fault(name, f"{text}, and ours is {ours}", f"Run the server with {name} {ours} or a later one of it.")
+    return good(name, text)
+
+
+def _workers(server: Server) -> Finding:
+    """Somebody has to run what is scheduled."""
+    answer = server.ask("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}, may_be=(200, 404))
+    start = f"prefect worker start --pool {WORK_POOL}"
+    if answer.status == 404:
+        remedy = f"For scheduled runs: prefect work-pool create {WORK_POOL} --type process, then {start}"
+        return note("workers", f"there is no work pool '{WORK_POOL}'", remedy)
+    online = [each["name"] for each in json.loads(answer.text) if each.get("status") == "ONLINE"]
+    if not online:
+        return note("workers", f"none is online in the work pool '{WORK_POOL}'", f"For scheduled runs: {start}")
+    return good("workers", f"{len(online)} online in the work pool '{WORK_POOL}': {', '.join(sorted(online)[:4])}")

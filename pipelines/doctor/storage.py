@@ -1,0 +1,84 @@
+"""The root: whether it can be written, locked and linked in, how much room it has, and what its clock says."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.doctor.findings import Finding, fault, good, note
+from pipelines.run_directory import Root
+
+LEAST_FREE = 2**30
+"""Bytes: less, and the next checkpoint or shard may find no room."""
+LITTLE_FREE = 10 * 2**30
+WRONG_CLOCK_SECONDS = 5.0
+"""By more than this a clock is said to be wrong."""
+
+
+def examine_storage(root: Root) -> Iterator[Finding]:
+    path = root.path.absolute()
+    folder = next(each for each in (path, *path.parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".tmp-doctor-", dir=folder) as scratch:
+            yield good("root", f"{path} can be written")
+            yield _locks(Path(scratch))
+            yield _links(Path(scratch))
+            yield _clock(Path(scratch))
+            yield _room(folder)
+    except OSError as error:
+        remedy = "Choose another folder with --root, or make this one writable."
+        yield fault("root", f"{path} cannot be written: {error.strerror}", remedy)
+
+
+def _locks(scratch: Path) -> Finding:
+    """Two descriptors of one file exclude each other, as two processes would."""
+    descriptors = [os.open(scratch / "lock", os.O_RDWR | os.O_CREAT) for _ in range(2)]
+    try:
+        fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return good("locks", "hold")
+    except OSError as error:
+        remedy = "Keep the root on a file system with flock, or do not start two runs of one name."
+        return fault("locks", f"the file system refuses them: {error.strerror}", remedy)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return fault("locks", "do not exclude each other here", "Keep the root on a file system with flock.")
+
+
+def _links(scratch: Path) -> Finding:
+    (scratch / "one").write_bytes(b"")
+    try:
+        (scratch / "two").hardlink_to(scratch / "one")
+    except OSError:
+        remedy = "Unchanged tars are copied into a new shard set instead: it takes longer, and their room."
+        return note("links", "the file system has no hard links", remedy)
+    return good("links", "unchanged tars of a new shard set take no room")
+
+
+def _clock(scratch: Path) -> Finding:
+    before = time.time()
+    (scratch / "now").write_bytes(b"")
+    return compared_clock("clock of the root", (scratch / "now").stat().st_mtime - before)
+
+
+def compared_clock(about: str, ahead: float) -> Finding:
+    """Args: ahead: seconds by which the other clock is ahead of this machine's."""
+    if abs(ahead) <= WRONG_CLOCK_SECONDS:
+        return good(about, "agrees with this machine's")
+    text = f"is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    return fault(about, text, "Have both follow a time server: schedules and charts go by them.")
+
+
+def _room(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 2**30:.1f} GiB free"
+    if free < LEAST_FREE:
+        return fault("room", text, "Make room, or choose another folder with --root.")
+    if free < LITTLE_FREE:
+        return note("room", text, "Shards take about 110 kB a patch of 256 pixels, checkpoints 12 bytes a parameter.")
+    return good("room", text)

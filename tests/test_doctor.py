@@ -1,0 +1,140 @@
+"""What `codecmill doctor` finds: a sound machine, folders that cannot serve, servers that are down, old or closed.
+
+Real servers are looked at where they run anyway: test_tracking (MLflow), test_deployment (Prefect).
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from test_command_line import codecmill
+from test_tracking import free_port
+
+from pipelines.doctor import Finding, storage
+from pipelines.doctor.machine import examine_machine
+from pipelines.doctor.servers import examine_mlflow, examine_prefect
+from pipelines.doctor.storage import examine_storage
+from pipelines.run_directory import Root
+
+
+@contextmanager
+def answering(status: int, text: str, clock: str | None = None) -> Iterator[str]:
+    """A server on this machine that says the same to everything, with a `Date` of its own if one is given."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return clock or super().date_time_string(timestamp)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def faults(findings: Iterator[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.state == "fault"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_where_the_tests_run_all_is_well_and_nothing_is_left(tmp_path: Path):
+    found = codecmill("doctor", "--root", str(tmp_path / "root"), "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    findings = json.loads(found.stdout)
+    assert {"system", "packages", "ports", "processor", "root", "locks", "room"} <= {each["about"] for each in findings}
+    assert not [each for each in findings if each["state"] == "fault"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configured_server_that_is_down_is_exit_code_1_and_its_remedy_is_said(tmp_path: Path):
+    address = f"http://127.0.0.1:{free_port()}"
+    found = codecmill("doctor", cwd=tmp_path, PREFECT_API_URL=f"{address}/api")
+    assert found.returncode == 1
+    assert f"✗ Prefect           {address}/api does not answer: [Errno 111] Connection refused" in found.stdout
+    assert "Start it, or correct its address" in found.stdout
+    assert found.stderr.startswith("codecmill: 1 of ")
+
+
+def test_a_package_outside_of_what_works_is_named(monkeypatch: pytest.MonkeyPatch):
+    wanted = ["torch<2", "pillow>=1", "no-such-package>=3", 'pytest<1; extra == "dev"']
+    monkeypatch.setattr(metadata, "requires", lambda name: wanted)
+    (found,) = faults(examine_machine())
+    assert found.text == f"torch {metadata.version('torch')} is not <2; no-such-package is not installed"
+    assert "requirements.lock" in found.remedy
+
+
+def test_a_root_below_a_file_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (found,) = faults(examine_storage(Root(tmp_path / "file" / "root")))
+    assert found.about == "root"
+    assert "Not a directory" in found.text
+
+
+def test_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage, "LEAST_FREE", 2**60)
+    (found,) = faults(examine_storage(Root(tmp_path)))
+    assert found.about == "room"
+    assert found.text.endswith("GiB free")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (200, '"3.8.0"', "is Prefect 3.8.0"),
+        (200, "3.99.1", "is Prefect 3.99.1"),
+        (200, '"3.7.9"', "is Prefect 3.7.9, and ours is"),
+        (200, '"4.0.0"', "is Prefect 4.0.0, and ours is"),
+        (200, "<html>", "says that its version is '<html>'"),
+        (401, "", "refuses our credentials (401)"),
+        (500, "", "/admin/version answers 500"),
+    ],
+)
+def test_what_a_prefect_server_answers(status: int, text: str, expected: str, monkeypatch: pytest.MonkeyPatch):
+    with answering(status, text) as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        first = next(examine_prefect())
+    assert expected in first.text
+    assert first.state == ("fault" if "ours is" in expected or status != 200 else "note" if "<" in text else "good")
+
+
+def test_a_servers_clock_that_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    ours = metadata.version("mlflow")
+    with answering(200, ours, clock=formatdate(0, usegmt=True)) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        (found,) = faults(examine_mlflow(Root(tmp_path)))
+    assert found.about == "clock of MLflow"
+    assert "behind this machine's" in found.text
+
+
+def test_a_server_that_never_answers_is_given_up_and_its_password_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("pipelines.doctor.servers.TIMEOUT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}")
+        (found,) = faults(examine_mlflow(Root(tmp_path)))
+    assert "http://me:***@127.0.0.1" in found.text
+    assert "timed out" in found.text
