@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
 
 
 @contextmanager
-def room_for(folder: Path, what: str, needed: int) -> Iterator[None]:
+def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterator[None]:
     """Explain a full disk.
 
     Args:
         folder: where something is written.
         what: that something, in words.
-        needed: its size in bytes; 0 where that is not known.
+        needed: its size in bytes, or what estimates it once there is no room; 0 where that is not known.
 
     Raises:
         CodecmillError: there is no room for it.
@@ -57,7 +57,8 @@ def room_for(folder: Path, what: str, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        size = f"{needed:,} bytes" if needed else "more"
+        estimated = needed if isinstance(needed, int) else needed()
+        size = f"{'' if isinstance(needed, int) else 'about '}{estimated:,} bytes" if estimated else "more"
         raise CodecmillError(
             f"There is no room in {folder}: {what} needs {size}, and {shutil.disk_usage(folder).free:,} bytes are left "
             "on its disk. What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"

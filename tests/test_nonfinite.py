@@ -1,5 +1,6 @@
 """Losses that are no numbers: the run stops, passes over the step, or goes back, and says which samples it was."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,13 @@ def weights_at(directory: RunDirectory, step: int) -> str:
 
 
 def test_a_run_stops_and_names_the_samples(tiny: dict[str, Any]):
-    directory = begin(make(tiny, training=DIVERGING))
-    with pytest.raises(CodecmillError, match=r"The loss of step \d+ is not finite, for the samples [0-9a-f]{16}_"):
+    directory = begin(make(tiny, training=DIVERGING | {"batch_size": 16}))
+    with pytest.raises(CodecmillError, match=r"is not finite, for the samples [0-9a-f]{16}_.* and 8 more\. The run"):
         train(directory)
+    (line,) = re.findall(
+        r"Step \d+ is not finite for the samples (.*)", (directory.logs / "attempt_01" / "output.log").read_text()
+    )
+    assert len(set(line.split(", "))) == 16, "the log names all of them"
 
 
 def test_what_does_not_get_better_by_skipping_stops_the_run(tiny: dict[str, Any]):

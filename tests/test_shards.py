@@ -22,10 +22,11 @@ from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from pipelines.config import RunConfig
+from pipelines.data import suspects
 from pipelines.data.encoding import EncodingOrder
 from pipelines.data.encoding_worker import run_here
 from pipelines.data.images import decode_png, open_image, open_mask
-from pipelines.data.shard_format import SPLITS, read_sources
+from pipelines.data.shard_format import SPLITS, ShardRow, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.splitting import assign_splits
@@ -367,7 +368,7 @@ def test_a_shard_that_is_missing_or_cut_is_made_again_and_no_other(config: RunCo
     first, second = shard_set.rows("train")[:2]
     (shard_set.path / first.tar).unlink()
     os.truncate(shard_set.path / second.index, 100)
-    with pytest.raises(CodecmillError, match=rf"{first.tar} cannot be read: No such file.* codecmill shards"):
+    with pytest.raises(CodecmillError, match=rf"{first.tar} cannot be read: No such file.* codecmill resume"):
         ShardSet.open(shard_set.path)
     encoded: set[str] = set()
 
@@ -403,15 +404,59 @@ def test_a_flipped_byte_is_found_when_it_is_read(config: RunConfig):
     (shard_set.path / row.tar).write_bytes(content)
     damaged = ShardSet.open(shard_set.path)
     damaged.read("train", 0, 2)
-    with pytest.raises(CodecmillError, match=rf"Sample 3 of .*{row.tar} is damaged: .*codecmill shards"):
+    with pytest.raises(CodecmillError, match=rf"Sample 3 of .*{row.tar} is damaged: .*codecmill resume"):
         damaged.read("train", 0, 3)
     found = hashlib.sha256(content).hexdigest()
     assert damaged.verify() == [
         f"{shard_set.path / row.tar} was changed: its sha256 is {found[:16]}... instead of {row.sha256[:16]}...; "
         "damaged: its sample 3."
     ]
-    (shard_set.path / row.tar).unlink()
-    assert create_shards(config).verify() == [], "the way out that the message names is one"
+
+
+def spoil(shard_set: ShardSet, row: ShardRow, damage: str) -> None:
+    """Damage a tar and leave its size as it is."""
+    file = shard_set.path / row.tar
+    content = bytearray(file.read_bytes())
+    if damage == "a flipped byte":
+        content[700] ^= 4
+    else:  # replaced
+        content = bytearray(len(content))
+    file.unlink()  # other sets share it
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "replaced", "a flipped byte in the index"])
+def test_what_a_reader_finds_damaged_is_made_again_by_the_shard_stage_and_no_other(
+    config: RunConfig, folder: Path, damage: str
+):
+    config = large(config, folder)
+    shard_set = create_shards(config)
+    expected, nodes = bytes_of(shard_set, ".tar", ".index", ".json", ".jsonl"), inodes(shard_set)
+    row = shard_set.rows("train")[1]
+    if damage.endswith("index"):
+        content = bytearray((shard_set.path / row.index).read_bytes())
+        content[-3] ^= 1
+        (shard_set.path / row.index).write_bytes(content)
+    else:
+        spoil(shard_set, row, damage)
+    assert create_shards(config).path == shard_set.path, "sizes alone do not tell"
+    with pytest.raises(CodecmillError, match=rf"{row.name}.* codecmill resume RUN"):
+        ShardSet.open(shard_set.path).read("train", 1, 0)
+    with pytest.raises(CodecmillError, match=rf"{row.tar} was damaged when it was read. It is made again"):
+        ShardSet.open(shard_set.path)
+    again = create_shards(config)
+    assert again.verify() == []
+    assert bytes_of(again, ".tar", ".index", ".json", ".jsonl") == expected
+    assert {name for name, node in inodes(again).items() if nodes[name] != node} == {row.tar}
+    assert not list(again.path.glob("*.suspect"))
+
+
+def test_a_mark_at_a_sound_shard_costs_a_look_and_changes_nothing(config: RunConfig):
+    shard_set = create_shards(config)
+    nodes = inodes(shard_set)
+    assert suspects.mark(shard_set.path, shard_set.rows("train")[0].name)
+    again = create_shards(config)
+    assert (inodes(again), suspects.marked(again.path)) == (nodes, [])
 
 
 def test_a_damaged_index_is_found_and_a_cut_tar_is_refused(config: RunConfig):

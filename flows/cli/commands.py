@@ -38,6 +38,7 @@ def perform(arguments: Arguments) -> None:
         "status": _status,
         "list": _list,
         "doctor": _doctor,
+        "clean": _clean,
         "config": _config,
         "ui": _ui,
         "demo": _demo,
@@ -80,6 +81,18 @@ def _doctor(arguments: Arguments) -> None:
     faults = sum(finding.state == "fault" for finding in findings)
     if faults:
         raise CodecmillError(f"{faults} of {len(findings)} things that were looked at would have runs fail.")
+
+
+def _clean(arguments: Arguments) -> None:
+    from flows.cli.cleaning import print_cleaned
+    from pipelines.cleaning import find_removable, remove
+
+    found = find_removable(Root(arguments.root), arguments.older_than, arguments.runs)
+    gone = [each for each in found if arguments.dry_run or remove(each)]
+    if arguments.json:
+        listing.print_json(gone)
+    else:
+        print_cleaned(gone, found, arguments.dry_run)
 
 
 def _config(arguments: Arguments) -> None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "reproduce": "train a checkpoint again from what it was made of, and compare the bytes",
     "doctor": "look at machine, root and servers, and say what to do before a run",
+    "clean": "remove shard sets that no run names, and old finished runs if asked to",
     "config": "print the complete effective config as YAML, ready to edit",
     "ui": "MLflow's and Prefect's pages over the local state, until Ctrl-C",
     "demo": "the whole pipeline on a few photographs that come with the installation",
@@ -56,6 +57,7 @@ _SPEAK_JSON = {
     "demo",
     "audit",
     "doctor",
+    "clean",
     *_TAKE_CHECKPOINT,
     *_TAKE_FILES,
 }
@@ -80,6 +82,7 @@ class Arguments:
         what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
         files: to compress or decompress; `model`: a codec, as `what`, with `quality` 1 to 100 or bits per pixel.
         allow_inexact: resume with what changes the bits.
+        older_than: in days, what is to be cleaned; `runs`: runs, too; `dry_run`: only say what.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
 
@@ -96,6 +99,9 @@ class Arguments:
     json: bool
     sources: bool
     allow_inexact: bool
+    older_than: float
+    runs: bool
+    dry_run: bool
     debug: bool
     overrides: Values
 
@@ -138,6 +144,9 @@ def parse(typed: Sequence[str]) -> Arguments:
         json=given.get("json", False),
         sources=given.get("sources", False),
         allow_inexact=given.get("allow_inexact", False),
+        older_than=given.get("older_than", 0.0),
+        runs=given.get("runs", False),
+        dry_run=given.get("dry_run", False),
         debug=given.get("debug", False),
         overrides=overrides,
     )
@@ -167,6 +176,9 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
         "format": {"export"},
         "sources": {"verify"},
         "allow-inexact": {"resume"},
+        "older-than": {"clean"},
+        "runs": {"clean"},
+        "dry-run": {"clean"},
     }
     known = [*_offered(command), *(other for other, having in others.items() if command in having), "debug", "help"]
     hint = nearest(name.removeprefix("no-"), known).replace("mean ", "mean --").replace(" or ", " or --")
@@ -235,6 +247,11 @@ def _add_flags(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--allow-inexact", action="store_true", help=inexact)
     if name == "verify":
         command.add_argument("--sources", action="store_true", help="read every source image and mask as well")
+    if name == "clean":
+        days = "last written into so many days ago, or longer [default 30]"
+        command.add_argument("--older-than", type=_days, default=30.0, metavar="DAYS", help=days)
+        command.add_argument("--runs", action="store_true", help="finished runs as well, but the champion's")
+        command.add_argument("--dry-run", action="store_true", help="only say what would go")
     if name == "export":
         command.add_argument("--format", choices=["torch"], default="torch", help="torch: a file for torch.load")
         command.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write [RUN-step_N.pt]")
@@ -265,6 +282,13 @@ def _positive(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no positive number")
+    return number
+
+
+def _days(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of days")
     return number
 
 

@@ -1,8 +1,8 @@
 """`make bench` and `make bench-quick`: codecmill beside its peers, in one run that anyone can repeat.
 
-Measures the making of shards, loading, the training step, whole trainings, several ranks and the DAG, each contender in
-a process of its own, interleaved; writes a report and its figures to ROOT/bench/latest.md and latest.json. The quick
-one compares its figures with `expected.toml`, says which fell, and then ends with 1.
+Measures the making of shards, loading, the training step, whole trainings, several ranks, opening and the DAG, each
+contender in a process of its own, interleaved; writes a report and its figures to ROOT/bench/latest.md and latest.json.
+The quick one compares its figures with `expected.toml`, says which fell, and then ends with 1.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from infra.bench.dag import measure_dag
 from infra.bench.expectations import fallen, read_expectations
 from infra.bench.loading import measure_loading, store
 from infra.bench.machine_facts import all_versions, machine
+from infra.bench.opening import measure_opening
 from infra.bench.peers_environment import peers_python
 from infra.bench.report import Circumstances, figures_of, write_report
 from infra.bench.results import Group
@@ -31,7 +32,7 @@ from pipelines.data.sources import find_images
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
 
-GROUPS = ("creation", "floor", "loading", "step", "pipeline", "ranks", "dag", "curves")
+GROUPS = ("creation", "floor", "loading", "step", "pipeline", "ranks", "opening", "dag", "curves")
 
 
 def main() -> int:
@@ -103,6 +104,7 @@ def _wanted(place: Workplace, wanted: tuple[str, ...]) -> Iterator[Callable[[], 
         "step": lambda: measure_step(place),
         "pipeline": lambda: measure_pipeline(place, stored),
         "ranks": lambda: measure_ranks(place, stored),
+        "opening": lambda: measure_opening(place),
         "dag": lambda: measure_dag(place),
         "curves": lambda: measure_curves(place),
     }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from isal import isal_zlib
 
+from pipelines.data import suspects
 from pipelines.data.images import Normalization
 from pipelines.data.shard_format import SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
 from pipelines.data.shard_index import read_index
@@ -18,6 +19,7 @@ from pipelines.data.shard_verification import verify_shard
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import difference
 
+AGAIN = "It is made again, and no other, by: codecmill resume RUN (or codecmill shards)"
 OPEN_SHARDS = 128
 """Shards kept open at a time by one set: more than the default shuffle window, far fewer than a process may open."""
 
@@ -57,9 +59,11 @@ class ShardSet:
         """Open the set in a folder, after a look at the size of every file.
 
         Raises:
-            CodecmillError: the manifest or a file is missing, damaged or of another size.
+            CodecmillError: the manifest or a file is missing, damaged or of another size, or was found to be damaged.
         """
         manifest = Manifest.read(path)
+        if names := suspects.marked(path):
+            raise CodecmillError(f"{path / names[0]}.tar was damaged when it was read. {AGAIN}")
         for row in manifest.shards:
             for name, size, _ in row.files():
                 _check_size(path / name, size)
@@ -112,10 +116,8 @@ class ShardSet:
         except OSError as error:
             raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
         if len(content) != span["size"] or isal_zlib.crc32(content) != span["crc32"]:
-            raise CodecmillError(
-                f"Sample {index} of {self.path / row.tar} is damaged: its checksum is not that of what was written. "
-                "Delete the file and run: codecmill shards"
-            )
+            how = "its checksum is not that of what was written"
+            raise self._damaged(row, f"Sample {index} of {self.path / row.tar} is damaged: {how}")
         try:
             key = content[:100].partition(b".")[0].decode("ascii")
             info = json.loads(_member(content, span, "json"))
@@ -136,15 +138,17 @@ class ShardSet:
     def _open_shard(self, row: ShardRow) -> _OpenShard:
         how = difference(self.path / row.index, row.index_bytes, row.index_sha256)
         if how:
-            raise CodecmillError(f"{self.path / row.index} {how}. Delete the file and run: codecmill shards")
+            raise self._damaged(row, f"{self.path / row.index} {how}")
         index = read_index(self.path / row.index, row.samples, row.bytes)
         try:
             descriptor = os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise CodecmillError(
-                f"{error.filename} cannot be opened: {error.strerror}. Run: codecmill shards"
-            ) from error
+            raise CodecmillError(f"{error.filename} cannot be opened: {error.strerror}. {AGAIN}") from error
         return _OpenShard(descriptor, index)
+
+    def _damaged(self, row: ShardRow, what: str) -> CodecmillError:
+        is_marked = suspects.mark(self.path, row.name)
+        return CodecmillError(f"{what}. {AGAIN if is_marked else 'Delete the file and run: codecmill shards'}")
 
     def verify(self) -> list[str]:
         """Read everything; returns what is wrong, a sentence each."""
@@ -156,13 +160,9 @@ def _check_size(file: Path, size: int) -> None:
     try:
         found = file.stat().st_size
     except OSError as error:
-        raise CodecmillError(
-            f"{file} cannot be read: {error.strerror}. Make it again with: codecmill shards"
-        ) from error
+        raise CodecmillError(f"{file} cannot be read: {error.strerror}. {AGAIN}") from error
     if found != size:
-        raise CodecmillError(
-            f"{file} has {found} bytes, but the manifest says {size}. Make it again with: codecmill shards"
-        )
+        raise CodecmillError(f"{file} has {found} bytes, but the manifest says {size}. {AGAIN}")
 
 
 def _member(content: bytes, span: np.void, name: str) -> bytes:

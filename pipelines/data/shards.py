@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import RunConfig
+from pipelines.data import suspects
 from pipelines.data.abandoned import remove_abandoned
 from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
 from pipelines.data.earlier_sets import EarlierSets
@@ -52,8 +54,8 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     """Make the shard set of a config, or find it made.
 
     What an interrupted call has encoded is used; so is what an earlier set under the same root holds already. A damaged
-    shard (a file missing or of another size) is made again, and no other. What vanishes or becomes unreadable meanwhile
-    is set aside, as if it had been so from the start.
+    shard (a file missing or of another size, or marked by a reader) is made again, and no other. What vanishes or
+    becomes unreadable meanwhile is set aside, as if it had been so from the start.
 
     Args:
         run_parts: what encodes in parallel; by default `data.workers` processes.
@@ -86,7 +88,7 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
 
 
 def _is_complete(folder: Path) -> bool:
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() or suspects.marked(folder):
         return False
     manifest = Manifest.read(folder)
     return all(is_whole(folder / name, size) for shard in manifest.shards for name, size, _ in shard.files())
@@ -130,10 +132,17 @@ def _make(plan: Plan, run_parts: RunParts) -> None:
         earlier=earlier,
         run_parts=run_parts,
     )
-    with room_for(plan.shards, plan.title, 0):
+    with room_for(plan.shards, plan.title, partial(_still_needed, plan)):
         settled = settling.settle()
         rows = _shards(plan, settled, earlier)
         write_json(plan.working / MANIFEST, _manifest(plan, settled, rows).model_dump(mode="json"))
+
+
+def _still_needed(plan: Plan) -> int:
+    """Bytes: what the parts that are there say of those to come, and of the tars that all of them go into."""
+    parts = [file.stat().st_size for file in plan.parts.glob("[!.]*.part")]
+    written = sum(file.stat().st_size for file in plan.working.rglob("*") if file.is_file())
+    return max(2 * sum(parts) * len(plan.sources) // max(len(parts), 1) - written, 0)
 
 
 def _shards(plan: Plan, settled: Settled, earlier: EarlierSets) -> list[ShardRow]:
@@ -144,17 +153,25 @@ def _shards(plan: Plan, settled: Settled, earlier: EarlierSets) -> list[ShardRow
         for place, hashes in group(sizes, plan.config.data.max_shard_mib * 2**20).items():
             inputs = inputs_digest(plan.settings_digest, split, hashes)
             groups.append((Outline(f"{split}-{place}", split, inputs), hashes))
-    rows = []
-    for outline, hashes in groups:
-        report(Progress("shards", len(rows), len(groups), "shards", f"writing {outline.name}.tar"))
+
+    def make(outline: Outline, hashes: list[str]) -> ShardRow:
         found = earlier.shard(outline.inputs)
         if found:
             sources = [_source_row(plan.sources[sha256], settled.known[sha256]) for sha256 in hashes]
-            rows.append(link_shard(plan.working, outline, sources, *found))
-        else:
-            pieces = [_piece(plan, settled, earlier, outline, sha256) for sha256 in hashes]
-            rows.append(write_shard(plan.working, outline, pieces))
-    report(Progress("shards", len(rows), len(groups), "shards", "written"))
+            return link_shard(plan.working, outline, sources, *found)
+        pieces = [_piece(plan, settled, earlier, outline, sha256) for sha256 in hashes]
+        return write_shard(plan.working, outline, pieces)
+
+    # Checksums, reading, writing and waiting for the disk all leave the interpreter to others.
+    pool = ThreadPoolExecutor(plan.config.data.workers)
+    rows: list[ShardRow] = []
+    try:
+        report(Progress("shards", 0, len(groups), "shards", "writing"))
+        for row in pool.map(make, *zip(*groups, strict=True)):
+            rows.append(row)
+            report(Progress("shards", len(rows), len(groups), "shards", "writing"))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return rows
 
 
@@ -218,6 +235,7 @@ def _publish(plan: Plan) -> None:
         names = sorted((file.name for file in plan.working.iterdir()), key=lambda name: (name == MANIFEST, name))
         for name in names:
             (plan.working / name).replace(plan.folder / name)
+        suspects.clear(plan.folder)
         sync_folder(plan.folder)
         shutil.rmtree(plan.working)  # renaming a file onto another link of itself leaves both
     else:

@@ -1,6 +1,7 @@
 """Every byte that a checkpoint comes from, read and compared with what was recorded of it, link by link."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from pipelines import checkpoint_format
@@ -33,11 +34,12 @@ class Verification(Section):
     notes: tuple[str, ...]
 
 
-def verify(found: Found, with_sources: bool = False) -> Verification:
+def verify(found: Found, with_sources: bool = False, but: Collection[Path] = ()) -> Verification:
     """Verify checkpoints and all that they come from: their run's files, every shard, and every sample in it.
 
     Args:
         with_sources: read every source image and mask as well.
+        but: shard sets that were verified already.
     """
     started, ledger = time.monotonic(), Ledger(expected=4 * len(found.folders))
     chains = [chain for folder in found.folders if (chain := _opened(folder, found, ledger))]
@@ -50,7 +52,7 @@ def verify(found: Found, with_sources: bool = False) -> Verification:
         verify_pointer(found.run, chains, ledger)
     sources = 0
     by_set = {chain.manifest.shard_set: chain for chain in chains}
-    for fingerprint in by_set:
+    for fingerprint in (name for name, chain in by_set.items() if chain.shard_folder not in but):
         sources += verify_shard_set([c for c in chains if c.manifest.shard_set == fingerprint], with_sources, ledger)
     ledger.end()
     return Verification(

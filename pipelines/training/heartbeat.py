@@ -17,8 +17,8 @@ Beat = Callable[[int, Doing], None]
 """Say that this rank is alive, at which step, and what it is about to do."""
 
 _LAYOUT = struct.Struct("=qqqd")  # process, step, what it does, seconds of the clock that all processes share
-WARM_UP_SECONDS = 1800.0
-"""How long a rank may take to its first step: it may have to compile."""
+WARM_UP_SECONDS, COMPILING_SECONDS = 300.0, 1800.0
+"""How long a rank may take to its first step, without and with compilation; or training.hang_timeout if it is more."""
 DUMP_SECONDS = 1.0
 """How long ranks may take to write down where each of their threads is."""
 
@@ -28,7 +28,10 @@ def silent(step: int, doing: Doing) -> None:
 
 
 def open_heartbeat(attempt: Path, rank: int) -> Beat:
-    """In a rank: the file of its signs of life, and a SIGUSR1 that has it print the stacks of its threads."""
+    """In a rank: the file of its signs of life, and a SIGUSR1 that has it print the stacks of its threads.
+
+    To be called first of all: importing torch and finding the other ranks may hang as well.
+    """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     with (attempt / f"heartbeat_{rank}").open("w+b") as file:
         file.truncate(_LAYOUT.size)
@@ -64,29 +67,40 @@ class Sign:
             letter, letter
         )
 
+    @property
+    def is_stopped(self) -> bool:
+        """By a signal or a debugger: whatever it was about to do, it does not do it."""
+        return self.state in ("stopped", "traced")
+
 
 class Watch:
     """Looks at the ranks of an attempt from outside, and kills one that hangs, which ends or restarts them all."""
 
-    def __init__(self, attempt: Path, timeout: float):
+    def __init__(self, attempt: Path, timeout: float, compiles: bool):
         self._attempt = attempt
         self._timeout = timeout
+        self._warm_up = max(timeout, COMPILING_SECONDS if compiles else WARM_UP_SECONDS)
         self._judged: set[int] = set()
         self.found: list[str] = []
         """A sentence for each rank that was found hanging."""
 
     def look(self) -> None:
-        """Kill the rank that hangs, if the ranks do: those that only wait for it would end with it."""
+        """Kill the rank that hangs, if one does: a stopped one, else, where all are silent, the one that is so longest.
+
+        Those that only wait for it would end with it.
+        """
         signs = [sign for sign in self._signs() if sign.process not in self._judged]
+        hanging = [sign for sign in signs if sign.seconds > self._timeout and sign.is_stopped]
         # Where one has ended, torchrun ends the others.
-        if not signs or not all(self._is_silent(sign) and sign.state != "gone" for sign in signs):
+        if not hanging and signs and all(self._is_silent(sign) and sign.state != "gone" for sign in signs):
+            hanging = [max(signs, key=lambda sign: sign.seconds)]
+        if not hanging:
             return
         self._judged |= {sign.process for sign in signs}
         for sign in signs:
             _signal(sign.process, signal.SIGUSR1)
         time.sleep(DUMP_SECONDS)
-        stopped = [sign for sign in signs if sign.state in ("stopped", "traced")]
-        for sign in stopped or [max(signs, key=lambda sign: sign.seconds)]:
+        for sign in hanging:
             self.found.append(
                 f"Rank {sign.rank} (process {sign.process}, {sign.state}) gave no sign of life for "
                 f"{sign.seconds:.0f} s, longer than training.hang_timeout, after it began {_what(sign)}. It was killed."
@@ -94,8 +108,7 @@ class Watch:
             _signal(sign.process, signal.SIGKILL)
 
     def _is_silent(self, sign: Sign) -> bool:
-        limit = max(self._timeout, WARM_UP_SECONDS) if sign.doing == "warming up" else self._timeout
-        return sign.seconds > limit
+        return sign.seconds > (self._warm_up if sign.doing == "warming up" else self._timeout)
 
     def _signs(self) -> list[Sign]:
         signs = []

@@ -113,7 +113,7 @@ def _follow(
     Must be called from a thread that lives as long as the training, since the ranks die with the thread that
     started them. Whatever exception arrives here (Ctrl-C, Prefect's cancellation), the ranks save and end first.
     """
-    watch = Watch(attempt, config.training.hang_timeout)
+    watch = Watch(attempt, config.training.hang_timeout, compiles=config.training.compile is True)
     steps = StepProgress(directory.journal, until or config.training.steps)
     process = subprocess.Popen(
         _command(config, directory, attempt, until),

@@ -159,7 +159,7 @@ class Training:
             )
         is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
         if is_bad and training.on_nonfinite == "stop":
-            raise CodecmillError(self._about_nonfinite(agreed, self._keys(agreed), "The run was stopped before it"))
+            raise self._stopped_by(agreed, self._keys(agreed), "The run was stopped before it")
         if scaled or not is_bad:
             absorb(self.model, self.scaler.get_scale())
             self.scaler.step(self.optimizer)
@@ -199,7 +199,7 @@ class Training:
         self._bad_in_a_row += 1
         if self._bad_in_a_row == MOST_BAD_IN_A_ROW:
             text = f"It is the {MOST_BAD_IN_A_ROW}th such step in a row, so the run was stopped before it"
-            raise CodecmillError(self._about_nonfinite(agreed, keys, text))
+            raise self._stopped_by(agreed, keys, text)
         then, done, bad_in_a_row = self.config.training.on_nonfinite, self.step, self._bad_in_a_row
         if then == "rollback":
             # Not to one that a stop has left in between: the run that was not stopped has none there.
@@ -213,6 +213,12 @@ class Training:
         if self.ranks.is_first:
             print(self._about_nonfinite(agreed, keys, f"It changes no weight ({then})"), flush=True)
         return {"nonfinite": {"samples": keys, "then": then}}
+
+    def _stopped_by(self, agreed: Agreement, keys: list[str], outcome: str) -> CodecmillError:
+        """What ends the run; the journal has no line of a step that was not taken, so the log names all samples."""
+        if self.ranks.is_first:
+            print(f"Step {self.step + 1} is not finite for the samples {', '.join(keys)}", flush=True)
+        return CodecmillError(self._about_nonfinite(agreed, keys, outcome))
 
     def _about_nonfinite(self, agreed: Agreement, keys: list[str], outcome: str) -> str:
         shown = ", ".join(keys[:MOST_NAMED]) + (f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else "")

@@ -16,6 +16,7 @@ from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
 from pipelines.run_directory import RunDirectory
 from pipelines.training.following import SPOKEN
+from pipelines.training.heartbeat import Beat, open_heartbeat
 
 
 class StopSignals:
@@ -36,10 +37,11 @@ class StopSignals:
 
 def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
+    beat = open_heartbeat(attempt, int(os.environ["RANK"]))
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request)
     try:
-        _train(directory, attempt, stop_requested, until)
+        _train(directory, beat, stop_requested, until)
     except Exception as error:
         _record_failure(attempt, error)
         sys.stdout.flush()
@@ -50,12 +52,11 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
     os._exit(0)
 
 
-def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, until: int | None) -> None:
+def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, until: int | None) -> None:
     import torch
 
     from pipelines.data.shard_set import ShardSet
     from pipelines.training.distributed import process_group
-    from pipelines.training.heartbeat import open_heartbeat
     from pipelines.training.journal import Journal
     from pipelines.training.preparation import prepare
 
@@ -79,7 +80,7 @@ def _train(directory: RunDirectory, attempt: Path, stop_requested: StopSignals, 
     with process_group(str(training.device)) as ranks:
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
-        state = prepare(directory, config, shard_set, ranks, open_heartbeat(attempt, ranks.rank))
+        state = prepare(directory, config, shard_set, ranks, beat)
         if ranks.is_first:
             begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
             print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)

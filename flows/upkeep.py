@@ -1,0 +1,34 @@
+"""What keeps a root in order: all that checkpoints come from is read again, and what nobody needs is removed."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from pipelines.run_directory import Root
+from tasks.upkeep import Cleaned, Verified, clean_up, verify_all
+
+
+@flow(name="verification", flow_run_name="verification of {root}")
+def verification(root: Path = Path("codecmill-data"), sources: bool = False) -> Verified:
+    """Read all that the checkpoints of all runs come from; fails with a list where a byte has changed.
+
+    Args:
+        root: the folder that holds the runs.
+        sources: read the source images as well.
+    """
+    return verify_all(Root(root.absolute()), sources)
+
+
+@flow(name="clean-up", flow_run_name="clean-up of {root}")
+def cleaning(
+    root: Path = Path("codecmill-data"), days: float = 30, runs: bool = False, dry_run: bool = False
+) -> Cleaned:
+    """Remove shard sets that no run names, and old finished runs if they are to go as well.
+
+    Args:
+        root: the folder that holds them.
+        days: how long ago they must have been written into last.
+        runs: finished runs, too, but the champion's.
+        dry_run: only say what would go.
+    """
+    return clean_up(Root(root.absolute()), days, runs, dry_run)

@@ -1,0 +1,111 @@
+"""What nobody needs any more: shard sets that no run names, and, where it is asked for, old finished runs.
+
+Only what has not been written into for some days; never the champion's run, one at work, or one that is not done. (What
+killed builds of shard sets have left goes by itself: see pipelines.data.abandoned.)
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pipelines import tracking
+from pipelines.config import Section
+from pipelines.data.shard_format import MANIFEST
+from pipelines.durable_files import lock
+from pipelines.errors import BusyError
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.status import run_status
+from pipelines.tolerant_reading import json_object, modified, size_of, text
+
+DAY = 24 * 3600.0
+GOING = ".tmp-removed-"
+
+
+class Removable(Section):
+    """A folder that may go.
+
+    Attributes:
+        kind: a `rest` is of a clean-up that was killed.
+        bytes: of its files; those that another shard set shares stay on disk as long as that one does.
+        days: since it was last written into.
+    """
+
+    kind: Literal["shard set", "run", "rest"]
+    path: Path
+    bytes: int
+    days: float
+
+
+def find_removable(root: Root, days: float, runs: bool) -> list[Removable]:
+    """What may go, runs first.
+
+    Args:
+        days: how long ago it must have been written into last.
+        runs: finished runs, too; the shard sets that only they name may go with the next cleaning.
+
+    Raises:
+        TrackingUnavailable: with `runs`, where MLflow cannot say whose the champion is.
+    """
+    return [*_rests(root), *(_old_runs(root, days) if runs else ()), *_unnamed_sets(root, days)]
+
+
+def remove(found: Removable) -> bool:
+    """Delete a folder; whether it is gone: it stays if somebody is at work in it now.
+
+    It is renamed first, so that nobody ever finds half of it.
+    """
+    if found.kind == "rest":
+        shutil.rmtree(found.path)
+        return True
+    going = found.path.with_name(f"{GOING}{found.path.name}")
+    held = (
+        RunDirectory(found.path).locked(wait=0)
+        if found.kind == "run"
+        else lock(found.path.with_name(f".tmp-{found.path.name}.lock"), found.path.name, wait=0)
+    )
+    with suppress(BusyError), held:
+        found.path.rename(going)
+        shutil.rmtree(going)
+        return True
+    return False
+
+
+def _rests(root: Root) -> Iterator[Removable]:
+    for path in (*root.runs.glob(f"{GOING}*/"), *root.shards.glob(f"{GOING}*/")):
+        yield Removable(kind="rest", path=path, bytes=size_of(path), days=_days_since(modified(path)))
+
+
+def _old_runs(root: Root, days: float) -> Iterator[Removable]:
+    champion = tracking.champion(root)
+    for run in root.all_runs():
+        if run.path.name.startswith(GOING):
+            continue
+        age = _days_since(max(modified(path) for path in (run.path, *run.path.glob("*"))))
+        status = run_status(run)
+        is_champion = champion is not None and champion.run == status.name and champion.run_id == status.mlflow_run
+        if age >= days and status.state == "done" and not is_champion:
+            yield Removable(kind="run", path=run.path, bytes=status.size, days=age)
+
+
+def _unnamed_sets(root: Root, days: float) -> Iterator[Removable]:
+    named = {Path(path).resolve() for path in _named_sets(root)}
+    for file in sorted(root.shards.glob(f"[0-9a-f]*/{MANIFEST}")):
+        age = _days_since(modified(file))
+        if age >= days and file.parent.resolve() not in named:
+            yield Removable(kind="shard set", path=file.parent, bytes=size_of(file.parent), days=age)
+
+
+def _named_sets(root: Root) -> Iterator[str]:
+    """By any run under the root, whatever has become of the rest of that run."""
+    for folder in root.runs.glob("*/"):
+        file = RunDirectory(folder).shard_set_file
+        path = text(json_object(file.read_bytes()), "path") if file.is_file() else None
+        if path is not None and "\0" not in path:
+            yield path
+
+
+def _days_since(seconds: float) -> float:
+    return (time.time() - seconds) / DAY

@@ -1,0 +1,99 @@
+"""What `codecmill clean` removes, and what it must never remove."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+from test_command_line import codecmill
+from test_training import begin, train
+
+from pipelines import tracking
+from pipelines.cleaning import find_removable, remove
+from pipelines.data.shards import create_shards
+from pipelines.durable_files import lock, write_json
+from pipelines.run_directory import Root, RunDirectory
+
+
+def age(folder: Path, days: float) -> None:
+    """Have all in a folder be written so many days ago."""
+    then = time.time() - days * 24 * 3600
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def root(tiny: dict[str, Any]) -> Root:
+    return Root(Path(tiny["root"]))
+
+
+def test_shard_sets_that_no_run_names_go_once_they_are_old(tiny: dict[str, Any], root: Root):
+    named = begin(make(tiny)).shard_set()
+    old, young, held = (create_shards(make(tiny, data={"patch_size": size})).path for size in (16, 24, 48))
+    for each in (named, old, held):
+        age(each, 31)
+    found = find_removable(root, days=30, runs=False)
+    assert {each.path for each in found} == {old, held}
+    assert all(each.kind == "shard set" and 30.9 < each.days < 31.1 and each.bytes > 10_000 for each in found)
+    with lock(held.with_name(f".tmp-{held.name}.lock"), "a build", wait=0):
+        assert {each.path for each in found if remove(each)} == {old}
+    assert {path.name for path in root.shards.glob("[!.]*/")} == {named.name, young.name, held.name}
+    assert not list(root.shards.glob(".tmp-removed*"))
+    young.rename(young.with_name(f".tmp-removed-{young.name}"))  # as a kill would leave it
+    (rest,) = (each for each in find_removable(root, days=30, runs=False) if each.kind == "rest")
+    assert remove(rest)
+    assert not rest.path.exists()
+
+
+def test_a_dry_run_says_what_would_go_and_leaves_it(tiny: dict[str, Any], root: Root, tmp_path: Path):
+    unnamed = create_shards(make(tiny)).path
+    said = codecmill("clean", "--root", str(root.path), "--older-than", "0", "--dry-run", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert f"would remove the shard set {unnamed} (" in said.stdout
+    assert "Without --dry-run they go." in said.stdout
+    assert unnamed.is_dir()
+    done = codecmill("clean", "--root", str(root.path), "--older-than", "0", cwd=tmp_path)
+    assert f"removed the shard set {unnamed} (" in done.stdout
+    assert not unnamed.exists()
+    assert codecmill("clean", "--root", str(root.path), cwd=tmp_path).stdout == "Nothing to remove.\n"
+
+
+def finished(tiny: dict[str, Any], name: str) -> RunDirectory:
+    """A trained run that is said to be evaluated and registered as well."""
+    run = begin(make(tiny, name=name))
+    train(run)
+    write_json(run.evaluation(12) / "evaluation.json", {"images": []})
+    write_json(run.promotion_file, {"version": "1", "alias": "candidate"})
+    age(run.path, 40)
+    return run
+
+
+def test_old_finished_runs_go_where_asked_but_not_the_champions_nor_one_at_work(
+    tiny: dict[str, Any], root: Root, monkeypatch: pytest.MonkeyPatch
+):
+    old, champion, busy = (finished(tiny, name) for name in ("old", "champion", "busy"))
+    unfinished = begin(make(tiny, name="unfinished"))
+    age(unfinished.path, 40)
+    tracked = tracking.open_run(champion, champion.read_config())
+    age(champion.path, 40)
+    version = tracking.Version(1, "", "champion", tracked.run_id, 12, "", "", {}, {})
+    monkeypatch.setattr(tracking, "champion", lambda root: version)
+    with busy.locked():
+        assert [each.path for each in find_removable(root, days=30, runs=True)] == [old.path]
+    found = find_removable(root, days=30, runs=True)
+    assert {each.path for each in found} == {old.path, busy.path}
+    with busy.locked():
+        assert [each.path for each in found if remove(each)] == [old.path]
+    assert sorted(path.name for path in root.runs.iterdir()) == ["busy", "champion", "unfinished"]
+    assert find_removable(root, days=50, runs=True) == []
+
+
+def test_nothing_goes_where_mlflow_cannot_say_whose_the_champion_is(
+    tiny: dict[str, Any], root: Root, monkeypatch: pytest.MonkeyPatch
+):
+    finished(tiny, "old")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(tracking.TrackingUnavailable):
+        find_removable(root, days=30, runs=True)
