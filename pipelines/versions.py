@@ -5,7 +5,21 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("codecmill", "torch", "torchvision", "numpy", "pillow", "webdataset", "safetensors", "prefect", "mlflow")
+PACKAGES = (
+    "codecmill",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "deflate",
+    "isal",
+    "pyspng",
+    "constriction",
+    "webdataset",
+    "safetensors",
+    "prefect",
+    "mlflow",
+)
 
 
 def package_versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The commands: each finds out from disk what is to be done, and only then starts what it needs for it."""
+"""The commands by their names: those that look, compare and convert are here, those that run flows in working."""
 
 import os
 import shlex
@@ -9,16 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.cli import listing, starting
-from flows.cli.config_file import as_yaml, checked, combined, effective_config
+from flows.cli import listing, starting, working
+from flows.cli.config_file import as_yaml, effective_config
 from flows.cli.options import Arguments
-from flows.cli.starting import run_flow
 from pipelines import attendance, status
-from pipelines.config import RunConfig
-from pipelines.data.sources import find_images, find_sources
-from pipelines.errors import CodecmillError, InputError
-from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import go_on_with, merge
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import Root
 from tasks.dead_runs import put_right_beside
 
 if TYPE_CHECKING:
@@ -30,18 +26,18 @@ def perform(arguments: Arguments) -> None:
     if arguments.command != "doctor":  # which changes nothing
         put_right_beside(Root(arguments.root))
     {
-        "run": _run,
-        "shards": _shards,
-        "train": _run,
-        "evaluate": _evaluate,
-        "resume": _resume,
+        "run": working.run,
+        "shards": working.shards,
+        "train": working.run,
+        "evaluate": working.evaluate,
+        "resume": working.resume,
         "status": _status,
         "list": _list,
         "doctor": _doctor,
         "clean": _clean,
         "config": _config,
         "ui": _ui,
-        "demo": _demo,
+        "demo": working.demo,
         "sync": _sync,
         "audit": _audit,
         "export": _export,
@@ -223,110 +219,3 @@ def _found(arguments: Arguments, every: bool) -> "Iterator[Found]":
 
     with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
         yield find(arguments.what, Root(arguments.root.absolute()), Path(scratch), every)
-
-
-def _run(arguments: Arguments) -> None:
-    _work(effective_config(arguments.config_file, arguments.overrides).named(), arguments)
-
-
-def _resume(arguments: Arguments) -> None:
-    config = _config_of_run(arguments)
-    if arguments.allow_inexact:
-        run = Root(arguments.root).existing_run(arguments.run)
-        with run.locked():
-            go_on_with(run, merge(run.read_config(), config, allow_inexact=True))
-    _work(config, arguments)
-
-
-def _demo(arguments: Arguments) -> None:
-    from flows.cli.demo import demo_values
-
-    values = combined(demo_values(arguments.root), arguments.overrides)
-    _work(checked(values, None, arguments.overrides).named(), arguments)
-
-
-def _shards(arguments: Arguments) -> None:
-    config = effective_config(arguments.config_file, arguments.overrides).named()
-    find_sources(config)
-    shard_set = run_flow(starting.create_shards, config)
-    if arguments.json:
-        listing.print_json(shard_set)
-    else:
-        print(f"Shard set {shard_set.fingerprint} in {shard_set.path}")
-
-
-def _evaluate(arguments: Arguments) -> None:
-    config = _config_of_run(arguments)
-    _check_evaluation_images(config)
-    result = run_flow(starting.evaluation, config)
-    if arguments.json:
-        listing.print_json(result)
-    else:
-        print(f"PSNR {result.metrics['psnr']:.2f} dB over {result.images} images. Report: {result.report}")
-
-
-def _config_of_run(arguments: Arguments) -> RunConfig:
-    """A run's config with the given flags over it."""
-    run = Root(arguments.root).existing_run(arguments.run)
-    old = run.read_config().model_dump(mode="json", by_alias=True)
-    # The folder may have been moved since, or be named from another working directory.
-    values = combined(combined(old, arguments.overrides), {"root": str(arguments.root), "name": arguments.run})
-    return checked(values, run.config_file, arguments.overrides)
-
-
-def _work(config: RunConfig, arguments: Arguments) -> None:
-    """Do what of a run is missing, unless nothing is; then say where everything is."""
-    run = Root(config.root.absolute()).run(config.name)
-    if not _is_finished(run, config, arguments.command):
-        is_whole = arguments.command != "train"
-        _check_inputs(config, is_whole)
-        run_flow(starting.pipeline if is_whole else starting.training, config)
-    elif not arguments.json:
-        print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
-    found = status.run_status(run)
-    if arguments.json:
-        listing.print_json(found)
-    else:
-        listing.print_summary(found)
-
-
-def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:
-    """Whether disk has all that a config asks for.
-
-    Raises:
-        InputError: the run exists with settings that cannot change.
-    """
-    if not run.config_file.is_file():
-        return False
-    old = run.read_config()
-    unchanged = merge(old, config).model_copy(update={"root": old.root}) == old
-    wanted = {"shards", "training"} if command == "train" else {"shards", "training", "evaluation", "registration"}
-    stages = {stage.name for stage in status.run_status(run).stages if stage.state == "done"}
-    return unchanged and wanted <= stages
-
-
-def _check_inputs(config: RunConfig, is_whole: bool) -> None:
-    """Say what is not there before anything is started, not seconds or hours after.
-
-    Args:
-        is_whole: the model is to be evaluated as well.
-
-    Raises:
-        InputError: no images, none to evaluate, or no weights to start from.
-    """
-    if is_whole:
-        config.must_have_a_test_split()
-    run = Root(config.root.absolute()).run(config.name)
-    shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
-    if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
-        find_sources(config)
-    _check_evaluation_images(config)
-    source = config.training.start_from
-    begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
-    if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
-        raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
-
-
-def _check_evaluation_images(config: RunConfig) -> None:
-    if config.evaluation.images is not None:
-        find_images(config.evaluation.images, "evaluation.images", Root(config.root))
