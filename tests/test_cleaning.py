@@ -10,10 +10,11 @@ from conftest import make
 from test_command_line import codecmill
 from test_training import begin, train
 
-from pipelines import tracking
+from pipelines import checkpoints, tracking
 from pipelines.cleaning import find_removable, remove
 from pipelines.data.shards import create_shards
 from pipelines.durable_files import lock, write_json
+from pipelines.promotion import Decision
 from pipelines.run_directory import Root, RunDirectory
 
 
@@ -70,18 +71,21 @@ def finished(tiny: dict[str, Any], name: str) -> RunDirectory:
     return run
 
 
-def test_old_finished_runs_go_where_asked_but_not_the_champions_nor_one_at_work(
-    tiny: dict[str, Any], root: Root, monkeypatch: pytest.MonkeyPatch
-):
+def test_old_finished_runs_go_where_asked_but_not_the_champions_nor_one_at_work(tiny: dict[str, Any], root: Root):
     old, champion, busy = (finished(tiny, name) for name in ("old", "champion", "busy"))
     unfinished = begin(make(tiny, name="unfinished"))
     age(unfinished.path, 40)
-    tracked = tracking.open_run(champion, champion.read_config())
+    tracking.open_run(champion, champion.read_config())
+    last = checkpoints.latest(champion)
+    assert last is not None
+    number = tracking.register_model(
+        champion, last.path, last.sha256, last.manifest.shard_set, {"psnr": 30.0}, "0" * 64
+    )
+    tracking.promote(champion, number, Decision("champion", "The first."))
     age(champion.path, 40)
-    version = tracking.Version(1, "", "champion", tracked.run_id, 12, "", "", {}, {})
-    monkeypatch.setattr(tracking, "champion", lambda root: version)
     with busy.locked():
         assert [each.path for each in find_removable(root, days=30, runs=True)] == [old.path]
+    age(busy.path, 40)  # whoever holds a run has written into it
     found = find_removable(root, days=30, runs=True)
     assert {each.path for each in found} == {old.path, busy.path}
     with busy.locked():

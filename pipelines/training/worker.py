@@ -14,6 +14,7 @@ from types import FrameType
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
+from pipelines.process_memory import keep_freed_memory
 from pipelines.run_directory import RunDirectory
 from pipelines.training.following import SPOKEN
 from pipelines.training.heartbeat import Beat, open_heartbeat
@@ -37,6 +38,7 @@ class StopSignals:
 
 def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
+    keep_freed_memory()
     beat = open_heartbeat(attempt, int(os.environ["RANK"]))
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request)

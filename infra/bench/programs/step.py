@@ -10,6 +10,7 @@ from infra.bench.programs.serving import Measure, Parameters, figures, serve
 from pipelines.config import RunConfig
 from pipelines.data.images import HALF
 from pipelines.model.build import build_model
+from pipelines.process_memory import keep_freed_memory
 from pipelines.training import optimization
 from pipelines.training.machine import resolve
 from pipelines.training.step import TrainingStep
@@ -41,6 +42,7 @@ def _batch(config: RunConfig) -> torch.Tensor:
 
 def _default_step(config: RunConfig) -> Callable[[], None]:
     """What the trainer does with the settings that `auto` stands for here; clipping is one of them."""
+    keep_freed_memory()
     training = config.training
     if isinstance(training.threads, int):
         torch.set_num_threads(training.threads)
