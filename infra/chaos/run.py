@@ -100,6 +100,10 @@ class Watch:
         self._known = run.last_step()
         self._first_step: float | None = None
 
+    def take_as_known(self, step: int) -> None:
+        """Steps up to this one are none of what is waited for."""
+        self._known = step
+
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._begun
@@ -164,10 +168,11 @@ def _kill(run: SmallRun, process: "subprocess.Popen[bytes]", chance: random.Rand
             os.kill(each, signal.SIGKILL)
     watch = Watch(run, process)
     # Ranks that end with their command, or with another rank, may do a step yet.
-    while run.last_step() and ranks & run.ranks() and watch.seconds < GONE_SECONDS:
+    while victim != "a shard worker" and ranks & run.ranks() and watch.seconds < GONE_SECONDS:
         time.sleep(0.05)
-    kill = Kill(run.name, stage, victim, round(after, 2), run.last_step(), starts, orphans=0)
-    return kill, watch
+    reached = run.last_step()
+    watch.take_as_known(reached)
+    return Kill(run.name, stage, victim, round(after, 2), reached, starts, orphans=0), watch
 
 
 def _chosen(run: SmallRun, command: int, chance: random.Random) -> tuple[str, list[int]]:
