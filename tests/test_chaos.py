@@ -1,12 +1,182 @@
-"""A short campaign of kills at random moments, as `make chaos` runs a long one."""
+"""A short campaign of kills at random moments, as `make chaos` runs a long one, and whether its report is honest."""
 
 import json
+import random
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_training import PROJECT
+
+from infra.chaos import run as campaign
+from infra.chaos.results import Ending, Kill, faults_of, report_of, table
+from infra.chaos.small_runs import SmallRun
+
+FINE = Kill("run-001", "training", "everything", 8.0, 130, 1, 0, resumed=True, redone=5, recovery=9.04)
+ENDED = Ending("run-001", "run-001.log")
+
+
+def reported(kills: list[Kill], endings: list[Ending], wanted: int | None = None) -> dict[str, Any]:
+    return report_of(kills, endings, len(kills) if wanted is None else wanted, interval=25, seed=3, seconds=60)
+
+
+def test_a_campaign_in_which_all_went_well_is_told_stage_by_stage():
+    kills = [
+        FINE,
+        replace(FINE, stage="shards", victim="a shard worker", reached=0, starts=0, redone=None, recovery=None),
+        replace(FINE, run="run-002", redone=25, recovery=7.0),
+        replace(FINE, run="run-002", stage="evaluation", reached=400, redone=None, recovery=4.0),
+    ]
+    report = reported(kills, [ENDED, replace(ENDED, run="run-002")])
+    assert report["failures"] == []
+    assert (report["kills"], report["runs"], report["identical"], report["orphans"]) == (4, 2, 2, 0)
+    assert report["stages"]["training"] == {
+        "kills": 2,
+        "resumed": 2,
+        "identical": 2,
+        "most_steps_redone": 25,
+        "longest_recovery": 9.0,
+    }
+    assert report["stages"]["shards"]["longest_recovery"] is None
+    assert report["stages"]["evaluation"]["longest_recovery"] == 4.0
+    assert report["stages"]["end"]["kills"] == 0
+    assert json.loads(json.dumps(report))["victims"] == {"everything": 3, "a shard worker": 1}
+    assert "FAILED" not in table(report)
+
+
+def test_a_run_that_does_not_resume_is_in_the_report_with_its_kills_and_its_log():
+    kills = [FINE, replace(FINE, run="run-002"), replace(FINE, run="run-002", stage="evaluation", resumed=False)]
+    endings = [ENDED, Ending("run-002", "folder/run-002.log", failure="exit code 1")]
+    report = reported(kills, endings)
+    assert report["failures"] == [
+        "run-002 did not come to its end: exit code 1. Its log is folder/run-002.log.",
+        "run-002, killed in the stage 'evaluation' (everything), was not resumed.",
+    ]
+    stages = report["stages"]
+    assert (stages["training"]["kills"], stages["training"]["resumed"], stages["training"]["identical"]) == (2, 2, 1)
+    assert (stages["evaluation"]["kills"], stages["evaluation"]["resumed"]) == (1, 0)
+    assert (report["runs"], report["identical"]) == (2, 1)
+    assert "FAILED: run-002 did not come to its end" in table(report)
+
+
+@pytest.mark.parametrize(
+    ("kills", "ending", "wanted", "failure"),
+    [
+        ([FINE], ENDED, 2, "Only 1 of 2 kills were done."),
+        ([FINE], replace(ENDED, differing=["alias", "step"]), 1, "otherwise than the run left alone: alias, step."),
+        ([FINE], replace(ENDED, faults=["MLflow has it twice."]), 1, "run-001: MLflow has it twice."),
+        ([replace(FINE, redone=26)], ENDED, 1, "did 26 steps again; the checkpoint interval is 25."),
+        ([replace(FINE, orphans=2)], ENDED, 1, "left 2 processes alive."),
+    ],
+)
+def test_each_broken_promise_fails_the_campaign(kills: list[Kill], ending: Ending, wanted: int, failure: str):
+    report = reported(kills, [ending], wanted)
+    (found,) = report["failures"]
+    assert found.endswith(failure)
+    assert report["identical"] == (1 if ending == ENDED else 0)
+
+
+def database(file: Path, statuses: list[str], points: list[tuple[str, int]]) -> Path:
+    """The two tables of MLflow's that are looked at, as far as they are."""
+    with closing(sqlite3.connect(file)) as opened, opened:
+        opened.execute("CREATE TABLE runs (status TEXT)")
+        opened.execute("CREATE TABLE metrics (key TEXT, step INTEGER, value REAL, timestamp INTEGER)")
+        opened.executemany("INSERT INTO runs VALUES (?)", [(status,) for status in statuses])
+        opened.executemany("INSERT INTO metrics VALUES (?, ?, 1.5, 7)", points)
+    return file
+
+
+def test_what_is_wrong_in_mlflow_is_found_with_nothing_to_compare_it_with(tmp_path: Path):
+    losses = [("train/loss", step) for step in (1, 2, 3)]
+    assert faults_of(database(tmp_path / "fine", ["FINISHED"], [*losses, ("test/psnr", 3)]), steps=3) == []
+    twice = database(tmp_path / "twice", ["FINISHED"], [*losses, ("train/loss", 2), ("test/psnr", 3), ("test/psnr", 3)])
+    assert faults_of(twice, steps=3) == [
+        "MLflow has more than one value of test/psnr for step 3.",
+        "MLflow has more than one value of train/loss for step 2.",
+    ]
+    gap = database(tmp_path / "gap", ["RUNNING"], [*losses, ("train/psnr", 1), ("train/psnr", 3)])
+    assert faults_of(gap, steps=3) == [
+        "MLflow has runs that are ['RUNNING'], and not one, FINISHED.",
+        "MLflow has train/psnr of 2 steps, and not of each up to 3.",
+    ]
+    empty = database(tmp_path / "empty", ["FINISHED", "KILLED"], [])
+    assert [fault.partition(" of ")[0] for fault in faults_of(empty, steps=3)] == [
+        "MLflow has runs that are ['FINISHED', 'KILLED'], and not one, FINISHED.",
+        "MLflow has train/loss",
+    ]
+
+
+@dataclass(frozen=True)
+class Scripted(SmallRun):
+    """A run whose commands are shell scripts: the first, then others in its place."""
+
+    scripts: tuple[str, ...] = ()
+
+    def command(self) -> list[str]:
+        begun = len(self.log.read_bytes().splitlines())
+        return ["sh", "-c", f"echo begun; {self.scripts[min(begun, len(self.scripts) - 1)]}"]
+
+
+class AtOnce(random.Random):
+    """Chooses who is killed as ever, and kills half a second after each start."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("scripts", "failure", "resumed", "recovered"),
+    [
+        (("exec sleep 60", "exit 3"), "exit code 3", [False], [False]),
+        (("exit 4",), "exit code 4", [], []),
+        (("exec sleep 60", "exec sleep 60", "exit 0"), None, [True, True], [False, True]),
+        (("exec sleep 60", "exec sleep 60", "exit 1"), "exit code 1", [True, False], [False, False]),
+    ],
+)
+def test_commands_that_fail_end_their_run_and_not_the_campaign(
+    tmp_path: Path, scripts: tuple[str, ...], failure: str | None, resumed: list[bool], recovered: list[bool]
+):
+    """With real processes, though not codecmill's."""
+    run = Scripted(tmp_path, "scripted", steps=32, scripts=scripts)
+    run.log.touch()
+    kills, found = campaign.disturbed(run, wanted=2, usual=1.0, chance=AtOnce(1))
+    assert found == failure
+    assert [kill.resumed for kill in kills] == resumed
+    assert [kill.recovery is not None for kill in kills] == recovered
+    assert run.alive() == {}
+
+
+def test_a_run_that_says_it_is_done_and_has_made_nothing_is_a_failure(tmp_path: Path):
+    ending = campaign.ending_of(SmallRun(tmp_path, "empty", steps=32), None, {})
+    assert ending.failure is not None
+    assert ending.failure.startswith("what it should end with cannot be read (ValueError")
+
+
+def test_a_command_that_hangs_is_ended_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(campaign, "LONGEST_SECONDS", 1.0)
+    run = Scripted(tmp_path, "scripted", steps=32, scripts=("exec sleep 60",))
+    run.log.touch()
+    kills, found = campaign.disturbed(run, wanted=1, usual=1.0, chance=AtOnce(1))
+    assert (found, [kill.resumed for kill in kills]) == ("it did not end within 1 s", [False])
+    assert run.alive() == {}
+
+
+def test_what_was_done_again_is_told_by_the_ranks(tmp_path: Path):
+    run = SmallRun(tmp_path, "told", steps=400)
+    assert (run.interval, run.beginnings(), run.redone(0, 0)) == (25, [], None)
+    for number, said in enumerate(("Starting at step 0, warmed up in 0.1 s\n", "", "x\nResuming at step 50, w\n"), 1):
+        attempt = run.folder / "logs" / f"attempt_{number:02d}"
+        attempt.mkdir(parents=True)
+        (attempt / "output.log").write_text(said)
+    assert run.beginnings() == [0, 50]
+    assert run.redone(reached=73, starts=1) == 23
+    assert run.redone(reached=73, starts=2) is None
+    assert run.redone(reached=40, starts=0) == 40, "from the start: all of it"
 
 
 @pytest.mark.full
@@ -17,8 +187,12 @@ def test_runs_that_are_killed_anywhere_end_identical_to_one_that_is_left_alone(t
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "chaos" / "chaos.json").read_text())
-    assert report["kills"] == sum(row["resumed"] for row in report["stages"].values()) == 8
-    assert (report["identical"], report["differing"], report["orphans"]) == (report["runs"], {}, 0)
+    stages = report["stages"].values()
+    assert report["failures"] == []
+    assert report["kills"] == sum(row["resumed"] for row in stages) == sum(row["identical"] for row in stages) == 8
+    assert (report["identical"], report["orphans"]) == (report["runs"], 0)
+    assert max(row["most_steps_redone"] for row in stages) <= report["checkpoint_interval"]
+    assert any(kill["redone"] is not None for kill in report["each_kill"]), "ranks went on after none of them"
 
 
 @pytest.mark.full

@@ -4,38 +4,46 @@ import hashlib
 import json
 import math
 import pickle
+import re
 import shutil
+import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from test_command_line import refused
 from test_training import begin, train
 
-from flows.cli.config_file import effective_config
+from flows.cli.config_file import as_yaml, effective_config
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.earlier_sets import EarlierSets
 from pipelines.data.hashing import HashCache
 from pipelines.data.loading import training_batches
 from pipelines.data.shard_format import SPLITS, Manifest
-from pipelines.data.shard_index import SPAN
+from pipelines.data.shard_index import SPAN, read_index, write_index
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shard_verification import verify_shard
 from pipelines.durable_files import json_bytes, read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.results import REPORT, RESULT, TABLE, Broken, Evaluation, ImageRow, read_evaluation
+from pipelines.evaluation.stage import evaluate_run
 from pipelines.evaluation.summary import summary
 from pipelines.file_digests import file_sha256
 from pipelines.model.autoencoder import Autoencoder
+from pipelines.provenance.audit import audit
 from pipelines.provenance.explaining import explain
 from pipelines.provenance.locating import find
 from pipelines.provenance.verifying import verify
@@ -251,6 +259,126 @@ def test_a_tar_under_its_own_digests(run: RunDirectory, data: st.DataObject):
         read_shard_set(run)
 
 
+OUT = "escaped"
+"""Begins the name of every file that a hostile tar would leave outside."""
+
+
+def pointing_outside(number: int, key: str, contents: dict[str, bytes], outside: Path) -> list[tuple[str, str, bytes]]:
+    """A sample's members as (name, target of a symbolic link, content), which leave the folder in one of four ways."""
+    link = [[], [], [(f"{OUT}_link", str(outside), b"")], [(f"{OUT}_link", "../../..", b"")]][number % 4]
+    start = ["../../../", f"{outside}/", f"{OUT}_link/", f"{OUT}_link/"][number % 4]
+    files = [(f"{start}{OUT}_{key}.{suffix}", "", content) for suffix, content in contents.items()]
+    return [*link, *files]
+
+
+def rewrite_hostile(tar: Path, samples: int, outside: Path) -> None:
+    """Give the members of a tar names that point outside, and links; its index and the manifest are made to fit."""
+    content = tar.read_bytes()
+    spans = np.array(read_index(tar.with_suffix(".index"), samples, len(content)))
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as writer:
+        for number, span in enumerate(spans):
+            sample = content[span["offset"] : span["offset"] + span["size"]]
+            parts = {part: int(span[f"{part}_size"]) for part in ("json", "mask", "image") if span[f"{part}_size"]}
+            starts = {part: int(span[f"{part}_offset"]) for part in parts}
+            contents = {part: sample[starts[part] : starts[part] + size] for part, size in parts.items()}
+            span["offset"] = writer.offset
+            for name, target, data in pointing_outside(number, f"{number:04d}", contents, outside):
+                member = tarfile.TarInfo(name)
+                member.size, member.linkname = len(data), target
+                member.type = tarfile.SYMTYPE if target else tarfile.REGTYPE
+                writer.addfile(member, BytesIO(data))
+                if not target:
+                    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    span[f"{name.rpartition('.')[2]}_offset"] = writer.offset - padded - int(span["offset"])
+            span["size"] = writer.offset - int(span["offset"])
+    content = tar.read_bytes()
+    for span in spans:
+        span["crc32"] = zlib.crc32(content[span["offset"] : span["offset"] + span["size"]])
+    write_index(tar.with_suffix(".index"), spans)
+    resign(tar)
+    resign(tar.with_suffix(".index"))
+
+
+def escaped(base: Path) -> list[Path]:
+    """What hostile tars have left anywhere."""
+    return list(base.rglob(f"{OUT}*"))
+
+
+@pytest.fixture
+def deep_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory and that for temporary files, so far down that `../../..` stays in the test's folder."""
+    deep = tmp_path / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    return deep
+
+
+@pytest.mark.full
+def test_members_of_a_tar_that_point_outside_are_read_by_the_index_and_written_nowhere(
+    run: RunDirectory, tmp_path: Path, deep_inside: Path
+):
+    """All that is ever done with a shard set whose every digest fits: training, evaluation, audit, verification."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    root = deep_inside / "e" / "f" / "g" / "root"
+    shutil.copytree(run.root.path / "images", deep_inside / "images")
+    config = run.read_config().model_dump(mode="json") | {"name": "hostile", "root": str(root)}
+    config["data"] |= {"images": str(deep_inside / "images"), "max_patches_per_image": 6}
+    directory = begin(RunConfig.model_validate(config))
+    folder = directory.shard_set()
+    shard_set = ShardSet.open(folder)
+    pixels = {split: [sample.image for sample in shard_set.samples(split)] for split in SPLITS}
+    members: list[tarfile.TarInfo] = []
+    for row in shard_set.manifest.shards:
+        rewrite_hostile(folder / row.tar, row.samples, outside)
+        with tarfile.open(folder / row.tar) as tar:
+            members += tar.getmembers()
+    for start in ("../../../", f"{outside}/", f"{OUT}_link/"):
+        assert any(member.isreg() and member.name.startswith(start) for member in members)
+    assert {member.linkname for member in members if member.issym()} == {str(outside), "../../.."}
+    listed = sorted(folder.iterdir())
+
+    shard_set = ShardSet.open(folder)
+    assert shard_set.verify() == []
+    assert {split: [sample.image for sample in shard_set.samples(split)] for split in SPLITS} == pixels
+    last = train(directory)
+    evaluate_run(directory, last, shard_set, directory.read_config().evaluation)
+    assert (audit(directory).steps, audit(directory).faults) == (last.step, ())
+    verify(find(directory.path.name, directory.root, directory.path, every=False), with_sources=True)
+    read_shard_set(directory)
+    assert escaped(tmp_path) == []
+    assert list(outside.iterdir()) == []
+    assert sorted(folder.iterdir()) == listed
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["a tar", "a tar as early versions of torch wrote them"])
+def test_weights_in_a_tar_that_points_outside_are_refused_and_written_nowhere(
+    run: RunDirectory, tmp_path: Path, deep_inside: Path, legacy: bool
+):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    file = deep_inside / "classic.pt"
+    with tarfile.open(file, "w") as tar:
+        for number in range(4):
+            for name, target, data in pointing_outside(number, str(number), {"png": b"x"}, outside):
+                member = tarfile.TarInfo(name)
+                member.size, member.linkname = len(data), target
+                member.type = tarfile.SYMTYPE if target else tarfile.REGTYPE
+                tar.addfile(member, BytesIO(data))
+        if legacy:
+            for name in ("sys_info", "pickle", "storages", "tensors"):
+                member = tarfile.TarInfo(name)
+                content = pickle.dumps(_Bomb(outside / f"{OUT}_{name}"))
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+    with pytest.raises(CodecmillError, match=r"classic\.pt cannot be read as plain tensors, and nothing else is ever"):
+        load_weights(Autoencoder(run.read_config().model), file)
+    assert escaped(tmp_path) == []
+    assert list(outside.iterdir()) == []
+
+
 @quick
 @given(data=st.data())
 def test_the_cache_of_hashes(run: RunDirectory, data: st.DataObject):
@@ -431,6 +559,41 @@ def test_a_config_file(tmp_path_factory: pytest.TempPathFactory, lines: list[str
     file.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") if raw is None else raw)
     with allowed():
         effective_config(file, {})
+
+
+@settings(quick, max_examples=300)
+@given(data=st.data())
+def test_a_config_that_was_valid(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    """A whole config of ours, changed somewhere; what is still accepted can be printed and read again."""
+    file = tmp_path_factory.getbasetemp() / "once-valid.yaml"
+    normalization = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 2]}
+    given = {"name": "x-{date}", "data": {"images": "a/*.png", "normalization": normalization}}
+    whole = as_yaml(RunConfig.model_validate(given)).encode()
+    if data.draw(st.booleans()):
+        file.write_bytes(data.draw(bytes_from(whole)))
+    else:
+        file.write_text(yaml.safe_dump(data.draw(value_from(yaml.safe_load(whole)))))
+    with allowed():
+        config = effective_config(file, {})
+        file.write_text(as_yaml(config))
+        assert effective_config(file, {}) == config
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "name: !!python/object/apply:os.system ['touch executed']",
+        "!!python/object/apply:subprocess.run [[touch, executed]]",
+        "data: !!python/object/new:os.system ['touch executed']",
+        "training: {steps: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [executed]]}",
+    ],
+)
+def test_a_config_that_would_run_a_command_runs_none(tmp_path: Path, content: str):
+    (tmp_path / "c.yaml").write_text(content)
+    said = refused("run", "--config", "c.yaml", cwd=tmp_path)
+    problem = r"could not determine a constructor for the tag 'tag:yaml\.org,2002:python/object/\S+"
+    assert re.fullmatch(rf"codecmill: The config c\.yaml is no valid YAML: line 1: {problem}\n", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
 def test_a_config_of_a_billion_laughs_is_read_in_an_instant(tmp_path: Path):

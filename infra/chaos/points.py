@@ -9,6 +9,8 @@ import argparse
 import json
 import random
 import shutil
+import signal
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -20,6 +22,9 @@ from infra.chaos.results import result_of
 from infra.chaos.small_runs import SmallRun, make_pictures
 
 STEPS = 32
+INTERVAL = STEPS // 16
+"""Steps between checkpoints, the most that may be done again."""
+
 CRASHING = Path(__file__).parent / "crashing"
 
 
@@ -29,19 +34,20 @@ class Outcome:
 
     Attributes:
         reached: whether the point came at all; threads may pass it another number of times.
-        differing: in what the resumed run ended otherwise; None where it did not end.
+        redone: steps that were done again; None where there was none left to do.
+        differing: in what the resumed run ended otherwise, and what is wrong with its end; None where it did not end.
     """
 
     point: dict[str, Any]
     reached: bool
-    stage: str
-    redone: int
-    orphans: int
-    differing: list[str] | None
+    stage: str = ""
+    redone: int | None = None
+    orphans: int = 0
+    differing: list[str] | None = None
 
     @property
     def is_fine(self) -> bool:
-        return not self.reached or (self.differing == [] and not self.orphans)
+        return not self.reached or (self.differing == [] and not self.orphans and (self.redone or 0) <= INTERVAL)
 
 
 def main() -> int:
@@ -54,8 +60,11 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     make_pictures(folder / "pictures")
     record = folder / "record.jsonl"
-    seconds = SmallRun(folder, "alone", STEPS).finish(_environment({"CODECMILL_CRASH_RECORD": str(record)}))
-    alone = result_of(folder / "alone", "alone")
+    left_alone = SmallRun(folder, "alone", STEPS)
+    seconds = left_alone.finish(_environment({"CODECMILL_CRASH_RECORD": str(record)}))
+    if faults := left_alone.faults():
+        raise SystemExit("Already the run that was left alone did not end well: " + " ".join(faults))
+    alone = result_of(left_alone.root, left_alone.name)
     points = points_of(record)
     chosen = random.Random(arguments.seed).sample(points, min(len(points), arguments.points or len(points)))  # noqa: S311
     print(f"Left alone, a run takes {seconds:.0f} s and has {len(points)} crash points; {len(chosen)} are tried.")
@@ -95,17 +104,22 @@ def _crashed(run: SmallRun, point: dict[str, Any], alone: dict[str, str]) -> Out
     code = process.wait()
     if code == 0:
         shutil.rmtree(run.root)
-        return Outcome(point, False, "", 0, 0, None)
-    stage, redone, orphans = run.stage(), run.redone(), run.orphans()
+        return Outcome(point, False)
+    stage, orphans = run.stage(), run.orphans()
+    if code != -signal.SIGKILL:
+        print(f"{run.name} was not killed, but failed by itself, exit code {code}: {run.log}", flush=True)
+        return Outcome(point, True, stage, orphans=orphans)
+    reached, starts = run.last_step(), len(run.beginnings())
+    differing = None
     try:
         run.finish()
-        differing = run.differences(alone)
-    except (SystemExit, OSError, KeyError, ValueError, StopIteration) as error:
+        differing = run.differences(alone) + run.faults()
+    except (SystemExit, OSError, KeyError, ValueError, StopIteration, sqlite3.Error) as error:
         print(f"{run.name} did not come to its end: {error}", flush=True)
-        differing = None
-    if differing == []:
+    outcome = Outcome(point, True, stage, run.redone(reached, starts), orphans, differing)
+    if outcome.is_fine:
         shutil.rmtree(run.root)
-    return Outcome(point, True, stage, redone, orphans, differing)
+    return outcome
 
 
 def _told(outcome: Outcome) -> str:
@@ -114,7 +128,9 @@ def _told(outcome: Outcome) -> str:
     if not outcome.reached:
         return f"{where}: not reached"
     how = "not resumed" if outcome.differing is None else ", ".join(outcome.differing) or "identical"
-    return f"{where} ({outcome.stage}): {how}" + (f", {outcome.orphans} processes left" if outcome.orphans else "")
+    too_many = f", {outcome.redone} steps done again" if (outcome.redone or 0) > INTERVAL else ""
+    left = f", {outcome.orphans} processes left" if outcome.orphans else ""
+    return f"{where} ({outcome.stage}): {how}{too_many}{left}"
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -125,7 +141,7 @@ def table(outcomes: list[Outcome]) -> str:
         reached = [each for each in of if each.reached]
         resumed = sum(each.differing is not None for each in reached)
         identical = sum(each.differing == [] for each in reached)
-        redone = max((each.redone for each in reached), default=0)
+        redone = max((each.redone or 0 for each in reached), default=0)
         lines.append(f"{kind:12}{len(of):8}{len(reached):9}{resumed:9}{identical:11}{redone:13}")
     return "\n".join(lines)
 

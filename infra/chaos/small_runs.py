@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,11 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from infra.chaos.results import result_of
+from infra.chaos.results import faults_of, result_of
 
 PROJECT = Path(__file__).parents[2]
 GONE_SECONDS = 30.0
 """After which no process of a killed run may be alive."""
+
+LONGEST_SECONDS = 900.0
+"""After which a command that has not ended hangs: a whole run takes half a minute, on a busy machine some more."""
 
 _MARK = "CODECMILL_CHAOS"
 """The environment variable by which a run's processes are known, with the run's folder."""
@@ -62,19 +67,28 @@ class SmallRun:
         """What its commands have printed."""
         return self.campaign / f"{self.name}.log"
 
+    @property
+    def interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.steps // 16
+
     def start(self, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Begin it, or go on with it once it has a config; `more` is added to the environment."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
-        resumes = (self.folder / "config.json").is_file()
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "flows", *(self._resume() if resumes else self._run())],
+                self.command(),
                 cwd=PROJECT,
                 env=environment | {_MARK: str(self.root)} | dict(more or {}),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def command(self) -> list[str]:
+        """What begins it, or goes on with it."""
+        resumes = (self.folder / "config.json").is_file()
+        return [sys.executable, "-m", "flows", *(self._resume() if resumes else self._run())]
 
     def _resume(self) -> list[str]:
         return ["resume", self.name, "--root", str(self.root)]
@@ -92,16 +106,26 @@ class SmallRun:
             "training.crop_size": 32,
             "training.processes": 2,
             "training.precision": "float32",
-            "training.checkpoint_interval": self.steps // 16,
+            "training.checkpoint_interval": self.interval,
             "training.validation_interval": self.steps // 8,
             "training.keep_latest": 2,
         }
         return ["run", *(f"--{flag}={value}" for flag, value in (flags | dict(self.choices)).items())]
 
     def finish(self, more: Mapping[str, str] | None = None) -> float:
-        """Start it and wait for its end; returns the seconds."""
+        """Start it and wait for its end; returns the seconds.
+
+        Raises:
+            SystemExit: it failed, or did not end.
+        """
         begun = time.monotonic()
-        code = self.start(more).wait()
+        process = self.start(more)
+        try:
+            code = process.wait(LONGEST_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            self.kill()
+            process.wait()
+            raise SystemExit(f"{self.name} did not end within {LONGEST_SECONDS:.0f} s: {self.log}") from error
         if code != 0:
             raise SystemExit(f"{self.name} failed by itself, exit code {code}: {self.log}")
         return time.monotonic() - begun
@@ -117,6 +141,20 @@ class SmallRun:
                         found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
+    def kill(self) -> None:
+        """SIGKILL to all of them."""
+        for process in self.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def ranks(self) -> set[int]:
+        """Those of them that train."""
+        return {
+            process
+            for process, words in self.alive().items()
+            if "pipelines.training.worker" in words and "pipelines.training.agent" not in words
+        }
+
     def orphans(self) -> int:
         """How many of them are alive still when `GONE_SECONDS` have passed."""
         deadline = time.monotonic() + GONE_SECONDS
@@ -128,7 +166,7 @@ class SmallRun:
         """The first that is not done."""
         if not (self.folder / "shard_set.json").is_file():
             return "shards" if (self.folder / "config.json").is_file() else "start"
-        if self.last_step() < self.steps:
+        if not (self.folder / f"checkpoints/step_{self.steps:08d}/checkpoint.json").is_file():
             return "training"
         if not list(self.folder.glob("evaluation/*/evaluation.json")):
             return "evaluation"
@@ -143,12 +181,27 @@ class SmallRun:
                     return int(json.loads(line)["step"])
         return 0
 
-    def redone(self) -> int:
-        """Steps that are to be done again: those after the newest checkpoint."""
-        done = [path.parent.name for path in self.folder.glob("checkpoints/step_*/checkpoint.json")]
-        return self.last_step() - max((int(name[5:]) for name in done), default=0)
+    def beginnings(self) -> list[int]:
+        """The steps from which its ranks have gone on, one for each time that they began; 0 is the start."""
+        logs = sorted(self.folder.glob("logs/attempt_*/output.log"))
+        said = (re.findall(rb"(?:Resuming|Starting) at step (\d+)", log.read_bytes()) for log in logs)
+        return [int(step) for steps in said for step in steps]
+
+    def redone(self, reached: int, starts: int) -> int | None:
+        """Steps that were done again after a kill: by what the ranks themselves say, not by what is on disk.
+
+        Args:
+            reached: the last step before the kill.
+            starts: how often ranks had begun by then; None is returned where they have not begun since.
+        """
+        since = self.beginnings()[starts:]
+        return max(0, reached - since[0]) if since else None
 
     def differences(self, alone: dict[str, str]) -> list[str]:
         """In what it ends otherwise than the run that was left alone."""
         found = result_of(self.root, self.name)
-        return [what for what in alone if alone[what] != found.get(what)]
+        return [what for what in sorted(alone | found) if alone.get(what) != found.get(what)]
+
+    def faults(self) -> list[str]:
+        """What is wrong with its end, whatever others end with."""
+        return faults_of(self.root / "mlflow.db", self.steps)
