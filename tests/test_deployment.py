@@ -172,7 +172,16 @@ def long(tiny: dict[str, Any], name: str) -> RunConfig:
 def test_all_deployments_are_there_with_forms_and_the_nightly_schedule(services: Services):
     found = ask(services.api, "POST", "deployments/filter", {})
     by_name = {each["name"]: each for each in found}
-    assert set(by_name) == {"nightly", "pipeline", "shards", "training", "evaluation", "verification", "clean-up"}
+    assert set(by_name) == {
+        "nightly",
+        "pipeline",
+        "shards",
+        "training",
+        "evaluation",
+        "watch",
+        "verification",
+        "clean-up",
+    }
     form = by_name["pipeline"]["parameter_openapi_schema"]
     steps = form["definitions"]["TrainingConfig"]["properties"]["steps"]
     assert steps["minimum"] == 1

@@ -1,0 +1,27 @@
+"""New images looked for, added to the shard set, and learnt from once there are enough of them."""
+
+from prefect import flow
+from pydantic import PositiveInt
+
+from flows.pipeline import training_pipeline
+from flows.shards import create_shards
+from pipelines.config import RunConfig
+from tasks.runs import HOOKS, at_work
+from tasks.values import RunSummary
+from tasks.watching import news
+
+
+@flow(name="watch", flow_run_name="watch {config.data.images}", **HOOKS)
+def watch(config: RunConfig, enough: PositiveInt = 100) -> RunSummary | None:
+    """Bring the shard set up to date, which costs what is new; with enough of it, go on from the champion.
+
+    Args:
+        config: of the run that is started then; without a champion it starts from the beginning.
+        enough: images that the champion was not trained on.
+    """
+    at_work(config)
+    found = news(config, create_shards(config))
+    if found.images < enough:
+        return None
+    training = config.training.model_copy(update={"start_from": found.champion})
+    return training_pipeline(config.model_copy(update={"training": training}))
