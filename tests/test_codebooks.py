@@ -93,11 +93,15 @@ def test_the_entropy_loss_against_its_definition():
 
 
 def test_bits_have_the_number_of_their_code():
-    x = torch.tensor([[0.5, -2.0, 0.0]]).requires_grad_()
-    found = LFQ()(x)
+    found = LFQ()(torch.tensor([[0.5, -2.0, 0.0]]))
     assert found.values.tolist() == [[1, -1, 1]] and found.indices.tolist() == [5]
-    (gradient,) = torch.autograd.grad(found.values.sum(), x)
-    assert gradient.tolist() == [[1, 0, 1]]
+
+
+def test_the_gradient_of_a_bit_is_that_of_its_value_however_large():
+    x, weight = (3 * random(4, 5, 6)).requires_grad_(), random(4, 5, 6, seed=1)
+    assert (x.abs() > 1).any() and (x.abs() < 1).any()
+    (gradient,) = torch.autograd.grad(LFQ()(x).values, x, weight)
+    assert torch.equal(gradient, weight)
 
 
 @pytest.mark.parametrize("layer", [VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), LFQ()])
