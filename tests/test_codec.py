@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -101,6 +102,39 @@ def test_each_latent_has_one_pass_and_a_later_one_has_its_neighbours(context: st
                 row, column = y + dy * distance, x + dx * distance
                 assert not (0 <= row < height and 0 <= column < width) or known[0, 0, row, column]
         known |= here
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 90), (1, 1)])
+def test_reconstruct_is_the_forward_pass_of_the_image_padded_by_its_edge(codec: PictureCodec, size: tuple[int, int]):
+    model, levels = codec.model, to_tensor(picture(size[1], size[0]))
+    rows, columns = (torch.arange(-(-length // model.stride) * model.stride).clamp(max=length - 1) for length in size)
+    x = HALF.normalize(to_unit(levels[None], torch.float32))[:, :, rows][..., columns]
+    with torch.no_grad():
+        middle, coarse = (HALF.denormalize(model(x, step=step).image) for step in (None, torch.tensor([120.0])))
+    assert not torch.equal(middle, coarse)
+    model.train()  # which would want noise
+    for step, image in ((None, middle), (120.0, coarse)):
+        expected = image[0, :, : size[0], : size[1]]
+        assert torch.equal(model.reconstruct(levels, HALF, step), expected)
+        assert torch.equal(model.reconstruct(levels[None] / 255, HALF, step), expected[None])
+    assert model.training and not model.reconstruct(levels).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 32, 32), "(3, 32, 32): add the batch axis with x.unsqueeze(0), or call model.reconstruct(im"),
+        (torch.zeros(1, 3, 32, 32).byte(), "torch.uint8 of shape (1, 3, 32, 32): call model.reconstruct(image)"),
+        (torch.zeros(1, 3, 32, 30), "(1, 3, 32, 30): make H and W multiples of 4, or call model.reconstruct(image)"),
+    ],
+)
+def test_the_codec_says_how_to_mend_its_input_and_the_remedy_works(x: torch.Tensor, message: str):
+    model = codec_of("factorized").model
+    with pytest.raises(InputError, match=re.escape(message)):
+        model(x)
+    assert model.reconstruct(x).shape == x.shape
+    with pytest.raises(InputError, match=re.escape("(4, 8, 8): convert it first.")):
+        model.reconstruct(torch.zeros(4, 8, 8))
 
 
 def test_a_finer_step_costs_more_and_is_nearer(codec: PictureCodec):
