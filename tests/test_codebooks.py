@@ -21,6 +21,11 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def close(found: Tensor, expected: Tensor) -> None:
+    """To 1e-12, whatever the size of the numbers."""
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-12)
+
+
 def test_the_nearest_code_is_that_of_the_smallest_distance():
     vectors, codebook = random(50, 6), random(9, 6, seed=1)
     assert torch.equal(nearest_code(vectors, codebook), torch.cdist(vectors, codebook).argmin(dim=1))
@@ -44,8 +49,8 @@ def test_the_rotation_trick_is_a_rotation_of_the_gradient():
     (got,) = torch.autograd.grad(found, soft, gradient)
     for row in range(5):
         matrix = rotation(soft[row].detach(), hard[row])
-        assert torch.allclose(matrix @ soft[row].detach(), hard[row], atol=1e-12)
-        assert torch.allclose(got[row], matrix.T @ gradient[row], atol=1e-12)
+        close(matrix @ soft[row].detach(), hard[row])
+        close(got[row], matrix.T @ gradient[row])
 
 
 def test_a_vector_without_a_direction_gets_the_gradient_as_it_is():
@@ -66,7 +71,7 @@ def test_a_vector_quantiser_against_its_closed_form(rotated: bool):
     assert torch.equal(found.indices.flatten(), indices)
     assert torch.equal(found.values, layer.codebook.detach()[indices].view(2, 4, 2, 3).movedim(-1, 1))
     squares = (vectors - layer.codebook.detach()[indices]).square().view(2, -1).mean(dim=1)
-    assert torch.allclose(found.loss, 1.3 * squares, atol=1e-12)
+    close(found.loss, 1.3 * squares)
     gradient = random(2, 3, 4, 2, seed=4)
     total = (found.values * gradient).sum() + found.loss.sum()
     to_x, to_codes = torch.autograd.grad(total, (x, layer.codebook))
@@ -75,9 +80,9 @@ def test_a_vector_quantiser_against_its_closed_form(rotated: bool):
     if rotated:
         g = torch.stack([rotation(v, c).T @ each for v, c, each in zip(vectors, codes, g, strict=True)])
     expected = g + 0.3 * 2 * (vectors - codes) / (24 / 1)
-    assert torch.allclose(to_x.movedim(1, -1).reshape(-1, 3), expected, atol=1e-12)
+    close(to_x.movedim(1, -1).reshape(-1, 3), expected)
     drawn = torch.zeros_like(layer.codebook).index_add(0, indices, 2 * (codes - vectors) / 24)
-    assert torch.allclose(to_codes, drawn.detach(), atol=1e-12)
+    close(to_codes, drawn.detach())
 
 
 def test_the_entropy_loss_against_its_definition():
@@ -152,7 +157,7 @@ def test_moving_averages_against_their_definition():
         count = 0.9 * count + 0.1 * chosen.sum(dim=0) / 4
         total = 0.9 * total + 0.1 * chosen.T @ vectors / 4
         smooth = (count + 1e-5) / (count.sum() + 3e-5) * count.sum()
-        assert torch.allclose(layer.codebook, total / smooth[:, None], atol=1e-12)
+        close(layer.codebook, total / smooth[:, None])
     assert not layer.codebook.requires_grad
 
 
@@ -161,7 +166,7 @@ def test_halves_of_a_batch_say_what_the_batch_says():
     layer = VectorQuantizer(5, 3, decay=0.9).double()
     x = random(6, 3, 4, 4)
     halves = (statistics_of(layer, x[::2]).clone() + statistics_of(layer, x[1::2])) / 2
-    assert torch.allclose(halves, statistics_of(layer, x), atol=1e-12)
+    close(halves, statistics_of(layer, x))
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
