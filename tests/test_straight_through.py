@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,6 +55,11 @@ def gradient(output: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
     return result
 
 
+def first_of_two(x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a choice between each value and a score of 0 gives the value."""
+    return choose(torch.stack([x, torch.zeros_like(x)], dim=-1))[..., 0]
+
+
 QUANTISERS = {
     "round": round_ste,
     "clamped_round": lambda x: clamped_round(x, 5),
@@ -66,6 +72,10 @@ QUANTISERS = {
     "soft_round": lambda x: soft_round(x, 4.0),
     "soft_round_inverse": lambda x: soft_round_inverse(x, 4.0),
     "finite_scalar": lambda x: finite_scalar(x.reshape(1, 1, -1), [5]).reshape(x.shape),
+    "gumbel_softmax": lambda x: first_of_two(x, lambda scores: gumbel_softmax(scores, None, 0.7)),
+    "gumbel_softmax_st": lambda x: first_of_two(
+        x, lambda scores: GumbelSoftmaxST(0.7)(scores, torch.full_like(scores, 0.25))
+    ),
     "straight_through": lambda x: straight_through(x, x.detach().round()),
 }
 
@@ -328,6 +338,22 @@ def test_gumbel_softmax_draws_each_category_with_its_probability():
     }.items():
         with pytest.raises(CodecmillError, match=text):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_uniform_numbers_that_a_low_precision_rounds_to_0_and_1_give_draws_too(dtype: torch.dtype):
+    p = torch.tensor([0.6, 0.3, 0.1])
+    uniform = torch.rand(50_000, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+    uniform[0] = torch.tensor([0.0, 1.0, 0.0])
+    uniform[1] = torch.tensor([1.0, 0.0, 0.0])
+    assert dtype.itemsize > 2 or (uniform[2:] == 1).any()
+    logits = p.log().expand(50_000, 3).clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = GumbelSoftmaxST(1.0)(logits, uniform)
+    assert drawn.dtype == torch.float32 and torch.equal(drawn.sum(-1), torch.ones(50_000))
+    assert drawn[:2].tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert gradient(drawn, logits, normal(50_000, 3).float()).isfinite().all()
+    torch.testing.assert_close(drawn.mean(0), p, rtol=0, atol=5 * 0.5 / 50_000**0.5)  # five standard deviations
 
 
 @pytest.mark.parametrize("name", QUANTISERS)
