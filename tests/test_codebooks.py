@@ -1,6 +1,8 @@
 """Vectors to codes: values, gradients against closed forms in float64, and what is asked of every layer."""
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -111,7 +113,7 @@ def test_the_gradient_of_a_bit_is_that_of_its_value_however_large():
 
 @pytest.mark.parametrize("layer", [VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), LFQ()])
 def test_every_layer_takes_what_comes(layer: VectorQuantizer | LFQ):
-    """Low precision, strides, nothing at all, a compiler, and a round trip of its state."""
+    """Low precision, strides, nothing at all, and a compiler."""
     x = random(2, 6, 4, 5).float()
     expected = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -125,7 +127,31 @@ def test_every_layer_takes_what_comes(layer: VectorQuantizer | LFQ):
     (nothing.values.sum() + nothing.loss.sum()).backward()
     compiled = torch.compile(layer, backend="aot_eager")(x)
     assert torch.equal(compiled.values, expected.values)
-    layer.load_state_dict(layer.state_dict())
+
+
+@pytest.mark.parametrize("settings", [{}, {"rotation": True}, {"decay": 0.9}, {"decay": 0.9, "restart": 0.5}], ids=str)
+def test_another_instance_takes_over_the_state_and_goes_on_alike(settings: dict[str, Any]):
+    """Codes, counts and averages; also where codes are given up afterwards."""
+
+    def trained(layer: VectorQuantizer, seeds: range) -> VectorQuantizer:
+        for seed in seeds:
+            layer.absorb(statistics_of(layer, random(2, 3, 9, seed=seed).float()))
+        return layer.eval()
+
+    layer = trained(VectorQuantizer(8, 3, **settings), range(9))
+    other = VectorQuantizer(8, 3, seed=1, **settings).eval()
+    x = random(2, 3, 30, seed=20).float()
+    assert not torch.equal(other(x).values, layer(x).values)
+    other.load_state_dict(copy.deepcopy(layer.state_dict()), strict=True)
+    for _ in range(2):
+        for mine, its in zip(layer(x)[:3], other(x)[:3], strict=True):
+            assert torch.equal(its, mine)
+        own = dict(layer.named_buffers()) | dict(layer.named_parameters())
+        assert own.keys() >= {"codebook", "count", "total"}
+        for name, value in (dict(other.named_buffers()) | dict(other.named_parameters())).items():
+            assert torch.equal(value, own[name]), name
+        for each in (layer, other):
+            trained(each, range(10, 15))
 
 
 def test_other_channels_than_the_codebooks_are_named():

@@ -50,7 +50,9 @@ class SoftToHardQuantizer(nn.Module):
     """`soft_to_hard` over `levels` learned centres.
 
     The centres start one apart and symmetric about 0, where with sigma 1 the soft assignment has slope 1 between them.
-    `sigma` is a tensor of no dimension, so that a schedule can fill it and a compiled step sees what it says.
+    `sigma` is a tensor of no dimension, so that a schedule can fill it and a compiled step sees what it says. It is no
+    part of the state: no value depends on it, only gradients, and there it is a function of the step's number, which
+    the schedule fills in before each step. Weights that start another run, or are used, bring no hardness along.
     """
 
     sigma: Tensor
