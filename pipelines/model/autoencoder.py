@@ -42,11 +42,13 @@ class Reconstruction(NamedTuple):
         image: (N, 3, H, W), normalised.
         latents: quantised, (N, L, H / stride, W / stride).
         loss: what the quantiser adds to each sample's, (N,); None of most.
+        statistics: zero for each sample, (N,), to be added to its loss, so that codebooks are told; None of most.
     """
 
     image: Tensor
     latents: Tensor
     loss: Tensor | None = None
+    statistics: Tensor | None = None
 
 
 def _act(x: Tensor) -> Tensor:
@@ -202,7 +204,7 @@ class Autoencoder(nn.Module):
         check_images(x, self.stride, self.decoder.head.weight.dtype)
         latents = self.encoder(x)
         found = self.quantizer(latents, noise) if self._takes_noise else self.quantizer(latents)
-        quantised = found if isinstance(found, Quantised) else Quantised(found, None)
+        quantised = found if isinstance(found, Quantised) else Quantised(found)
         return Reconstruction(self.decoder(quantised.values), *quantised)
 
     @property

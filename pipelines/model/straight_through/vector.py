@@ -34,11 +34,14 @@ class VectorQuantized(NamedTuple):
         values: of the shape of the input.
         indices: of the codes, int64, of that shape without its axis of channels.
         loss: what draws codes to vectors and vectors to codes, one number a sample, (N,).
+        statistics: zero for each sample, (N,), to be added to its loss, whatever weight the loss above has there: its
+            gradient is what `absorb` wants. None in evaluation.
     """
 
     values: Tensor
     indices: Tensor
     loss: Tensor
+    statistics: Tensor | None = None
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -165,10 +168,9 @@ class VectorQuantizer(nn.Module):
         if self.decay is None:
             distance = distance + (hard - vectors.detach()).square()
         loss = distance.flatten(1).mean(dim=1) if distance.numel() else distance.new_zeros(len(x))
-        if self.training:
-            loss = loss + self._led_out(vectors.detach(), indices)
+        statistics = self._led_out(vectors.detach(), indices) if self.training else None
         values = (rotation_trick if self.rotation else straight_through)(vectors, hard.detach())
-        return VectorQuantized(values.movedim(-1, 1), indices, loss)
+        return VectorQuantized(values.movedim(-1, 1), indices, loss, statistics)
 
     def _led_out(self, vectors: Tensor, indices: Tensor) -> Tensor:
         """Zero a sample, (N,), whose gradient by `statistics` is how many vectors chose each code, and their sum."""
