@@ -113,7 +113,7 @@ def test_the_gradient_of_a_bit_is_that_of_its_value_however_large():
 
 @pytest.mark.parametrize("layer", [VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), LFQ()])
 def test_every_layer_takes_what_comes(layer: VectorQuantizer | LFQ):
-    """Low precision, strides, nothing at all, and a compiler."""
+    """Low precision, strides, and nothing at all."""
     x = random(2, 6, 4, 5).float()
     expected = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -125,8 +125,26 @@ def test_every_layer_takes_what_comes(layer: VectorQuantizer | LFQ):
     nothing = layer(empty)
     assert nothing.values.shape == (0, 6, 4, 5) and nothing.indices.shape == (0, 4, 5)
     (nothing.values.sum() + nothing.loss.sum()).backward()
-    compiled = torch.compile(layer, backend="aot_eager")(x)
-    assert torch.equal(compiled.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), VectorQuantizer(4, 6, decay=0.9), LFQ()],
+    ids=["by loss", "rotation", "moving averages", "lfq"],
+)
+def test_compiled_in_one_graph_values_and_gradients_equal_eager(layer: VectorQuantizer | LFQ):
+    torch.compiler.reset()
+    learned = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    weight = random(2, 6, 4, 5, seed=1).float()
+    results = []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False)):
+        x = random(2, 6, 4, 5).float().requires_grad_()
+        found = run(x)
+        total = (found.values * weight).sum() + sum(part.sum() for part in found[2:])
+        results.append((*found, *torch.autograd.grad(total, (x, *learned))))
+    assert len(results[0]) == len(results[1])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.equal(compiled, eager)
 
 
 @pytest.mark.parametrize("settings", [{}, {"rotation": True}, {"decay": 0.9}, {"decay": 0.9, "restart": 0.5}], ids=str)

@@ -134,7 +134,7 @@ def test_ms_ssim_is_that_of_torchmetrics_for_each_sample():
         ),
     ],
 )
-def test_distances_that_do_not_fit_the_run_are_refused(changes: dict[str, Any], message: str):
+def test_losses_that_do_not_fit_the_run_are_refused(changes: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=message):
         RunConfig.model_validate(changes)
 

@@ -479,3 +479,42 @@ def test_compiled_without_graph_breaks_all_equal_eager():
         results.append((output, *torch.autograd.grad(output, (x, model.soft_to_hard.centres), weight)))
     assert torch.equal(results[0][0][:-1], results[1][0][:-1])  # all but the smooth one have levels
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [UniformNoise(), UniversalQuantizer(), Binarizer(), GumbelSoftmaxST(0.7)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_compiled_in_one_graph_modules_with_noise_equal_eager(layer: nn.Module, training: bool):
+    torch.compiler.reset()
+    compiled = torch.compile(layer.train(training), backend="aot_eager", fullgraph=True, dynamic=False)
+    uniform = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
+    noise = uniform if isinstance(layer, GumbelSoftmaxST) else uniform - 0.5
+    can_be_hard = isinstance(layer, UniformNoise | UniversalQuantizer)
+    for is_hard in (False, True) if can_be_hard else (False,):
+        if can_be_hard:
+            layer.get_buffer("hard").fill_(is_hard)  # as a schedule does, without compiling again
+        results = []
+        for run in (layer, compiled):
+            x = normal(5, 8).float().requires_grad_()
+            output = run(x, noise)
+            results.append((output, gradient(output, x, normal(5, 8, scale=1.0).float())))
+        assert torch.equal(results[1][0], results[0][0])
+        assert torch.equal(results[1][1], results[0][1])
+        assert bool(results[0][1].any()) == (not (is_hard and training))
+
+
+def test_compiled_in_one_graph_the_inverse_of_soft_rounding_equals_eager():
+    torch.compiler.reset()
+
+    def inverse(y: Tensor) -> Tensor:
+        return soft_round_inverse(y, 4.0)
+
+    results = []
+    for run in (inverse, torch.compile(inverse, backend="aot_eager", fullgraph=True, dynamic=False)):
+        y = normal(50).float().requires_grad_()
+        output = run(y)
+        results.append((output, gradient(output, y, normal(50).float())))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
