@@ -29,7 +29,7 @@ from pipelines.config import LossConfig, ModelConfig, TrainingConfig
 from pipelines.data.images import Normalization, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
 from pipelines.model import codec as model_codec
-from pipelines.model.arithmetic import LIMIT, Exact, Floating, from_fixed, to_fixed
+from pipelines.model.arithmetic import FRACTION, LIMIT, WEIGHT_FRACTION, Exact, Floating, from_fixed, to_fixed
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.model.entropy import laplace
@@ -282,19 +282,55 @@ def test_a_large_picture_is_coded_in_parts_and_looks_as_if_it_were_not(entropy: 
     assert (difference.max() == 0) if entropy == "factorized" else (0 < difference.mean() < 2)
 
 
-@pytest.mark.parametrize("size", [8, 16])
-def test_exact_sums_are_the_same_in_any_batch_and_compiled(size: int):
+def in_whole_numbers(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """What `Exact.convolve` is to be, by its definition: int64, halves rounded up."""
+    weight = torch.round(layer.weight.detach().double() * 2**WEIGHT_FRACTION).long()
+    assert layer.bias is not None
+    bias = torch.round(layer.bias.detach().double() * 2 ** (WEIGHT_FRACTION + FRACTION)).long()
+    columns = torch.nn.functional.unfold(x, layer.kernel_size, padding=layer.padding[0], stride=layer.stride).long()
+    groups, taps = layer.groups, weight[0].numel()
+    sums = weight.view(groups, -1, taps) @ columns.view(len(x), groups, taps, -1)
+    sums = sums.view(len(x), len(weight), -1) + bias[:, None]
+    height = (x.shape[2] - 1) // layer.stride[0] + 1
+    rounded = (sums + 2 ** (WEIGHT_FRACTION - 1)) >> WEIGHT_FRACTION
+    return rounded.clamp(-LIMIT, LIMIT).view(len(x), len(weight), height, -1).double()
+
+
+def extreme_activations(size: int) -> torch.Tensor:
+    return torch.randint(-LIMIT, LIMIT, (size, 24, 9, 11), generator=torch.Generator().manual_seed(size)).double()
+
+
+CONVOLUTIONS = {
+    "plain": torch.nn.Conv2d(24, 16, 5, padding=2),
+    "strided": torch.nn.Conv2d(24, 16, 5, stride=2, padding=2),
+    "grouped": torch.nn.Conv2d(24, 24, 5, padding=2, groups=24),
+    "pointwise": torch.nn.Conv2d(24, 16, 1),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("size", [1, 8, 16, 32])
+def test_exact_sums_are_those_of_whole_numbers_in_any_batch(
+    name: str, onednn: bool, size: int, monkeypatch: pytest.MonkeyPatch
+):
     """So is what decides on probabilities: a path that is no plain sum would show here."""
-    layer = torch.nn.Conv2d(24, 16, 5, padding=2)
-    x = torch.randint(-LIMIT, LIMIT, (size, 24, 9, 11), generator=torch.Generator().manual_seed(0)).double()
-    one_by_one = torch.cat([Exact().convolve(layer, each[None]) for each in x])
-    assert torch.equal(Exact().convolve(layer, x), one_by_one)
+    layer, x = CONVOLUTIONS[name], extreme_activations(size)
+    expected = in_whole_numbers(layer, x)
+    assert expected.unique().numel() > 100
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", onednn)
+    assert torch.equal(Exact().convolve(layer, x), expected)
+
+
+@pytest.mark.parametrize(("name", "size"), [("plain", 8), ("plain", 16), ("strided", 16)])
+def test_exact_sums_are_those_of_whole_numbers_compiled(name: str, size: int):
+    layer, x = CONVOLUTIONS[name], extreme_activations(size)
 
     @torch.compile(backend="inductor", dynamic=False)
     def compiled(x: torch.Tensor) -> torch.Tensor:
         return Exact().activate(Exact().convolve(layer, x))
 
-    assert torch.equal(compiled(x), Exact().activate(one_by_one))
+    assert torch.equal(compiled(x), Exact().activate(in_whole_numbers(layer, x)))
 
 
 def test_exact_integers_are_near_the_floating_point_they_stand_for():
