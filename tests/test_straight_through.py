@@ -17,7 +17,7 @@ from pipelines.model.straight_through import (
     GumbelSoftmaxST,
     LowerBound,
     Round,
-    Sign,
+    SignSTE,
     SoftToHardQuantizer,
     UniformNoise,
     UniversalQuantizer,
@@ -418,7 +418,7 @@ def test_nan_comes_out_as_nan(name: str):
     [
         (Round(), round_ste),
         (ClampedRound(6), lambda x: clamped_round(x, 6)),
-        (Sign(), sign_ste),
+        (SignSTE(), sign_ste),
         (UniformNoise().eval(), round_ste),
         (UniversalQuantizer().eval(), round_ste),
         (Binarizer().eval(), sign_ste),

@@ -22,7 +22,7 @@ from pipelines.model.straight_through import (
     Binarizer,
     ClampedRound,
     Round,
-    Sign,
+    SignSTE,
     SoftToHardQuantizer,
     UniformNoise,
     UniversalQuantizer,
@@ -146,7 +146,7 @@ def _quantizer(config: ModelConfig) -> nn.Module:
         case "clamped_round":
             return ClampedRound(config.levels)
         case "sign":
-            return Sign()
+            return SignSTE()
         case "soft_to_hard":
             return SoftToHardQuantizer(config.levels, config.sigma)
         case "noise":

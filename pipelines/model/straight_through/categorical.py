@@ -34,7 +34,7 @@ def gumbel_softmax(logits: Tensor, noise: Tensor | None, temperature: float) -> 
 
 
 class GumbelSoftmaxST(nn.Module):
-    """`gumbel_softmax` with noise in training and without it in evaluation."""
+    """`gumbel_softmax` with noise in training and without it in evaluation (Jang 2017, arXiv:1611.01144)."""
 
     def __init__(self, temperature: float):
         super().__init__()
