@@ -307,6 +307,21 @@ def test_finite_scalars_have_the_closed_form_gradient_of_their_bound():
     assert FSQ([8, 4]).bits == 5
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 8])
+def test_finite_scalars_are_those_of_the_papers_listing(count: int):
+    """Mentzer 2023, appendix A.1; this bound is wider by a margin on either side of the listing's."""
+    z = normal(20_000, scale=1.5)
+    half = (count - 1) * (1 - 1e-3) / 2
+    offset = 0.0 if count % 2 else 0.5
+    bounded = torch.tanh(z + math.tan(offset / half)) * half - offset
+    margin = 1e-3 * (1 + (count - 1) / 2) + 1e-3  # the two margins, and what tan differs from the inverse of tanh
+    found = finite_scalar_bound(z[:, None], [count])[:, 0]
+    torch.testing.assert_close(found, bounded, rtol=0, atol=margin)
+    is_sure = (bounded - torch.floor(bounded) - 0.5).abs() > margin
+    assert is_sure.double().mean() > 0.95
+    assert torch.equal(finite_scalar(z[:, None], [count])[is_sure, 0], (bounded.round() / (count // 2))[is_sure])
+
+
 @pytest.mark.parametrize(("levels", "shape"), [([3, 4], (5, 3)), ([1], (5, 1)), ([4], (5,))])
 def test_finite_scalars_say_what_does_not_fit(levels: list[int], shape: tuple[int, ...]):
     with pytest.raises(CodecmillError, match="give it the number of levels of each channel"):
