@@ -62,9 +62,18 @@ def codec_of(entropy: str, seed: int = 0, spread: float = 0.02, context: str = "
     return PictureCodec(model.eval(), HALF, SHA256, Tables(model.tables))
 
 
-@pytest.fixture(params=["factorized", "checkerboard", "nested"])
+KINDS = ("nested", "checkerboard", "factorized")
+
+
+def codec_of_kind(kind: str, spread: float = 0.02) -> PictureCodec:
+    if kind == "factorized":
+        return codec_of(kind, spread=spread)
+    return codec_of("hyperprior", context=kind, spread=spread)
+
+
+@pytest.fixture(params=KINDS)
 def codec(request: pytest.FixtureRequest) -> PictureCodec:
-    return codec_of("factorized") if request.param == "factorized" else codec_of("hyperprior", context=request.param)
+    return codec_of_kind(request.param)
 
 
 def picture(width: int = 90, height: int = 61) -> Image.Image:
@@ -165,10 +174,10 @@ def test_what_is_read_is_what_the_model_says(codec: PictureCodec):
     assert len(content) - OVERHEAD == pytest.approx(estimate, rel=0.02, abs=8)
 
 
-@pytest.fixture(scope="module")
-def trained() -> PictureCodec:
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request: pytest.FixtureRequest) -> PictureCodec:
     """A codec whose probabilities fit: estimates of another differ from what its tables make of it."""
-    codec = codec_of("hyperprior", spread=0.0)
+    codec = codec_of_kind(request.param, spread=0.0)
     model = codec.model.train()
     step = TrainingStep(model, HALF, LossConfig(), TrainingConfig(precision="float32", channels_last=False), "cpu")
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -219,21 +228,22 @@ READ = """
 import os, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
-from test_codec import codec_of, symbols_of
+from test_codec import codec_of_kind, symbols_of
 from pipelines.codec.container import parse
 torch.backends.mkldnn.enabled = False
 assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 folder = Path(sys.argv[1])
-codec, content = codec_of("hyperprior"), (folder / "x.cmill").read_bytes()
+codec, content = codec_of_kind(sys.argv[2]), (folder / "x.cmill").read_bytes()
 codec.model.load_state_dict(load_file(folder / "weights"))  # random numbers too differ between instruction sets
 (folder / "symbols").write_bytes(symbols_of(codec, content).numpy().tobytes())
 (folder / "pixels").write_bytes(codec.decode(parse(content, "x")).tobytes())
 """
 
 
-def test_symbols_and_pixels_are_the_same_whatever_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_symbols_and_pixels_are_the_same_whatever_computes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Threads, kernels, another process with the plainest instructions."""
-    codec = codec_of("hyperprior")
+    codec = codec_of_kind(kind)
     content = codec.encode(picture(), codec.step_of(60))
     coded = parse(content, "x")
     symbols, pixels = symbols_of(codec, content), codec.decode(coded).tobytes()
@@ -248,7 +258,7 @@ def test_symbols_and_pixels_are_the_same_whatever_computes(tmp_path: Path, monke
     (tmp_path / "x.cmill").write_bytes(content)
     save_file(codec.model.state_dict(), tmp_path / "weights")
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", READ, str(tmp_path)], env=environment, check=True, cwd=PROJECT)
+    subprocess.run([sys.executable, "-c", READ, str(tmp_path), kind], env=environment, check=True, cwd=PROJECT)
     assert (tmp_path / "symbols").read_bytes() == symbols.numpy().tobytes()
     assert (tmp_path / "pixels").read_bytes() == pixels
 
