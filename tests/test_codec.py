@@ -23,6 +23,7 @@ from test_training import PROJECT
 from pipelines.codec import picture_codec
 from pipelines.codec.container import OVERHEAD, CodedPicture, parse
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
+from pipelines.codec.files import compress, decompress
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
 from pipelines.config import LossConfig, ModelConfig, TrainingConfig
@@ -34,6 +35,7 @@ from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.model.entropy import laplace
 from pipelines.model.entropy.hyperprior import PASSES
+from pipelines.run_directory import Root
 from pipelines.training.step import TrainingStep
 
 HALF = Normalization(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -469,6 +471,18 @@ def test_words_too_many_or_too_few_under_a_checksum_are_found(codec: PictureCode
             codec.decode(replace(coded, payload=coded.payload[: -4 * missing]))
 
 
+def test_of_several_files_the_damaged_one_is_named(tmp_path: Path):
+    codec = codec_of("factorized")
+    coded = parse(codec.encode(picture(24, 24), codec.step_of(50)), "x")
+    longer = replace(coded, payload=coded.payload + bytes(8))
+    files = [tmp_path / "a.cmill", tmp_path / "b.cmill"]
+    for file, each in zip(files, (coded, longer), strict=True):
+        file.write_bytes(each.to_bytes())
+    with pytest.raises(CodecmillError, match=r"b\.cmill cannot be decoded\. A coded picture does not end where its"):
+        list(decompress(files, tmp_path / "decoded", codec, Root(tmp_path)))
+    assert [file.name for file in (tmp_path / "decoded").iterdir()] == ["a.png"]
+
+
 def test_a_size_that_was_not_written_is_found_at_once(codec: PictureCodec):
     """However large it is: neither time nor memory goes by what a header claims."""
     coded = parse(codec.encode(picture(), codec.step_of(50)), "x")
@@ -602,9 +616,6 @@ def test_the_container_is_what_its_description_says():
 
 
 def test_pictures_of_other_modes_become_rgb(tmp_path: Path):
-    from pipelines.codec.files import compress, decompress
-    from pipelines.run_directory import Root
-
     codec = codec_of("factorized")
     files = []
     for mode in ("L", "P", "RGBA", "1", "CMYK", "I;16"):

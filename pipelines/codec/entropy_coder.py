@@ -103,6 +103,7 @@ class SymbolReader:
         if len(content) % 4:
             raise CodecmillError(f"A coded picture has a multiple of 4 bytes, but this one has {len(content)}.")
         self._tables = tables
+        # A writer's range shrinks by these bits or more; for each 32 of them it writes a word, and one for the rest.
         self._room = 8.0 * len(content)
         if symbols * tables.least_bits.min() > self._room:
             raise CodecmillError(f"A coded picture of {symbols:,} symbols does not fit into {len(content)} bytes.")
