@@ -471,6 +471,22 @@ def test_words_too_many_or_too_few_under_a_checksum_are_found(codec: PictureCode
             codec.decode(replace(coded, payload=coded.payload[: -4 * missing]))
 
 
+@pytest.mark.parametrize("scale", [0, 20, 88])
+def test_a_reader_that_is_asked_for_more_than_was_written_says_so_soon(scale: int):
+    """Where the range coder would read zeros for ever, in likely symbols and in unlikely ones."""
+    tables = Tables(laplace.frequency_tables())
+    scales, symbols = torch.full((500,), scale), torch.arange(500) % 7 - 3
+    writer = SymbolWriter(tables)
+    writer.code(scales, symbols)
+    reader = SymbolReader(tables, writer.content())
+    assert torch.equal(reader.code(scales), symbols)
+    with pytest.raises(CodecmillError, match="has fewer symbols than its size asks for: the file is damaged"):
+        for _ in range(100):
+            reader.code(torch.zeros(500, dtype=torch.int64))
+    with pytest.raises(CodecmillError, match=r"of 1,000,000,000 symbols does not fit into \d+ bytes"):
+        SymbolReader(tables, writer.content(), symbols=10**9)
+
+
 def test_of_several_files_the_damaged_one_is_named(tmp_path: Path):
     codec = codec_of("factorized")
     coded = parse(codec.encode(picture(24, 24), codec.step_of(50)), "x")
@@ -488,11 +504,11 @@ def test_a_size_that_was_not_written_is_found_at_once(codec: PictureCodec):
     coded = parse(codec.encode(picture(), codec.step_of(50)), "x")
     for width, height in ((400_000_000, 1), (20_000, 20_000), (9_000, 1_000), (180, 122)):
         begun = time.perf_counter()
-        with pytest.raises(CodecmillError, match=r"A coded picture (of|has fewer symbols than its size asks for)"):
+        with pytest.raises(CodecmillError, match=r"A coded picture (of|has fewer|does not belong to)"):
             codec.decode(replace(coded, width=width, height=height))
         assert time.perf_counter() - begun < 10
     for width, height in ((45, 61), (4, 4)):
-        with pytest.raises(CodecmillError, match=r"A coded picture (has fewer|does not end where its last symbol)"):
+        with pytest.raises(CodecmillError, match=r"A coded picture (has fewer|does not end|does not belong to)"):
             codec.decode(replace(coded, width=width, height=height))
 
 
