@@ -239,7 +239,8 @@ class LossConfig(Section):
         default=None,
         ge=0,
         le=1e4,
-        description="Weight of the loss that vq and lfq have of their own; null: 0.1 of vq, 0.001 of lfq",
+        description="Weight of the loss that vq and lfq have of their own, not of vq's moving averages; null: 0.1 of "
+        "vq, 0.001 of lfq",
     )
     mask_weight: float = Field(
         default=4.0, ge=0, le=1e4, description="Weight of pixels inside a mask, where all others have 1"
@@ -353,6 +354,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         self._check_distortion()
+        if self.model.quantizer == "vq" and self.model.codebook_decay is None and self.loss.quantizer_weight == 0:
+            raise ValueError(
+                "loss.quantizer_weight 0 leaves the codes of vq as they start: give it a weight, or the codes a "
+                "model.codebook_decay"
+            )
         metric = self.evaluation.promotion_metric
         if metric.startswith("bd_rate") and self.model.entropy == "none":
             raise ValueError(f"evaluation.promotion_metric {metric} needs a codec: model.entropy factorized, say")

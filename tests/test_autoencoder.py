@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.config import ModelConfig
+from pipelines.config import LossConfig, ModelConfig, TrainingConfig
 from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError, InputError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.straight_through import nearest_centre
 from pipelines.training.codebooks import absorb, learned_parameters
-from pipelines.training.step import QUANTIZER_WEIGHTS
+from pipelines.training.step import QUANTIZER_WEIGHTS, TrainingStep
 
 QUARTERS = Normalization(mean=(0.25, 0.25, 0.25), std=(0.25, 0.25, 0.25))
 SMALL = ModelConfig(channels=8, latent_channels=6, downsamplings=2, codes=64, code_channels=3)
@@ -123,6 +123,8 @@ def test_a_few_steps_reach_every_weight_and_lower_the_loss(quantizer: str):
         model.zero_grad()
         # Weights are for errors on the scale 0 to 1: on this one they are 16 times as large.
         loss = error if output.loss is None else error + 16 * QUANTIZER_WEIGHTS[quantizer] * output.loss.mean()
+        if output.statistics is not None:
+            loss = loss + output.statistics.mean()
         loss.backward()
         absorb(model, 1.0)
         optimizer.step()
@@ -130,6 +132,22 @@ def test_a_few_steps_reach_every_weight_and_lower_the_loss(quantizer: str):
     assert losses[-1] < 0.8 * losses[0]
     still = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
     assert [name for name in still if not name.endswith(".statistics")] == []
+
+
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_what_a_codebook_is_told_depends_on_no_weight_of_the_loss(decay: float | None):
+    config = SMALL.model_copy(update={"quantizer": "vq", "codebook_decay": decay})
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    told = []
+    for weight in (0.0, 0.1, 7.0):
+        loss = LossConfig(quantizer_weight=weight)
+        step = TrainingStep(Autoencoder(config), QUARTERS, loss, TrainingConfig(precision="float32"), "cpu")
+        step(images, None, None).loss.mean().backward()
+        statistics = step.get_parameter("model.quantizer.codes.statistics").grad
+        assert statistics is not None
+        told.append(statistics)
+    assert told[0][:, 0].sum().item() == pytest.approx(2 * 8 * 8), "of each sample, two vectors a place"
+    assert torch.equal(told[1], told[0]) and torch.equal(told[2], told[0])
 
 
 def test_noise_is_wanted_by_one_quantiser_in_training_only():

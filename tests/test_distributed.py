@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
-from test_training import begin
+from safetensors.torch import load_file
+from test_training import begin, train
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
+from pipelines.model.build import build_model
 from pipelines.training.distributed import digest
 from pipelines.training.journal import read
 
@@ -102,6 +104,35 @@ except Exception as error:
     assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
     assert [line["step"] for line in read(directory.journal)] == [1, 2]
     assert checkpoints.steps_on_disk(directory) == []
+
+
+QUANTISERS: dict[str, dict[str, Any]] = {
+    "vq": {"quantizer": "vq", "codes": 8, "code_channels": 2},
+    "vq by the loss": {"quantizer": "vq", "codes": 8, "code_channels": 2, "codebook_decay": None},
+    "gumbel": {"quantizer": "gumbel", "codes": 8, "code_channels": 2},
+    "lfq": {"quantizer": "lfq"},
+    "fsq": {"quantizer": "fsq", "levels": 5},
+    "soft_to_hard": {"quantizer": "soft_to_hard", "levels": 5, "final_sigma": 8.0},
+    "binarizer": {"quantizer": "binarizer"},
+    "universal": {"quantizer": "universal"},
+}
+
+
+@pytest.mark.parametrize("name", ["vq", *(pytest.param(name, marks=pytest.mark.full) for name in [*QUANTISERS][1:])])
+def test_every_quantiser_trains_on_two_ranks_as_on_one(tiny: dict[str, Any], name: str):
+    """Plainly data-parallel; that both ranks hold the same bits is proved after each step, or the training fails."""
+    weights = []
+    for processes in (1, 2):
+        training = {"processes": processes, "steps": 6, "replica_check_interval": 1, "precision": "float64"}
+        config = make(tiny, name=f"on-{processes}", model=QUANTISERS[name], training=training)
+        directory = begin(config)
+        weights.append(load_file(train(directory).path / checkpoint_format.WEIGHTS))
+        assert [line["step"] for line in read(directory.journal)] == list(range(1, 7))
+    start = build_model(config.model, config.seed).double().state_dict()
+    stays = (".statistics", ".total") if config.model.codebook_decay is None else (".statistics",)
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-9, atol=1e-9, msg=key)
+        assert torch.equal(value, start[key]) == key.endswith(stays), key
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])

@@ -128,9 +128,13 @@ def test_ms_ssim_is_that_of_torchmetrics_for_each_sample():
             "takes no data.masks",
         ),
         ({"loss": {"distortion": "l1"}, "model": {"entropy": "factorized"}}, "takes loss.distortion mse or ms_ssim"),
+        (
+            {"loss": {"quantizer_weight": 0}, "model": {"quantizer": "vq", "codebook_decay": None}},
+            "quantizer_weight 0 leaves the codes of vq as they start: give it a weight, or the codes a model.codebook_",
+        ),
     ],
 )
-def test_distances_that_do_not_fit_the_run_are_refused(changes: dict[str, Any], message: str):
+def test_losses_that_do_not_fit_the_run_are_refused(changes: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=message):
         RunConfig.model_validate(changes)
 

@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pipelines.model.straight_through import (
     GumbelSoftmaxST,
     LowerBound,
     Round,
-    Sign,
+    SignSTE,
     SoftToHardQuantizer,
     UniformNoise,
     UniversalQuantizer,
@@ -54,6 +55,11 @@ def gradient(output: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
     return result
 
 
+def first_of_two(x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a choice between each value and a score of 0 gives the value."""
+    return choose(torch.stack([x, torch.zeros_like(x)], dim=-1))[..., 0]
+
+
 QUANTISERS = {
     "round": round_ste,
     "clamped_round": lambda x: clamped_round(x, 5),
@@ -66,6 +72,10 @@ QUANTISERS = {
     "soft_round": lambda x: soft_round(x, 4.0),
     "soft_round_inverse": lambda x: soft_round_inverse(x, 4.0),
     "finite_scalar": lambda x: finite_scalar(x.reshape(1, 1, -1), [5]).reshape(x.shape),
+    "gumbel_softmax": lambda x: first_of_two(x, lambda scores: gumbel_softmax(scores, None, 0.7)),
+    "gumbel_softmax_st": lambda x: first_of_two(
+        x, lambda scores: GumbelSoftmaxST(0.7)(scores, torch.full_like(scores, 0.25))
+    ),
     "straight_through": lambda x: straight_through(x, x.detach().round()),
 }
 
@@ -297,6 +307,21 @@ def test_finite_scalars_have_the_closed_form_gradient_of_their_bound():
     assert FSQ([8, 4]).bits == 5
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 8])
+def test_finite_scalars_are_those_of_the_papers_listing(count: int):
+    """Mentzer 2023, appendix A.1; this bound is wider by a margin on either side of the listing's."""
+    z = normal(20_000, scale=1.5)
+    half = (count - 1) * (1 - 1e-3) / 2
+    offset = 0.0 if count % 2 else 0.5
+    bounded = torch.tanh(z + math.tan(offset / half)) * half - offset
+    margin = 1e-3 * (1 + (count - 1) / 2) + 1e-3  # the two margins, and what tan differs from the inverse of tanh
+    found = finite_scalar_bound(z[:, None], [count])[:, 0]
+    torch.testing.assert_close(found, bounded, rtol=0, atol=margin)
+    is_sure = (bounded - torch.floor(bounded) - 0.5).abs() > margin
+    assert is_sure.double().mean() > 0.95
+    assert torch.equal(finite_scalar(z[:, None], [count])[is_sure, 0], (bounded.round() / (count // 2))[is_sure])
+
+
 @pytest.mark.parametrize(("levels", "shape"), [([3, 4], (5, 3)), ([1], (5, 1)), ([4], (5,))])
 def test_finite_scalars_say_what_does_not_fit(levels: list[int], shape: tuple[int, ...]):
     with pytest.raises(CodecmillError, match="give it the number of levels of each channel"):
@@ -328,6 +353,22 @@ def test_gumbel_softmax_draws_each_category_with_its_probability():
     }.items():
         with pytest.raises(CodecmillError, match=text):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_uniform_numbers_that_a_low_precision_rounds_to_0_and_1_give_draws_too(dtype: torch.dtype):
+    p = torch.tensor([0.6, 0.3, 0.1])
+    uniform = torch.rand(50_000, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+    uniform[0] = torch.tensor([0.0, 1.0, 0.0])
+    uniform[1] = torch.tensor([1.0, 0.0, 0.0])
+    assert dtype.itemsize > 2 or (uniform[2:] == 1).any()
+    logits = p.log().expand(50_000, 3).clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = GumbelSoftmaxST(1.0)(logits, uniform)
+    assert drawn.dtype == torch.float32 and torch.equal(drawn.sum(-1), torch.ones(50_000))
+    assert drawn[:2].tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert gradient(drawn, logits, normal(50_000, 3).float()).isfinite().all()
+    torch.testing.assert_close(drawn.mean(0), p, rtol=0, atol=5 * 0.5 / 50_000**0.5)  # five standard deviations
 
 
 @pytest.mark.parametrize("name", QUANTISERS)
@@ -392,7 +433,7 @@ def test_nan_comes_out_as_nan(name: str):
     [
         (Round(), round_ste),
         (ClampedRound(6), lambda x: clamped_round(x, 6)),
-        (Sign(), sign_ste),
+        (SignSTE(), sign_ste),
         (UniformNoise().eval(), round_ste),
         (UniversalQuantizer().eval(), round_ste),
         (Binarizer().eval(), sign_ste),
@@ -452,4 +493,43 @@ def test_compiled_without_graph_breaks_all_equal_eager():
             output = run(x, noise)
         results.append((output, *torch.autograd.grad(output, (x, model.soft_to_hard.centres), weight)))
     assert torch.equal(results[0][0][:-1], results[1][0][:-1])  # all but the smooth one have levels
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [UniformNoise(), UniversalQuantizer(), Binarizer(), GumbelSoftmaxST(0.7)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_compiled_in_one_graph_modules_with_noise_equal_eager(layer: nn.Module, training: bool):
+    torch.compiler.reset()
+    compiled = torch.compile(layer.train(training), backend="aot_eager", fullgraph=True, dynamic=False)
+    uniform = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
+    noise = uniform if isinstance(layer, GumbelSoftmaxST) else uniform - 0.5
+    can_be_hard = isinstance(layer, UniformNoise | UniversalQuantizer)
+    for is_hard in (False, True) if can_be_hard else (False,):
+        if can_be_hard:
+            layer.get_buffer("hard").fill_(is_hard)  # as a schedule does, without compiling again
+        results = []
+        for run in (layer, compiled):
+            x = normal(5, 8).float().requires_grad_()
+            output = run(x, noise)
+            results.append((output, gradient(output, x, normal(5, 8, scale=1.0).float())))
+        assert torch.equal(results[1][0], results[0][0])
+        assert torch.equal(results[1][1], results[0][1])
+        assert bool(results[0][1].any()) == (not (is_hard and training))
+
+
+def test_compiled_in_one_graph_the_inverse_of_soft_rounding_equals_eager():
+    torch.compiler.reset()
+
+    def inverse(y: Tensor) -> Tensor:
+        return soft_round_inverse(y, 4.0)
+
+    results = []
+    for run in (inverse, torch.compile(inverse, backend="aot_eager", fullgraph=True, dynamic=False)):
+        y = normal(50).float().requires_grad_()
+        output = run(y)
+        results.append((output, gradient(output, y, normal(50).float())))
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)

@@ -167,6 +167,25 @@ def test_precision_and_compilation_resume_to_the_same_bits(tiny: dict[str, Any],
 
 
 @pytest.mark.full
+def test_a_codec_on_two_ranks_resumes_to_the_same_bits(tiny: dict[str, Any]):
+    """Its steps and noise are drawn again as they were, its transform is not computed again; in bf16."""
+    model = {"entropy": "hyperprior", "latent_channels": 12, "entropy_channels": 8, "hyper_channels": 4}
+    training = {"processes": 2, "precision": "bf16", "checkpoint_interval": 2}
+    whole = begin(make(tiny, name="whole", model=model, training=training))
+    train(whole)
+    parts = begin(make(tiny, name="parts", model=model, training=training))
+    for at in (3, 8):
+        process = start(parts)
+        wait_for(lambda at=at: steps_done(parts) >= at)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not ranks_alive(parts), seconds=10)
+    train(parts)
+    assert len(list(parts.logs.iterdir())) == 3
+    assert result(parts) == result(whole)
+
+
+@pytest.mark.full
 def test_another_number_of_ranks_sees_the_same_samples(tiny: dict[str, Any]):
     """In float64 the losses of 1 rank, of 3 ranks, and of 2 then 3 ranks agree to 1e-9."""
     losses = {}

@@ -3,10 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.errors import InputError
+
 if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.codec.picture_codec import PictureCodec
+
+PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
+"""Modes that no file has, for alpha is multiplied in or belongs to a palette, and what they are written as."""
+
+WRITTEN = {"PNG": ("1", "L", "LA", "P", "RGBA", "I;16", "I;16B"), "TIFF": ("I", "I;16L", "CMYK", "LAB")}
+"""Modes that a file says more of than Pillow's own conversion knows, and the format that keeps them as they are."""
 
 
 def encode(
@@ -19,7 +27,7 @@ def encode(
     """The content of a `.cmill` file of a picture.
 
     Args:
-        image: of any size and mode; transparent pixels show white.
+        image: of any size and any mode but F; transparent pixels show white.
         quality: 1 to 100.
         model: a run, a checkpoint's folder or an address in MLflow; by default the champion under the root. For many
             pictures open it once: `pipelines.codec.opening.open_codec`.
@@ -63,15 +71,29 @@ def _opened(model: "str | PictureCodec | None", root: str | Path) -> "PictureCod
 
 
 def _as_rgb(image: "Image.Image") -> "Image.Image":
-    """The picture as the same picture in a file would be read: 16 bits to 8, transparent pixels white."""
+    """The picture as the same one in a file would be read: 16 bits to 8 by round(v / 257), transparent pixels white.
+
+    Raises:
+        InputError: its samples have no defined scale, or one that no picture has.
+    """
     from io import BytesIO
 
-    from pipelines.data.images import open_image
+    from pipelines.data.images import ImageError, open_image
 
     if image.mode == "RGB":
         return image
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGBA", "I", "I;16"):  # no modes of PNG, and without transparency
+    if image.mode == "F":
+        raise InputError(
+            "A picture of mode F cannot be coded, for floating-point samples have no defined scale: bring them to "
+            "0 to 255 and convert it to L."
+        )
+    image = image.convert(PLAIN_ALPHA.get(image.mode, image.mode))
+    format_ = next((name for name, modes in WRITTEN.items() if image.mode in modes), None)
+    if format_ is None:  # without depth or transparency: Pillow's own way is the only one
         return image.convert("RGB")
     file = BytesIO()
-    image.save(file, format="PNG", compress_level=1)
-    return open_image(file.getvalue())
+    image.save(file, format=format_, **({"compression": "raw"} if format_ == "TIFF" else {"compress_level": 1}))
+    try:
+        return open_image(file.getvalue())
+    except ImageError as error:
+        raise InputError(f"A picture of mode {image.mode} cannot be coded: {error}") from error

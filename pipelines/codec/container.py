@@ -1,14 +1,15 @@
 """The file of a coded picture, `.cmill`: what a reader must know, and the coded symbols, each under its checksum.
 
 Little-endian: magic `CMIL`, version (1 byte), width and height (4 bytes each), 256 log2 of the quantiser's step in grey
-levels (2 bytes), sha256 of the model's weights (32 bytes), bytes of the payload (4 bytes), CRC-32 of all before it
-(4 bytes), the payload, CRC-32 of the payload (4 bytes).
+levels (2 bytes, 256 to 2048: steps from 2 to 256), sha256 of the model's weights (32 bytes), bytes of the payload (4
+bytes), CRC-32 of all before it (4 bytes), the payload, CRC-32 of the payload (4 bytes).
 """
 
 import struct
 import zlib
 from dataclasses import dataclass
 
+from pipelines.config import LARGEST_STEP, SMALLEST_STEP
 from pipelines.data.picture_limits import MAX_PIXELS
 from pipelines.errors import InputError
 
@@ -54,7 +55,7 @@ def parse(content: bytes, name: str) -> CodedPicture:
         name: of the file, for messages.
 
     Raises:
-        InputError: it is no such file, of another version, cut, altered, or of an impossible size.
+        InputError: it is no such file, of another version, cut, altered, or of an impossible size or step.
     """
     if not content.startswith(MAGIC):
         raise InputError(f"{name} is no {SUFFIX} file: it does not begin with {MAGIC.decode()}.")
@@ -76,4 +77,9 @@ def parse(content: bytes, name: str) -> CodedPicture:
         raise InputError(f"{name} is damaged: its content does not have the checksum that it names. Get it again.")
     if not 0 < width * height <= MAX_PIXELS:
         raise InputError(f"{name} claims {width} x {height} pixels; there must be some, and {MAX_PIXELS:,} at most.")
+    if not SMALLEST_STEP <= 2 ** (step / 256) <= LARGEST_STEP:
+        raise InputError(
+            f"{name} claims a quantiser step of {2 ** (step / 256):.4g} grey levels; there are {SMALLEST_STEP:g} to "
+            f"{LARGEST_STEP:g}."
+        )
     return CodedPicture(width, height, step, model.hex(), payload)

@@ -22,11 +22,19 @@ ESCAPE_BITS = 16
 """An escaped symbol is at most 2^16 - 1 beyond the largest that has an entry."""
 
 
+ROUNDED_UP = 2
+"""What `constriction` adds to an entry of a table at most: one, that none be zero, and one by its own rounding."""
+
+
 class Tables:
     """The probabilities that a model's symbols are coded with.
 
     Args:
         frequencies: `laplace.frequency_tables` as the model holds them, int32 (scales, symbols).
+
+    Attributes:
+        models: one of `constriction` a scale.
+        least_bits: that a symbol takes, (scales, symbols), float64.
 
     Raises:
         CodecmillError: they are no such tables.
@@ -37,6 +45,7 @@ class Tables:
         if counts.ndim != 2 or counts.shape[1] != ESCAPE + 1 or counts.min() < 1 or (counts.sum(axis=1) != TOTAL).any():
             raise CodecmillError("The model's tables of probabilities are none: it is damaged, or of another version.")
         self.models = [stream.model.Categorical(row / TOTAL, perfect=False) for row in counts]
+        self.least_bits = np.log2(TOTAL) - np.log2(np.minimum(counts.astype(np.int64) + ROUNDED_UP, TOTAL))
 
 
 class SymbolWriter:
@@ -78,14 +87,26 @@ class SymbolWriter:
 class SymbolReader:
     """Reads what a `SymbolWriter` wrote, asked for the same parts in the same order.
 
+    A range decoder does not know its end: it finds zeros there for ever. So what symbols take at least is counted, and
+    a reader that is asked for more than was written says so soon, whatever size a damaged file claims.
+
+    Args:
+        tables: of the model.
+        content: of the writer.
+        symbols: how many will be asked for at least, a count.
+
     Raises:
-        CodecmillError: the content is none of a writer.
+        CodecmillError: the content is none of a writer, or has no room for so many symbols.
     """
 
-    def __init__(self, tables: Tables, content: bytes):
+    def __init__(self, tables: Tables, content: bytes, symbols: int = 0):
         if len(content) % 4:
             raise CodecmillError(f"A coded picture has a multiple of 4 bytes, but this one has {len(content)}.")
         self._tables = tables
+        # A writer's range shrinks by these bits or more; for each 32 of them it writes a word, and one for the rest.
+        self._room = 8.0 * len(content)
+        if symbols * tables.least_bits.min() > self._room:
+            raise CodecmillError(f"A coded picture of {symbols:,} symbols does not fit into {len(content)} bytes.")
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(content, dtype="<u4").astype(np.uint32))
 
     def code(self, scales: Tensor, symbols: Tensor | None = None) -> Tensor:
@@ -95,12 +116,28 @@ class SymbolReader:
         order = _order(rows)
         try:
             for row, places in _groups(rows, order):
-                values[places] = self._decoder.decode(self._tables.models[row], len(places)) - LARGEST
+                entries = self._decoder.decode(self._tables.models[row], len(places))
+                self._take(float(self._tables.least_bits[row][entries].sum()))
+                values[places] = entries - LARGEST
             for place in order[values[order] == ESCAPE - LARGEST]:
                 values[place] = self._read_escaped()
         except (AssertionError, ValueError) as error:
             raise CodecmillError("A coded picture does not belong to this model's probabilities.") from error
         return torch.from_numpy(values).view(scales.shape)
+
+    def finish(self) -> None:
+        """To be called when all parts are read.
+
+        Raises:
+            CodecmillError: something is left over, or what was read was not written like that.
+        """
+        if not self._decoder.maybe_exhausted():
+            raise CodecmillError("A coded picture does not end where its last symbol does: the file is damaged.")
+
+    def _take(self, bits: float) -> None:
+        self._room -= bits
+        if self._room < 0:
+            raise CodecmillError("A coded picture has fewer symbols than its size asks for: the file is damaged.")
 
     def _read_escaped(self) -> int:
         is_negative = self._decoder.decode(stream.model.Uniform(2))

@@ -13,7 +13,7 @@ from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
 from pipelines.config import Section
 from pipelines.data.images import ImageError, open_image
 from pipelines.durable_files import write_bytes
-from pipelines.errors import InputError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
 
@@ -88,7 +88,10 @@ def decompress(files: Sequence[Path], folder: Path, codec: PictureCodec | None, 
         coded = parse(content, str(source))
         if codec is None and coded.model not in known:
             known[coded.model] = codec_that_wrote(coded.model, str(source), root)
-        image = (codec or known[coded.model]).decode(coded)
+        try:
+            image = (codec or known[coded.model]).decode(coded)
+        except CodecmillError as error:  # of several files it is to be clear which one
+            raise type(error)(f"{source} cannot be decoded. {error}") from error
         png = BytesIO()
         image.save(png, format="PNG")
         write_bytes(target, png.getvalue())

@@ -95,7 +95,9 @@ class PictureCodec:
             return to_levels(y)
 
         size = self.latents_of(coded.height, coded.width)
-        latents = self.model.read(size, coded.step, SymbolReader(self.tables, coded.payload))
+        reader = SymbolReader(self.tables, coded.payload, symbols=len(self.model.gain) * size[0] * size[1])
+        latents = self.model.read(size, coded.step, reader)
+        reader.finish()
         windows = _windows(size, self.model.decoder.network.reach)
         levels = tiled(synthesise, latents, *windows, written=self.model.stride)
         return to_image(levels[0, :, : coded.height, : coded.width])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.config import ModelConfig
-from pipelines.errors import InputError
-from pipelines.model.checked_input import check_images, describe
+from pipelines.model.any_image import through
+from pipelines.model.checked_input import check_images
 from pipelines.model.initial_weights import initialise
 from pipelines.model.latent_quantizers import BitLatents, CodebookLatents, DrawnCodes, Quantised
 from pipelines.model.layers import convolution
@@ -22,7 +22,7 @@ from pipelines.model.straight_through import (
     Binarizer,
     ClampedRound,
     Round,
-    Sign,
+    SignSTE,
     SoftToHardQuantizer,
     UniformNoise,
     UniversalQuantizer,
@@ -42,11 +42,13 @@ class Reconstruction(NamedTuple):
         image: (N, 3, H, W), normalised.
         latents: quantised, (N, L, H / stride, W / stride).
         loss: what the quantiser adds to each sample's, (N,); None of most.
+        statistics: zero for each sample, (N,), to be added to its loss, so that codebooks are told; None of most.
     """
 
     image: Tensor
     latents: Tensor
     loss: Tensor | None = None
+    statistics: Tensor | None = None
 
 
 def _act(x: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def _quantizer(config: ModelConfig) -> nn.Module:
         case "clamped_round":
             return ClampedRound(config.levels)
         case "sign":
-            return Sign()
+            return SignSTE()
         case "soft_to_hard":
             return SoftToHardQuantizer(config.levels, config.sigma)
         case "noise":
@@ -202,7 +204,7 @@ class Autoencoder(nn.Module):
         check_images(x, self.stride, self.decoder.head.weight.dtype)
         latents = self.encoder(x)
         found = self.quantizer(latents, noise) if self._takes_noise else self.quantizer(latents)
-        quantised = found if isinstance(found, Quantised) else Quantised(found, None)
+        quantised = found if isinstance(found, Quantised) else Quantised(found)
         return Reconstruction(self.decoder(quantised.values), *quantised)
 
     @property
@@ -234,22 +236,12 @@ class Autoencoder(nn.Module):
         Raises:
             InputError: the image has another shape or type.
         """
-        is_image = image.dim() in (3, 4) and image.shape[-3] == 3 and image.numel()
-        if not is_image or not (image.is_floating_point() or image.dtype == torch.uint8):
-            raise InputError(
-                "reconstruct takes images (3, H, W) or (N, 3, H, W), uint8 or floating point on 0 to 1, but got "
-                f"{describe(image)}: convert it first."
-            )
-        weight = self.decoder.head.weight
-        pixels = image.to(weight.device, weight.dtype).reshape(-1, *image.shape[-3:])
-        pixels = pixels if image.is_floating_point() else pixels / 255
-        x = normalization.normalize(pixels) if normalization else pixels
-        height, width = image.shape[-2:]
-        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        return through(self._evaluated, image, normalization, self.stride, self.decoder.head.weight)
+
+    def _evaluated(self, x: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to such, quantised as in evaluation."""
         latents = self.encoder(x)
         was_training = self.quantizer.training
         quantised = self.quantizer.eval()(latents)
         self.quantizer.train(was_training)
-        decoded = self.decoder(quantised.values if isinstance(quantised, Quantised) else quantised)
-        decoded = normalization.denormalize(decoded) if normalization else decoded
-        return decoded[..., :height, :width].reshape(image.shape)
+        return self.decoder(quantised.values if isinstance(quantised, Quantised) else quantised)

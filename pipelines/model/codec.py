@@ -1,13 +1,14 @@
 """A transform codec: images to latents, quantised with a step that is chosen at use, and what they cost in bits."""
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.config import ModelConfig
 from pipelines.errors import CodecmillError
+from pipelines.model.any_image import through
 from pipelines.model.arithmetic import FRACTION, exact_power
 from pipelines.model.checked_input import check_images
 from pipelines.model.entropy import laplace
@@ -16,6 +17,9 @@ from pipelines.model.entropy.factorized import Factorized
 from pipelines.model.entropy.hyperprior import HYPER_STRIDE, Hyperprior
 from pipelines.model.tiling import regions
 from pipelines.model.transforms import Analysis, Synthesis
+
+if TYPE_CHECKING:
+    from pipelines.data.images import Normalization
 
 MIDDLE = 5.5
 """log2 of the step that the networks see as zero."""
@@ -94,7 +98,10 @@ class TransformCodec(nn.Module):
         noise = self._checked_noise(x, noise)
         if step is None:
             step = self.middle_step(x) if noise is None else self.drawn_step(noise)
-        step = step.to(x.dtype)
+        return self._coded(x, noise, step.to(x.dtype))
+
+    def _coded(self, x: Tensor, noise: Tensor | None, step: Tensor) -> Coded:
+        """As `forward`, with nothing to be checked or found any more."""
         log2_step = torch.log2(step)[:, None, None, None] - MIDDLE
         levels = step[:, None, None, None] / self._gain(log2_step)
         y = self.encoder(x, levels, log2_step)
@@ -113,6 +120,32 @@ class TransformCodec(nn.Module):
     def middle_step(self, x: Tensor) -> Tensor:
         """The geometric mean of the range, for each image: (N,)."""
         return torch.full((len(x),), math.sqrt(math.prod(self.config.step_range)), dtype=x.dtype, device=x.device)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, image: Tensor, normalization: "Normalization | None" = None, step: float | None = None
+    ) -> Tensor:
+        """What becomes of an image of any size: padded at the right and bottom to the stride, coded, cropped back.
+
+        Quantises as in evaluation, whatever mode the model is in.
+
+        Args:
+            image: (3, H, W) or (N, 3, H, W); uint8, or floating point on the scale 0 to 1.
+            normalization: what the model was trained with; by default the model sees the scale 0 to 1.
+            step: of the quantiser, in grey levels; by default the middle of the range.
+
+        Returns:
+            Floating point on the scale 0 to 1, not clamped, of the shape of `image`, on the model's device.
+
+        Raises:
+            InputError: the image has another shape or type.
+        """
+
+        def evaluated(x: Tensor) -> Tensor:
+            steps = self.middle_step(x) if step is None else x.new_full((len(x),), step)
+            return self._coded(x, None, steps).image
+
+        return through(evaluated, image, normalization, self.stride, self.gain)
 
     @torch.no_grad()
     def analyse(self, x: Tensor, step: int) -> Tensor:

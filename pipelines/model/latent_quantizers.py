@@ -13,10 +13,17 @@ RESTART = 0.03
 
 
 class Quantised(NamedTuple):
-    """Latents after the quantiser, (N, L, h, w), and what it adds to each sample's loss, (N,), if anything."""
+    """Latents after the quantiser.
+
+    Attributes:
+        values: (N, L, h, w).
+        loss: what it adds to each sample's, (N,), if anything, with a weight that is the user's choice.
+        statistics: zero for each sample, (N,), to be added without a weight: see `VectorQuantized`; None of most.
+    """
 
     values: Tensor
-    loss: Tensor | None
+    loss: Tensor | None = None
+    statistics: Tensor | None = None
 
 
 class CodebookLatents(nn.Module):
@@ -35,7 +42,7 @@ class CodebookLatents(nn.Module):
     def forward(self, latents: Tensor) -> Quantised:
         vectors = _as_vectors(latents, self.codes.codebook.shape[1])
         found = self.codes(vectors)
-        return Quantised(_as_latents(found.values, latents), found.loss)
+        return Quantised(_as_latents(found.values, latents), found.loss, found.statistics)
 
 
 class DrawnCodes(nn.Module):
@@ -60,7 +67,7 @@ class DrawnCodes(nn.Module):
             scores = 2 * vectors @ codebook.T - codebook.square().sum(dim=1)
             uniform = None if noise is None else _as_vectors(noise, codes).movedim(1, -1) + 0.5
             values = (self.choice(scores, uniform) @ codebook).movedim(-1, 1)
-        return Quantised(_as_latents(values, latents), None)
+        return Quantised(_as_latents(values, latents))
 
     def noise_channels(self, channels: int) -> int:
         """Of the noise for latents of so many channels."""

@@ -66,6 +66,8 @@ class TrainingStep(nn.Module):
         rates = loss.new_zeros(len(images), 0)
         if isinstance(output, Reconstruction) and output.loss is not None:
             loss = loss + self.quantizer_weight * output.loss.to(loss.dtype)
+        if isinstance(output, Reconstruction) and output.statistics is not None:
+            loss = loss + output.statistics.to(loss.dtype)  # without the weight: moving averages know of none
         if isinstance(output, Coded):
             rates = output.bits / (images.shape[2] * images.shape[3])
             loss = rate_distortion(self.loss, rates.sum(dim=1), loss, output.step)

@@ -5,7 +5,7 @@ lower precision: under autocast, bfloat16 or float16 inputs give float32 results
 training that diverged is seen. Random numbers are always given by the caller.
 """
 
-from pipelines.model.straight_through.binary import Binarizer, Sign, sign_ste, stochastic_sign
+from pipelines.model.straight_through.binary import Binarizer, SignSTE, sign_ste, stochastic_sign
 from pipelines.model.straight_through.bounds import LowerBound, lower_bound
 from pipelines.model.straight_through.categorical import GumbelSoftmaxST, gumbel_softmax
 from pipelines.model.straight_through.centres import SoftToHardQuantizer, nearest_centre, soft_assignment, soft_to_hard
@@ -31,7 +31,7 @@ __all__ = [
     "LookupFree",
     "LowerBound",
     "Round",
-    "Sign",
+    "SignSTE",
     "SoftToHardQuantizer",
     "UniformNoise",
     "UniversalQuantizer",

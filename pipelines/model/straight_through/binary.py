@@ -47,17 +47,18 @@ def stochastic_sign(x: Tensor, noise: Tensor) -> Tensor:
     return straight_through(x, torch.where(x.isnan(), x, hard).detach())
 
 
-class Sign(nn.Module):
-    """`sign_ste` as a module."""
+class SignSTE(nn.Module):
+    """`sign_ste` as a module (Hubara 2016, arXiv:1602.02830)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return sign_ste(x)
 
 
 class Binarizer(nn.Module):
-    """tanh, then one bit a value: `stochastic_sign` in training, in evaluation the sign (Toderici 2016).
+    """tanh, then one bit a value: `stochastic_sign` in training, in evaluation the sign.
 
-    The gradient goes through the bit as if it were not there, and through the tanh as it is.
+    The gradient goes through the bit as if it were not there, and through the tanh as it is (Toderici 2016,
+    arXiv:1511.06085).
     """
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -24,9 +24,10 @@ class _LowerBound(Function):
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
-    """`max(x, bound)`; below the bound only a gradient passes whose descent step raises x (Ballé 2018).
+    """`max(x, bound)`; below the bound only a gradient passes whose descent step raises x.
 
-    As in GDN and the scales of a hyperprior, arXiv:1802.01436; the plain maximum would leave x below for ever.
+    As in GDN and the scales of a hyperprior (Ballé 2018, arXiv:1802.01436); the plain maximum would leave x below for
+    ever.
 
     Args:
         x: any shape.
@@ -35,7 +36,7 @@ def lower_bound(x: Tensor, bound: float) -> Tensor:
 
 
 class LowerBound(nn.Module):
-    """`lower_bound` as a module."""
+    """`lower_bound` as a module (Ballé 2018, arXiv:1802.01436)."""
 
     def __init__(self, bound: float):
         super().__init__()

@@ -34,7 +34,7 @@ def gumbel_softmax(logits: Tensor, noise: Tensor | None, temperature: float) -> 
 
 
 class GumbelSoftmaxST(nn.Module):
-    """`gumbel_softmax` with noise in training and without it in evaluation."""
+    """`gumbel_softmax` with noise in training and without it in evaluation (Jang 2017, arXiv:1611.01144)."""
 
     def __init__(self, temperature: float):
         super().__init__()
@@ -45,7 +45,8 @@ class GumbelSoftmaxST(nn.Module):
 
         Args:
             logits: (..., K).
-            uniform: the same shape, uniform on (0, 1), needed in training and ignored in evaluation.
+            uniform: the same shape, uniform on (0, 1), needed in training and ignored in evaluation. 0 and 1, which a
+                low precision rounds to, stand for the numbers next to them.
 
         Raises:
             CodecmillError: in training there are no uniform numbers.
@@ -56,5 +57,6 @@ class GumbelSoftmaxST(nn.Module):
             raise CodecmillError(
                 "The Gumbel softmax needs uniform numbers on (0, 1) in training, of the shape of its logits."
             )
+        uniform = wide(uniform)  # in bfloat16 1 - 1e-7 is 1, of which the noise would be infinite
         noise = -torch.log(-torch.log(uniform.clamp(torch.finfo(uniform.dtype).tiny, 1 - 1e-7)))
         return gumbel_softmax(logits, noise, self.temperature)

@@ -18,7 +18,9 @@ def nearest_centre(x: Tensor, centres: Tensor) -> Tensor:
 
 
 def soft_assignment(x: Tensor, centres: Tensor, sigma: float | Tensor) -> Tensor:
-    """`sum_j p_j c_j` with `p = softmax_j(-sigma (x - c_j)^2)`, differentiable in x and the centres (Agustsson 2017).
+    """`sum_j p_j c_j` with `p = softmax_j(-sigma (x - c_j)^2)`, differentiable in x and the centres.
+
+    Agustsson 2017, arXiv:1704.00648.
 
     Args:
         x: any shape.
@@ -47,10 +49,12 @@ def soft_to_hard(x: Tensor, centres: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 class SoftToHardQuantizer(nn.Module):
-    """`soft_to_hard` over `levels` learned centres.
+    """`soft_to_hard` over `levels` learned centres (Agustsson 2017, arXiv:1704.00648; Mentzer 2018, arXiv:1801.04260).
 
     The centres start one apart and symmetric about 0, where with sigma 1 the soft assignment has slope 1 between them.
-    `sigma` is a tensor of no dimension, so that a schedule can fill it and a compiled step sees what it says.
+    `sigma` is a tensor of no dimension, so that a schedule can fill it and a compiled step sees what it says. It is no
+    part of the state: no value depends on it, only gradients, and there it is a function of the step's number, which
+    the schedule fills in before each step. Weights that start another run, or are used, bring no hardness along.
     """
 
     sigma: Tensor

@@ -20,7 +20,8 @@ In the paper it stays within them, where two levels could not be shifted to be s
 def finite_scalar_bound(x: Tensor, levels: Sequence[int]) -> Tensor:
     """`((L-1)/2 + margin) tanh(x + s) - o`: each channel into the range of its L levels, 0 to 0; the gradient its own.
 
-    The offset o is 1/2 for an even number of levels and 0 for an odd one; the shift s makes up for it at 0.
+    The offset o is 1/2 for an even number of levels and 0 for an odd one; the shift s makes up for it at 0. Mentzer
+    2023, arXiv:2309.15505, but for the margin's sign.
 
     Args:
         x: (N, C, ...).
@@ -43,6 +44,8 @@ def finite_scalar_bound(x: Tensor, levels: Sequence[int]) -> Tensor:
 def finite_scalar(x: Tensor, levels: Sequence[int]) -> Tensor:
     """The bound rounded to integers and scaled to -1 ... 1; the gradient is that of the bound.
 
+    Mentzer 2023, arXiv:2309.15505.
+
     Args:
         x: (N, C, ...).
         levels: of each of the C channels, 2 or more: L of them are `-(L // 2)` up, over `L // 2`.
@@ -64,7 +67,7 @@ def _along_channels(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 class FSQ(nn.Module):
-    """`finite_scalar` as a module."""
+    """`finite_scalar` as a module (Mentzer 2023, arXiv:2309.15505)."""
 
     def __init__(self, levels: Sequence[int]):
         super().__init__()

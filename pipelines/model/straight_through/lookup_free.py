@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.model.straight_through.binary import sign_ste
+from pipelines.model.straight_through.estimator import straight_through
 from pipelines.model.straight_through.width import wide
 
 
@@ -46,7 +47,11 @@ def binary_entropy_loss(x: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class LFQ(nn.Module):
-    """sign, with a straight-through gradient, and `binary_entropy_loss`."""
+    """sign, with the gradient of the identity, and `binary_entropy_loss` (Yu 2023, MAGVIT-v2, arXiv:2310.05737).
+
+    Where `sign_ste` stops the gradient of values beyond 1, here it always passes: what a decoder wants of a bit reaches
+    the encoder however sure it was of the bit.
+    """
 
     def __init__(self, temperature: float = 1.0):
         super().__init__()
@@ -54,8 +59,9 @@ class LFQ(nn.Module):
 
     def forward(self, x: Tensor) -> LookupFree:
         """(N, D, ...) to bits."""
-        values = sign_ste(x)
+        soft = wide(x)
+        values = straight_through(soft, sign_ste(soft.detach()))
         bits = (values.detach() > 0).movedim(1, -1).long()
         weights = 2 ** torch.arange(x.shape[1], device=x.device)
-        loss = binary_entropy_loss(x, self.temperature) if x.numel() else wide(x).flatten(1).sum(dim=1)
+        loss = binary_entropy_loss(x, self.temperature) if x.numel() else soft.flatten(1).sum(dim=1)
         return LookupFree(values, (bits * weights).sum(dim=-1), loss)

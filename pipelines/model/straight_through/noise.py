@@ -60,7 +60,7 @@ class _Hardening(nn.Module):
 
 
 class UniformNoise(_Hardening):
-    """`additive_noise` in training, `round_ste` in evaluation."""
+    """`additive_noise` in training, `round_ste` in evaluation (Ballé 2017, arXiv:1611.01704)."""
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Noise, of the shape of `x`, is needed in training and ignored in evaluation.
@@ -74,7 +74,10 @@ class UniformNoise(_Hardening):
 
 
 class UniversalQuantizer(_Hardening):
-    """`universal_quantise` in training, `round_ste` in evaluation, where a shift would gain nothing."""
+    """`universal_quantise` in training, `round_ste` in evaluation, where a shift would gain nothing.
+
+    Agustsson and Theis 2020, arXiv:2006.09952.
+    """
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Noise that broadcasts to the shape of `x` is needed in training and ignored in evaluation.

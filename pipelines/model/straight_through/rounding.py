@@ -81,7 +81,7 @@ def _check_broadcast(what: str, value: Tensor, x: Tensor) -> None:
 
 
 class Round(nn.Module):
-    """`round_ste` as a module."""
+    """`round_ste` as a module (Theis 2017, arXiv:1703.00395)."""
 
     def forward(self, x: Tensor, offset: Tensor | float = 0.0) -> Tensor:
         return round_ste(x, offset)

@@ -15,7 +15,8 @@ NEARLY_IDENTITY = 1e-3
 def soft_round(x: Tensor, alpha: float) -> Tensor:
     """`m + tanh(alpha r) / (2 tanh(alpha / 2))` with `m = floor(x) + 1/2`, `r = x - m`; its gradient is its own.
 
-    The identity for alpha towards 0, rounding for alpha towards infinity; integers and halves stay where they are.
+    The identity for alpha towards 0, rounding for alpha towards infinity; integers and halves stay where they are
+    (Agustsson and Theis 2020, arXiv:2006.09952).
 
     Args:
         x: any shape.
@@ -33,6 +34,8 @@ def soft_round(x: Tensor, alpha: float) -> Tensor:
 
 def soft_round_inverse(y: Tensor, alpha: float) -> Tensor:
     """The x of which `soft_round(x, alpha)` is y: `m + atanh(2 tanh(alpha / 2) (y - m)) / alpha`, `m = floor(y) + 1/2`.
+
+    Agustsson and Theis 2020, arXiv:2006.09952.
 
     Args:
         y: any shape.

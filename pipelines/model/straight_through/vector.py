@@ -22,6 +22,10 @@ USAGE_DECAY = 0.99
 APART = 0.01
 """How far from its parent a new code is put, over the codes' size."""
 
+ASIDE_SEED = 2**62
+"""Of the directions of new codes: one for all codebooks, so that they need not travel with the state. No first codes
+are likely to have it, which these would then be."""
+
 
 class VectorQuantized(NamedTuple):
     """Codes in the place of vectors.
@@ -30,11 +34,14 @@ class VectorQuantized(NamedTuple):
         values: of the shape of the input.
         indices: of the codes, int64, of that shape without its axis of channels.
         loss: what draws codes to vectors and vectors to codes, one number a sample, (N,).
+        statistics: zero for each sample, (N,), to be added to its loss, whatever weight the loss above has there: its
+            gradient is what `absorb` wants. None in evaluation.
     """
 
     values: Tensor
     indices: Tensor
     loss: Tensor
+    statistics: Tensor | None = None
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -89,6 +96,12 @@ def rotation_trick(soft: Tensor, hard: Tensor) -> Tensor:
     return _Rotated.apply(soft, hard)
 
 
+def _normal_vectors(count: int, channels: int, seed: int) -> Tensor:
+    """Normal vectors of length 1 on average, (count, channels); the global generator is neither read nor advanced."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(count, channels, generator=generator, device="cpu", dtype=torch.float32) / channels**0.5
+
+
 class VectorQuantizer(nn.Module):
     """The nearest of learned codes (van den Oord 2017, arXiv:1711.00937), for each vector of channels.
 
@@ -123,11 +136,7 @@ class VectorQuantizer(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        generator = torch.Generator("cpu").manual_seed(seed)
-        first, aside = (
-            torch.randn(codes, channels, generator=generator, device="cpu", dtype=torch.float32) / channels**0.5
-            for _ in range(2)
-        )
+        first, aside = (_normal_vectors(codes, channels, each) for each in (seed, ASIDE_SEED))
         self.codebook = nn.Parameter(first, requires_grad=decay is None)
         self.statistics = nn.Parameter(torch.zeros(codes, 1 if decay is None else 1 + channels))
         self.register_buffer("count", torch.ones(codes))
@@ -159,10 +168,9 @@ class VectorQuantizer(nn.Module):
         if self.decay is None:
             distance = distance + (hard - vectors.detach()).square()
         loss = distance.flatten(1).mean(dim=1) if distance.numel() else distance.new_zeros(len(x))
-        if self.training:
-            loss = loss + self._led_out(vectors.detach(), indices)
+        statistics = self._led_out(vectors.detach(), indices) if self.training else None
         values = (rotation_trick if self.rotation else straight_through)(vectors, hard.detach())
-        return VectorQuantized(values.movedim(-1, 1), indices, loss)
+        return VectorQuantized(values.movedim(-1, 1), indices, loss, statistics)
 
     def _led_out(self, vectors: Tensor, indices: Tensor) -> Tensor:
         """Zero a sample, (N,), whose gradient by `statistics` is how many vectors chose each code, and their sum."""
