@@ -211,21 +211,18 @@ def test_another_number_of_ranks_sees_the_same_samples(tiny: dict[str, Any]):
     """In float64 the losses of 1 rank, of 3 ranks, of 2 then 3, and of 2 then 1 agree to 1e-9."""
     losses = {}
     for name, counts in {"one": [1], "three": [3], "more": [2, 3], "fewer": [2, 1]}.items():
-        config = make(
-            tiny, name=name, training={"precision": "float64", "checkpoint_interval": 1, "processes": counts[0]}
-        )
-        directory = begin(config)
-        if len(counts) == 2:
+        training = {"precision": "float64", "checkpoint_interval": 1}
+        directory = begin(make(tiny, name=name, training=training | {"processes": counts[0]}))
+        if len(counts) == 1:
+            train(directory)
+        else:
             reached = train_and_kill(directory, 6)
-            update = {"training": config.training.model_copy(update={"processes": counts[1]})}
-            begin(config.model_copy(update=update))
-        last = train(directory)
-        if len(counts) == 2:
+            begin(make(tiny, name=name, training=training | {"processes": counts[1]}))
             # Each number of ranks has trained some of the steps, and the checkpoint says which.
-            assert beginnings(directory) == [0, last.manifest.legs[0].until]
-            assert reached - 1 <= last.manifest.legs[0].until <= reached < 12
-            assert [leg.training["processes"] for leg in last.manifest.legs] == counts[:1]
-        assert directory.read_config().training.processes == counts[-1]
+            (leg,) = train(directory).manifest.legs
+            assert beginnings(directory) == [0, leg.until]
+            assert reached - 1 <= leg.until <= reached < 12
+            assert (leg.training["processes"], directory.read_config().training.processes) == (counts[0], counts[1])
         losses[name] = [line["train/loss"] for line in read(directory.journal)]
     assert len(losses["one"]) == 12
     for name in ("three", "more", "fewer"):
