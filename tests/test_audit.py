@@ -1,8 +1,6 @@
 """The audit: it passes whatever interruptions there were, and finds each read that was not what it should be."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 from conftest import make
 from test_distributed import run_ranks
 from test_pipeline import clean_environment
-from test_training import PROJECT, begin, ranks_alive, start, steps_done, train, wait_for
+from test_training import PROJECT, begin, beginnings, train, train_and_kill
 
 from pipelines.durable_files import read_json
 from pipelines.provenance.audit import audit
@@ -32,16 +30,16 @@ def trained(tiny: dict[str, Any]) -> RunDirectory:
     return directory
 
 
-def test_a_run_that_was_killed_and_changed_its_ranks_passes(tiny: dict[str, Any]):
+@pytest.mark.parametrize("then", [3, pytest.param(1, marks=pytest.mark.full)])
+def test_a_run_that_was_killed_and_changed_its_ranks_passes(tiny: dict[str, Any], then: int):
     training = {"steps": 90, "checkpoint_interval": 7, "processes": 2}
     directory = begin(make(tiny, training=training))
-    process = start(directory)
-    wait_for(lambda: steps_done(directory) >= 40)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not ranks_alive(directory), 30)
-    start_or_continue(make(tiny, training=training | {"processes": 3}))
+    assert train_and_kill(directory, 40) < 90
+    start_or_continue(make(tiny, training=training | {"processes": then}))
     train(directory)
+    first, second = beginnings(directory)
+    assert (first, second % 7) == (0, 0)
+    assert second >= 35, "both numbers of ranks have trained some steps"
     found = audit(directory)
     patches = read_json(next(directory.root.shards.glob("*/manifest.json")))["samples"]["train"]
     assert (found.steps, found.samples, found.faults) == (90, patches, ())

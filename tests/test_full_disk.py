@@ -11,16 +11,18 @@ import pytest
 from conftest import make
 from test_training import PROJECT, begin, result, train
 
-# Runs where a small disk is mounted; fills it but for some bytes, expects the error, makes room, and goes on.
+# Runs where a small disk is mounted: trains to a step, fills the disk but for some bytes, expects the error, makes
+# room, and goes on. For shards the disk is full before there is anything.
 BODY = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from test_training import begin, result, train
+from test_training import begin, result, steps_done, train
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError
-folder, left = Path(sys.argv[1]), int(sys.argv[2])
+from pipelines.training import launch
+folder, left, first = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[5])
 config = RunConfig.model_validate_json(Path(sys.argv[3]).read_text())
 filler = folder / "filler"
 def fill():
@@ -31,29 +33,36 @@ def fill():
                 file.write(bytes(4096))
         except OSError:
             file.truncate(max(0, file.tell() - left))
-said = None
+said = newest = None
+steps = 0
 try:
     if sys.argv[4] == "shards":
         fill()
     directory = begin(config)
+    if first:
+        with directory.locked(wait=5) as lock:
+            launch.train(directory, lock, on_line=print, until=first)
     if sys.argv[4] != "shards":
         fill()
     train(directory)
 except CodecmillError as error:
     said = str(error)
-newest = checkpoints.latest(directory) if sys.argv[4] != "shards" else None
+if sys.argv[4] != "shards":
+    steps, newest = steps_done(directory), checkpoints.latest(directory)
 filler.unlink()
 directory = begin(config)
 train(directory)
-print(json.dumps({"said": said, "saved": newest and newest.step, "result": result(directory)}))
+print(json.dumps({"said": said, "saved": newest and newest.step, "steps": steps, "result": result(directory)}))
 """
 
 
-def on_a_small_disk(place: Path, size: str, left: int, config: Any, what: str, tmp_path: Path) -> dict[str, Any]:
+def on_a_small_disk(
+    place: Path, size: str, left: int, config: Any, what: str, first: int, tmp_path: Path
+) -> dict[str, Any]:
     place.mkdir(parents=True)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     script = 'mount -t tmpfs -o size="$2" tmpfs "$1" && shift 2 && exec "$@"'
-    program = [sys.executable, "-c", BODY, str(place), str(left), str(tmp_path / "config.json"), what]
+    program = [sys.executable, "-c", BODY, str(place), str(left), str(tmp_path / "config.json"), what, str(first)]
     done = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(place), size, *program],
         cwd=PROJECT,
@@ -67,28 +76,48 @@ def on_a_small_disk(place: Path, size: str, left: int, config: Any, what: str, t
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("what", "size", "left", "training", "message"),
+    ("what", "size", "left", "first", "training", "message"),
     [
-        ("checkpoints", "4m", 300_000, {"checkpoint_interval": 2}, r"There is no room in .*/checkpoints.*: \S+ needs "),
+        (
+            "checkpoints",
+            "4m",
+            300_000,
+            4,
+            {"checkpoint_interval": 2, "steps": 60},
+            r"There is no room in .*/checkpoints.*: \S+ needs ",
+        ),
+        # The journal alone grows: no picture is written, and no checkpoint.
         (
             "run",
             "4m",
             60_000,
-            {"steps": 400, "checkpoint_interval": 1000},
-            r"There is no room in .*/runs/small.*needs ",
+            50,
+            {"steps": 800, "checkpoint_interval": 1000, "validation_interval": 1000},
+            r"There is no room in .*/runs/small: (the line of step \d+ in )?metrics\.jsonl needs ",
         ),
-        ("shards", "2m", 30_000, {}, r"There is no room in .*/shards: .* needs more, and [\d,]+ bytes are left"),
+        ("shards", "2m", 30_000, 0, {}, r"There is no room in .*/shards: .* needs more, and [\d,]+ bytes are left"),
     ],
 )
 def test_it_says_where_room_is_needed_and_goes_on_to_the_same_bits(
-    tiny: dict[str, Any], tmp_path: Path, what: str, size: str, left: int, training: dict[str, Any], message: str
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    what: str,
+    size: str,
+    left: int,
+    first: int,
+    training: dict[str, Any],
+    message: str,
 ):
     undisturbed = begin(make(tiny, name="small", root=str(tmp_path / "undisturbed"), training=training))
     train(undisturbed)
     config = make(tiny, name="small", root=str(tmp_path / "full"), training=training)
     places = {"checkpoints": "runs/small/checkpoints", "run": "runs/small", "shards": "shards"}
-    found = on_a_small_disk(tmp_path / "full" / places[what], size, left, config, what, tmp_path)
+    found = on_a_small_disk(tmp_path / "full" / places[what], size, left, config, what, first, tmp_path)
     assert found["said"] is not None, "the disk was not full"
     assert "Traceback" not in found["said"]
     assert re.search(message, found["said"]), found["said"]
+    # The checkpoint before the one for which there was no room can be loaded all the time.
+    saved = {"checkpoints": found["steps"] - 2, "run": first, "shards": None}
+    assert found["saved"] == saved[what]
+    assert found["saved"] is None or first <= found["saved"] < found["steps"] < training["steps"]
     assert found["result"] == result(undisturbed)

@@ -324,7 +324,8 @@ def test_members_of_a_tar_that_point_outside_are_read_by_the_index_and_written_n
     outside.mkdir()
     root = deep_inside / "e" / "f" / "g" / "root"
     shutil.copytree(run.root.path / "images", deep_inside / "images")
-    config = run.read_config().model_dump(mode="json") | {"name": "hostile", "root": str(root)}
+    config: dict[str, Any] = run.read_config().model_dump(mode="json")
+    config |= {"name": "hostile", "root": str(root)}
     config["data"] |= {"images": str(deep_inside / "images"), "max_patches_per_image": 6}
     directory = begin(RunConfig.model_validate(config))
     folder = directory.shard_set()

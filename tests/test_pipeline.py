@@ -2,24 +2,38 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import make, picture
-from test_training import ranks_alive, steps_done, wait_for
+from test_training import (
+    begin,
+    beginnings,
+    ranks_alive,
+    result,
+    steps_done,
+    train,
+    train_and_kill,
+    wait_for,
+)
 
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected
+from pipelines.training.journal import read
+from pipelines.training.launch import GRACE_SECONDS
 
 PROJECT = Path(__file__).parent.parent
 
@@ -43,8 +57,46 @@ def command(config: RunConfig, tmp_path: Path, *words: str) -> subprocess.Comple
     )
 
 
+def resumed(config: RunConfig) -> subprocess.CompletedProcess[str]:
+    """`codecmill resume` of a config's run."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows", "resume", config.name, "--root", str(config.root)],
+        cwd=PROJECT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@contextmanager
+def under_way(config: RunConfig, tmp_path: Path, *words: str) -> "Iterator[subprocess.Popen[str]]":
+    """`codecmill WORDS` under way; it and all that it started are gone afterwards."""
+    file = tmp_path / f"{config.name}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows", *words, "--config", str(file)],
+        cwd=PROJECT,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def directory_of(config: RunConfig) -> RunDirectory:
     return Root(config.root).run(config.name)
+
+
+def the_sentence(said: str) -> str:
+    """The one sentence with which a command ends that failed."""
+    (found,) = [line for line in said.splitlines() if line.startswith("codecmill: ")]
+    assert "Traceback" not in said
+    return found
 
 
 @pytest.fixture
@@ -174,17 +226,131 @@ def test_stopped_by_a_signal_the_command_says_what_is_saved_and_resume_ends_the_
     assert saved.step == steps_done(run)
     assert f"Saved at step {saved.step}. Go on with: codecmill resume stopped" in said
     assert not ranks_alive(run)
-    resumed = subprocess.run(
-        [sys.executable, "-m", "flows", "resume", "stopped", "--root", str(config.root)],
-        cwd=PROJECT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    again = resumed(config)
+    assert again.returncode == 0, again.stderr
     assert f"Resuming at step {saved.step}" in (run.logs / "attempt_02" / "output.log").read_text()
     assert steps_done(run) == 3000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("when", ["while it waits for ranks that do not end", "while they save"])
+def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(tiny: dict[str, Any], tmp_path: Path, when: str):
+    training = {"steps": 300, "checkpoint_interval": 20, "processes": 2}
+    undisturbed = begin(make(tiny, name="undisturbed", training=training))
+    train(undisturbed)
+    config = make(tiny, name="twice", training=training)
+    run = directory_of(config)
+    with under_way(config, tmp_path, "train") as process:
+        wait_for(lambda: steps_done(run) >= 50, 120)
+        if when.startswith("while it waits"):
+            os.kill(ranks_alive(run)[-1], signal.SIGSTOP)
+        os.killpg(process.pid, signal.SIGINT)
+        if when.startswith("while it waits"):
+            wait_for(run.stop_request.is_file)  # the ranks were asked to end, and one of them cannot
+        else:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        # At once: not when the time is over that ranks have to save and end.
+        _, said = process.communicate(timeout=GRACE_SECONDS / 2)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    if when.startswith("while it waits"):
+        assert "codecmill: Ended at once." in said
+    wait_for(lambda: not ranks_alive(run), 30)
+    assert [found.step for found in checkpoints.sound_checkpoints(run)] == checkpoints.steps_on_disk(run)[::-1]
+    again = command(config, tmp_path, "train")
+    assert again.returncode == 0, again.stderr
+    first, second = beginnings(run)
+    assert (first, second >= 40) == (0, True)
+    assert result(run) == result(undisturbed)
+
+
+@pytest.mark.full
+def test_a_run_that_is_under_way_is_not_begun_a_second_time(tiny: dict[str, Any], tmp_path: Path):
+    config = make(tiny, name="both", training={"steps": 100_000, "checkpoint_interval": 1000})
+    run = directory_of(config)
+    with under_way(config, tmp_path, "train") as process:
+        wait_for(lambda: steps_done(run) >= 10, 120)
+        second = command(config, tmp_path, "train")
+        assert second.returncode == 3, second.stderr
+        said = rf"codecmill: Run 'both' is in use by process {process.pid}\. Wait for it to end, or stop it\."
+        assert re.fullmatch(said, the_sentence(second.stderr))
+        assert process.poll() is None
+        before = steps_done(run)
+        wait_for(lambda: steps_done(run) > before)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert len(list(run.logs.glob("attempt_*"))) == 1, "the second has started no rank"
+    assert [line["step"] for line in read(run.journal)] == list(range(1, steps_done(run) + 1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("damage", ["a flipped byte", "no checkpoint.json"])
+def test_past_a_damaged_checkpoint_a_run_goes_on_from_the_one_before_to_the_same_bits(
+    tiny: dict[str, Any], tmp_path: Path, damage: str
+):
+    training = {"steps": 40, "checkpoint_interval": 4}
+    undisturbed = begin(make(tiny, name="undisturbed", training=training))
+    train(undisturbed)
+    config = make(tiny, name="damaged", training=training)
+    run = begin(config)
+    train_and_kill(run, 14)
+    *_, before, newest = checkpoints.steps_on_disk(run)
+    folder = checkpoints.folder_of(run, newest)
+    if damage == "a flipped byte":
+        file = folder / "training_state.safetensors"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file = folder / "checkpoint.json"
+        file.unlink()
+    again = command(config, tmp_path, "train")
+    assert again.returncode == 0, again.stderr
+    assert f"Skipping a damaged checkpoint: {file}" in again.stderr
+    assert beginnings(run) == [0, before]
+    assert result(run) == result(undisturbed)
+
+
+@pytest.mark.full
+def test_a_shard_that_is_gone_is_made_anew_unless_the_images_have_changed(
+    tiny: dict[str, Any], photos: Path, tmp_path: Path
+):
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    training = {"steps": 40, "checkpoint_interval": 4}
+    undisturbed = begin(make(tiny, name="undisturbed", data={"images": str(images)}, training=training))
+    train(undisturbed)
+    config = make(tiny, name="bereft", data={"images": str(images)}, training=training)
+    run = begin(config)
+    train_and_kill(run, 14)
+    saved = checkpoints.steps_on_disk(run)
+    tar = next(run.shard_set().glob("train-*.tar"))
+    bytes_before = tar.read_bytes()
+    tar.unlink()
+
+    image = next(images.iterdir())
+    image_before = image.read_bytes()
+    picture(99, 100, 100).save(image)
+    began_with = read_json(run.shard_set_file)
+    refused = resumed(config)
+    assert refused.returncode == 1, refused.stderr
+    said = (
+        rf"codecmill: Run 'bereft' began with shard set {began_with['fingerprint'][:16]}, which is not whole any more, "
+    )
+    said += r"and the images now make [0-9a-f]{16}\. Restore the images as they were, or start a new run with --name\."
+    assert re.fullmatch(said, the_sentence(refused.stderr))
+    assert read_json(run.shard_set_file) == began_with
+    assert (checkpoints.steps_on_disk(run), len(beginnings(run))) == (saved, 1), "no rank was started"
+
+    image.write_bytes(image_before)
+    again = resumed(config)
+    assert again.returncode == 0, again.stderr
+    assert tar.read_bytes() == bytes_before
+    assert read_json(run.shard_set_file) == began_with
+    assert beginnings(run) == [0, saved[-1]]
+    assert result(run) == result(undisturbed)
 
 
 @pytest.mark.full

@@ -1,11 +1,14 @@
 """What a training sends to MLflow beside itself: everything, once, also after an absence and a kill."""
 
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +17,13 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment
-from test_training import PROJECT, begin, result, start, steps_done, wait_for
+from test_pipeline import clean_environment, directory_of
+from test_tracking import end, free_port, points, serve
+from test_training import PROJECT, begin, ranks_alive, result, start, steps_done, wait_for
 
 from pipelines import checkpoints
 from pipelines.durable_files import read_json
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected
 from pipelines.training import launch
 from pipelines.training.journal import read
@@ -118,3 +122,71 @@ def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(
         assert points_in_mlflow(run, "train/loss") == [line["step"] for line in read(run.journal)] == list(range(1, 13))
     with connected(run.root) as client:
         assert client.get_run(read_json(run.mlflow_file)["run_id"]).info.status == "FINISHED"
+
+
+@contextmanager
+def held_still(run: RunDirectory) -> Iterator[int]:
+    """Stop (SIGSTOP) the ranks, so that the training is under way however long something takes; yields its step."""
+    stopped = ranks_alive(run)
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield steps_done(run)
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_server_that_goes_and_comes_back_in_mid_training_has_one_value_of_each_step(
+    tiny: dict[str, Any], tmp_path: Path, empty_database: Path
+):
+    served = Root(tmp_path / "server")
+    served.path.mkdir()
+    shutil.copy(empty_database, served.mlflow_database)
+    port = free_port()
+    config = make(tiny, name="between", training={"steps": 600, "checkpoint_interval": 100, "validation_interval": 100})
+    run = directory_of(config)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+
+    def losses() -> list[int]:
+        return [step for key, step, _, _ in points(served) if key == "train/loss"]
+
+    server, log = serve(served.path, port), tmp_path / "train.log"
+    with log.open("wb") as output:
+        training = subprocess.Popen(
+            [sys.executable, "-m", "flows", "train", "--config", str(tmp_path / "config.json")],
+            cwd=PROJECT,
+            env=clean_environment() | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: steps_done(run) >= 20, 120)
+        with held_still(run):
+            wait_for(lambda: bool(losses()), 120)
+            end(server)
+        before = max(losses())
+        wait_for(lambda: steps_done(run) >= before + 200, 120)
+        with held_still(run) as reached:
+            assert before < reached < 600, "the training went on without a server, and is not done"
+            assert max(losses()) == before
+            server = serve(served.path, port)
+            wait_for(lambda: max(losses()) >= reached, 120)
+        assert training.wait(240) == 0, log.read_text()
+    finally:
+        if training.poll() is None:
+            os.killpg(training.pid, signal.SIGKILL)
+            training.wait()
+        end(server)
+    assert "MLflow gets what it is missing later" in log.read_text()
+    with sqlite3.connect(served.mlflow_database) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+    rows = points(served)
+    assert [point for point, count in Counter((key, step) for key, step, _, _ in rows).items() if count > 1] == []
+    journal = [(key, line["step"], line[key]) for line in read(run.journal) for key in line if "/" in key]
+    assert {step for key, step, _ in journal if key == "train/loss"} == set(range(1, 601))
+    assert {step for key, step, _ in journal if key == "validation/psnr"} == set(range(100, 601, 100))
+    assert [(key, step, value) for key, step, value, _ in rows] == sorted(journal)

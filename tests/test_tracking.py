@@ -552,6 +552,22 @@ def test_a_large_file_is_given_the_time_it_needs(root: Root, monkeypatch: pytest
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
 
 
+def serve(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+    """A real MLflow server with the database and the artifacts in a folder; returns when it answers."""
+    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *store, *place]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not answers(f"http://127.0.0.1:{port}"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            end(process)
+            pytest.fail((folder / "log").read_text())
+        time.sleep(0.2)
+    return process
+
+
 @pytest.fixture
 def server(tmp_path: Path, empty_database: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A real MLflow server with a database and an artifact folder of its own."""
@@ -559,19 +575,9 @@ def server(tmp_path: Path, empty_database: Path) -> Iterator[tuple[str, "subproc
     folder.mkdir()
     shutil.copy(empty_database, folder / "mlflow.db")
     port = free_port()
-    store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
-    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command = [sys.executable, "-m", "mlflow", "server", *store, *place]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    process = serve(folder, port)
     try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 90
-        while not answers(address):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-        yield address, process
+        yield f"http://127.0.0.1:{port}", process
     finally:
         end(process)
 

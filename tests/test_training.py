@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,36 @@ def ranks_alive(directory: RunDirectory) -> list[int]:
     return sorted(found)
 
 
+def agent_of(directory: RunDirectory) -> int:
+    """The process of torchrun itself, which has the ranks' command line in its own."""
+    (agent,) = [
+        process
+        for process in ranks_alive(directory)
+        if b"pipelines.training.agent" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    ]
+    return agent
+
+
+def beginnings(directory: RunDirectory) -> list[int]:
+    """The steps from which ranks have gone on, one for each time that they began, oldest first; 0 is the start."""
+    logs = [file.read_text() for file in sorted(directory.logs.glob("attempt_*/output.log"))]
+    return [int(step) for log in logs for step in re.findall(r"(?:Resuming|Starting) at step (\d+)", log)]
+
+
+def train_and_kill(directory: RunDirectory, at: int, seconds: float = 60) -> int:
+    """Train in a process of its own, killed when a step is done, one more at least than there were.
+
+    Returns the last step that was done.
+    """
+    at, begun = max(at, steps_done(directory) + 1), len(beginnings(directory))
+    process = start(directory)
+    wait_for(lambda: steps_done(directory) >= at and len(beginnings(directory)) > begun, seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not ranks_alive(directory), 30)
+    return steps_done(directory)
+
+
 def result(directory: RunDirectory) -> dict[str, str]:
     """The digests of everything that training computes, timings apart."""
     last = checkpoints.latest(directory)
@@ -129,40 +160,49 @@ def test_killed_at_any_step_it_resumes_to_the_same_bits(tiny: dict[str, Any], pr
     train(undisturbed)
     killed = begin(make(tiny, name="killed", training={"processes": processes}))
     for at in (3, 8):
-        process = start(killed)
-        wait_for(lambda at=at: steps_done(killed) >= at)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        wait_for(lambda: not ranks_alive(killed), seconds=10)
+        train_and_kill(killed, at)
     train(killed)
     assert len(list(killed.logs.iterdir())) == 3
+    assert beginnings(killed)[0] == 0
+    assert beginnings(killed)[2] >= 5, "there was a checkpoint to go on from"
     assert result(killed) == result(undisturbed)
+
+
+# Killed just before, at, and just after a validation, which sees another batch shape; less often where many ranks, or
+# compiled ones, take long to start.
+BEFORE_AT_AND_AFTER = (4, 5, 6)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "kills"),
     [
-        {"precision": "bf16"},
-        {"precision": "fp16"},
-        {"precision": "bf16", "compile": True},
-        {"compile": True, "processes": 2},
-        {"precision": "float64", "channels_last": False},
+        ({"precision": "bf16"}, BEFORE_AT_AND_AFTER),
+        ({"precision": "bf16", "processes": 2}, (4, 6)),
+        ({"precision": "bf16", "processes": 3}, (5,)),
+        ({"precision": "bf16", "processes": 4}, (5,)),
+        ({"precision": "fp16"}, BEFORE_AT_AND_AFTER),
+        ({"precision": "bf16", "compile": True}, BEFORE_AT_AND_AFTER),
+        ({"precision": "bf16", "compile": True, "processes": 2}, (5,)),
+        ({"compile": True, "processes": 2}, BEFORE_AT_AND_AFTER),
+        ({"compile": True, "processes": 3}, (5,)),
+        ({"compile": True, "processes": 4}, (5,)),
+        ({"precision": "float64", "channels_last": False}, BEFORE_AT_AND_AFTER),
     ],
     ids=str,
 )
-def test_precision_and_compilation_resume_to_the_same_bits(tiny: dict[str, Any], settings: dict[str, Any]):
+def test_precision_and_compilation_resume_to_the_same_bits(
+    tiny: dict[str, Any], settings: dict[str, Any], kills: tuple[int, ...]
+):
     whole = begin(make(tiny, name="whole", training=settings))
     train(whole)
-    # Stopped just before, at, and just after a validation, which sees another batch shape.
     parts = begin(make(tiny, name="parts", training=settings | {"checkpoint_interval": 1}))
-    for at in (4, 5, 6):
-        process = start(parts)
-        wait_for(lambda at=at: steps_done(parts) >= at, seconds=240)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        wait_for(lambda: not ranks_alive(parts), seconds=10)
+    reached = [train_and_kill(parts, at, seconds=240) for at in kills]
     train(parts)
+    begun = beginnings(parts)
+    assert begun[0] == 0
+    assert [last - 1 <= step <= last for step, last in zip(begun[1:], reached, strict=True)] == [True] * len(kills)
+    assert begun[1] > 0 and begun[-1] < 12, "each leg did some steps"
     assert result(parts) == result(whole)
 
 
@@ -187,25 +227,25 @@ def test_a_codec_on_two_ranks_resumes_to_the_same_bits(tiny: dict[str, Any]):
 
 @pytest.mark.full
 def test_another_number_of_ranks_sees_the_same_samples(tiny: dict[str, Any]):
-    """In float64 the losses of 1 rank, of 3 ranks, and of 2 then 3 ranks agree to 1e-9."""
+    """In float64 the losses of 1 rank, of 3 ranks, of 2 then 3, and of 2 then 1 agree to 1e-9."""
     losses = {}
-    for name, counts in {"one": [1], "three": [3], "changing": [2, 3]}.items():
-        config = make(
-            tiny, name=name, training={"precision": "float64", "checkpoint_interval": 1, "processes": counts[0]}
-        )
-        directory = begin(config)
-        if len(counts) == 2:
-            process = start(directory)
-            wait_for(lambda directory=directory: steps_done(directory) >= 6)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            wait_for(lambda directory=directory: not ranks_alive(directory))
-            update = {"training": config.training.model_copy(update={"processes": counts[1]})}
-            begin(config.model_copy(update=update))
-        train(directory)
+    for name, counts in {"one": [1], "three": [3], "more": [2, 3], "fewer": [2, 1]}.items():
+        training = {"precision": "float64", "checkpoint_interval": 1}
+        directory = begin(make(tiny, name=name, training=training | {"processes": counts[0]}))
+        if len(counts) == 1:
+            train(directory)
+        else:
+            reached = train_and_kill(directory, 6)
+            begin(make(tiny, name=name, training=training | {"processes": counts[1]}))
+            # Each number of ranks has trained some of the steps, and the checkpoint says which.
+            (leg,) = train(directory).manifest.legs
+            assert beginnings(directory) == [0, leg.until]
+            assert reached - 1 <= leg.until <= reached < 12
+            assert (leg.training["processes"], directory.read_config().training.processes) == (counts[0], counts[1])
         losses[name] = [line["train/loss"] for line in read(directory.journal)]
-    assert losses["three"] == pytest.approx(losses["one"], rel=1e-9)
-    assert losses["changing"] == pytest.approx(losses["one"], rel=1e-9)
+    assert len(losses["one"]) == 12
+    for name in ("three", "more", "fewer"):
+        assert losses[name] == pytest.approx(losses["one"], rel=1e-9), name
 
 
 def test_two_ranks_weigh_the_loss_by_the_masks(tiny: dict[str, Any], photos: Path, tmp_path: Path):
@@ -277,20 +317,51 @@ def _train_and_stop(directory: RunDirectory) -> None:
         launch.train(directory, lock, on_line=stop_at_first_line)
 
 
+class KillsOne:
+    """Kills (SIGKILL) a process of the ranks once some steps are done."""
+
+    def __init__(self, directory: RunDirectory, at: int, choose: Callable[[RunDirectory], int]):
+        self._directory = directory
+        self._at = at
+        self._choose = choose
+        self.killed = 0.0
+
+    def __call__(self, line: str) -> None:
+        if "Starting at step" in line:
+            wait_for(lambda: steps_done(self._directory) >= self._at)
+            os.kill(self._choose(self._directory), signal.SIGKILL)
+            self.killed = time.monotonic()
+
+
 def test_a_rank_that_is_killed_ends_the_others_and_can_be_retried(tiny: dict[str, Any]):
     directory = begin(make(tiny, training={"steps": 100_000, "processes": 2}))
-    killed = []
-
-    def kill_one(line: str) -> None:
-        if "Starting at step" in line and not killed:
-            killed.append(ranks_alive(directory)[-1])
-            os.kill(killed[0], signal.SIGKILL)
-
-    begun = time.monotonic()
-    with directory.locked(wait=5) as lock, pytest.raises(RankFailure):
-        launch.train(directory, lock, on_line=kill_one)
-    assert time.monotonic() - begun < 60
+    kills = KillsOne(directory, 3, lambda directory: ranks_alive(directory)[-1])
+    with directory.locked(wait=5) as lock, pytest.raises(RankFailure, match="was killed by SIGKILL"):
+        launch.train(directory, lock, on_line=kills)
     assert not ranks_alive(directory)
+    assert time.monotonic() - kills.killed < 30
+
+
+@pytest.mark.full
+def test_torchrun_itself_killed_takes_the_ranks_with_it_and_the_bits_are_the_same(tiny: dict[str, Any]):
+    training = {"steps": 200, "processes": 2}
+    undisturbed = begin(make(tiny, name="undisturbed", training=training))
+    train(undisturbed)
+    headless = begin(make(tiny, name="headless", training=training))
+    kills = KillsOne(headless, 20, agent_of)
+    with (
+        headless.locked(wait=5) as lock,
+        pytest.raises(RankFailure, match=r"ended without saying why \(exit code -9\)"),
+    ):
+        launch.train(headless, lock, on_line=kills)
+    wait_for(lambda: not ranks_alive(headless), 30)
+    assert time.monotonic() - kills.killed < 30
+    assert steps_done(headless) < 200, "it was killed too late"
+    train(headless)
+    first, second = beginnings(headless)
+    assert first == 0
+    assert second >= 15
+    assert result(headless) == result(undisturbed)
 
 
 def test_a_flipped_byte_in_a_shard_is_named_and_never_trained_on(tiny: dict[str, Any]):

@@ -1,14 +1,13 @@
 """Virtual ranks: the same bits on every number of processes, also when it changes on the way."""
 
-import os
-import signal
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from conftest import make
 from pydantic import ValidationError
-from test_training import begin, ranks_alive, result, start, steps_done, train, wait_for
+from test_training import begin, beginnings, result, train, train_and_kill
 from torch import Tensor
 
 from pipelines.data.images import HALF
@@ -31,12 +30,12 @@ def in_turns(tiny: dict[str, Any], name: str, turns: list[int], training: dict[s
     part = training["steps"] // len(turns)
     for number, processes in enumerate(turns[:-1], 1):
         start_or_continue(make(tiny, name=name, training=training | {"processes": processes}))
-        process = start(directory)
-        wait_for(lambda reached=number * part: steps_done(directory) >= reached)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        wait_for(lambda: not ranks_alive(directory), 30)
+        train_and_kill(directory, number * part, seconds=240)
     train_on(directory, turns[-1], tiny, training)
+    begun = beginnings(directory)
+    assert len(begun) == len(turns)
+    assert all(before < after for before, after in pairwise(begun)), "each number of processes has trained some steps"
+    assert begun[-1] < training["steps"]
     return result(directory)
 
 
@@ -57,18 +56,27 @@ def test_codebooks_are_the_same_bits_too(tiny: dict[str, Any]):
     assert in_turns(tiny, "changing", [1, 2], training) == one
 
 
+ALL_TURNS = ([2], [4], [2, 1, 4])
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"precision": "bf16"}, {"compile": True}],
-    ids=lambda settings: " ".join(f"{k} {v}" for k, v in settings.items()) or "float32",
+    ("settings", "others"),
+    [
+        ({}, ALL_TURNS),
+        ({"precision": "bf16"}, ALL_TURNS),
+        ({"compile": True}, ALL_TURNS),
+        ({"precision": "bf16", "compile": True}, ([2, 4],)),
+    ],
+    ids=["float32", "precision bf16", "compile True", "precision bf16 compile True"],
 )
-def test_any_number_of_processes_that_divides_them_trains_the_same_bits(tiny: dict[str, Any], settings: dict[str, Any]):
+def test_any_number_of_processes_that_divides_them_trains_the_same_bits(
+    tiny: dict[str, Any], settings: dict[str, Any], others: tuple[list[int], ...]
+):
     training = {"virtual_ranks": 4, "batch_size": 8, "checkpoint_interval": 5, "steps": 60} | settings
     expected = in_turns(tiny, "one", [1], training)
-    assert in_turns(tiny, "two", [2], training) == expected
-    assert in_turns(tiny, "four", [4], training) == expected
-    assert in_turns(tiny, "changing", [2, 1, 4], training) == expected
+    for turns in others:
+        assert in_turns(tiny, f"turns-{'-'.join(map(str, turns))}", turns, training) == expected
 
 
 def test_the_sum_is_the_gradient_of_the_whole_batch(tiny: dict[str, Any]):

@@ -197,10 +197,10 @@ class SmallRun:
         since = self.beginnings()[starts:]
         return max(0, reached - since[0]) if since else None
 
-    def differences(self, alone: dict[str, str]) -> list[str]:
+    def differences(self, alone: Mapping[str, str]) -> list[str]:
         """In what it ends otherwise than the run that was left alone."""
         found = result_of(self.root, self.name)
-        return [what for what in sorted(alone | found) if alone.get(what) != found.get(what)]
+        return [what for what in sorted({*alone, *found}) if alone.get(what) != found.get(what)]
 
     def faults(self) -> list[str]:
         """What is wrong with its end, whatever others end with."""
