@@ -29,6 +29,7 @@ from test_training import begin, train
 from flows.cli.config_file import as_yaml, effective_config
 from pipelines import checkpoints
 from pipelines.config import RunConfig
+from pipelines.data import suspects
 from pipelines.data.earlier_sets import EarlierSets
 from pipelines.data.hashing import HashCache
 from pipelines.data.loading import training_batches
@@ -123,13 +124,14 @@ def allowed() -> Iterator[None]:
 
 @contextmanager
 def kept(*files: Path) -> Iterator[None]:
-    """Put back what is changed inside."""
+    """Put back what is changed inside, and take away the marks that readers have left at it."""
     before = {file: file.read_bytes() for file in files}
     try:
         yield
     finally:
         for file, content in before.items():
             file.write_bytes(content)
+            suspects.clear(file.parent)
 
 
 @pytest.fixture(scope="module")
