@@ -4,12 +4,15 @@ from pathlib import Path
 
 from prefect import flow
 
+from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from tasks.upkeep import Cleaned, Verified, clean_up, verify_all
 
+ROOT = RunConfig().root
+
 
 @flow(name="verification", flow_run_name="verification of {root}")
-def verification(root: Path = Path("codecmill-data"), sources: bool = False) -> Verified:
+def verification(root: Path = ROOT, sources: bool = False) -> Verified:
     """Read all that the checkpoints of all runs come from; fails with a list where a byte has changed.
 
     Args:
@@ -20,9 +23,7 @@ def verification(root: Path = Path("codecmill-data"), sources: bool = False) -> 
 
 
 @flow(name="clean-up", flow_run_name="clean-up of {root}")
-def cleaning(
-    root: Path = Path("codecmill-data"), days: float = 30, runs: bool = False, dry_run: bool = False
-) -> Cleaned:
+def cleaning(root: Path = ROOT, days: float = 30, runs: bool = False, dry_run: bool = False) -> Cleaned:
     """Remove shard sets that no run names, and old finished runs if they are to go as well.
 
     Args:

@@ -81,8 +81,6 @@ def _rests(root: Root) -> Iterator[Removable]:
 def _old_runs(root: Root, days: float) -> Iterator[Removable]:
     champion = tracking.champion(root)
     for run in root.all_runs():
-        if run.path.name.startswith(GOING):
-            continue
         age = _days_since(max(modified(path) for path in (run.path, *run.path.glob("*"))))
         status = run_status(run)
         is_champion = champion is not None and champion.run == status.name and champion.run_id == status.mlflow_run

@@ -47,8 +47,8 @@ class Root:
         return RunDirectory(self.runs / name)
 
     def all_runs(self) -> list["RunDirectory"]:
-        """Every run that has a config, oldest first."""
-        configs = self.runs.glob("*/config.json") if self.runs.is_dir() else ()
+        """Every run that has a config, oldest first; a folder with a temporary name is none, or none any more."""
+        configs = self.runs.glob("[!.]*/config.json") if self.runs.is_dir() else ()
         return [RunDirectory(config.parent) for config in sorted(configs, key=lambda p: (p.stat().st_mtime_ns, p))]
 
     def existing_run(self, name: str) -> "RunDirectory":

@@ -43,12 +43,17 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
 
 
-def command(config: RunConfig, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`codecmill WORDS` with a config file."""
+def with_config(config: RunConfig, tmp_path: Path, *words: str) -> list[str]:
+    """The command line of `codecmill WORDS` with a config file, which is written."""
     file = tmp_path / f"{config.name}.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return [sys.executable, "-m", "flows", *words, "--config", str(file)]
+
+
+def command(config: RunConfig, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`codecmill WORDS` with a config file."""
     return subprocess.run(
-        [sys.executable, "-m", "flows", *words, "--config", str(file)],
+        with_config(config, tmp_path, *words),
         cwd=PROJECT,
         env=clean_environment(),
         capture_output=True,
@@ -72,10 +77,8 @@ def resumed(config: RunConfig) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def under_way(config: RunConfig, tmp_path: Path, *words: str) -> "Iterator[subprocess.Popen[str]]":
     """`codecmill WORDS` under way; it and all that it started are gone afterwards."""
-    file = tmp_path / f"{config.name}.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     with subprocess.Popen(
-        [sys.executable, "-m", "flows", *words, "--config", str(file)],
+        with_config(config, tmp_path, *words),
         cwd=PROJECT,
         env=clean_environment(),
         stderr=subprocess.PIPE,
@@ -160,6 +163,22 @@ if __name__ == "__main__":
 """
 
 
+def from_python(program: str, config: RunConfig, tmp_path: Path, seconds: float) -> Any:
+    """The JSON that a program prints last; it is given a config's file, and may take so many seconds."""
+    file = tmp_path / f"{config.name}.json"
+    file.write_text(config.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)],
+        cwd=PROJECT,
+        env=clean_environment() | {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _check_from_python(first: RunConfig, tmp_path: Path) -> None:
     """A deeper model from a Python prompt, beginning with the champion's weights as far as they fit."""
     config = first.model_copy(
@@ -171,17 +190,7 @@ def _check_from_python(first: RunConfig, tmp_path: Path) -> None:
             ),
         }
     )
-    (tmp_path / "deeper.json").write_text(config.model_dump_json())
-    done = subprocess.run(
-        [sys.executable, "-c", FROM_PYTHON, str(tmp_path / "deeper.json")],
-        cwd=PROJECT,
-        env=clean_environment() | {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
+    summary = from_python(FROM_PYTHON, config, tmp_path, seconds=240)
     run = directory_of(config)
     output = (run.logs / "attempt_01" / "output.log").read_text()
     assert "Starting from models:/codecmill@champion" in output

@@ -1,16 +1,12 @@
 """New images are added to the shard set, and learnt from, on from the champion, once there are enough of them."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make, picture
-from test_pipeline import clean_environment
-from test_training import PROJECT
+from test_pipeline import from_python
 
 from pipelines import tracking
 from pipelines.config import RunConfig
@@ -31,17 +27,7 @@ if __name__ == "__main__":
 
 def look(config: RunConfig, tmp_path: Path) -> dict[str, Any] | None:
     """As the hourly flow run does: the run that was trained, if one was."""
-    (tmp_path / "watch.json").write_text(config.model_dump_json())
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, str(tmp_path / "watch.json")],
-        cwd=PROJECT,
-        env=clean_environment() | {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return from_python(WATCH, config, tmp_path, seconds=280)
 
 
 @pytest.mark.full

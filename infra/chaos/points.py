@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import signal
-import sqlite3
 import sys
 import time
 from collections import Counter
@@ -18,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.chaos.results import result_of
-from infra.chaos.small_runs import SmallRun, make_pictures
+from infra.chaos.results import UNREADABLE
+from infra.chaos.small_runs import CHECKPOINTS, SmallRun, make_pictures
 
 STEPS = 32
-INTERVAL = STEPS // 16
+INTERVAL = STEPS // CHECKPOINTS
 """Steps between checkpoints, the most that may be done again."""
 
 CRASHING = Path(__file__).parent / "crashing"
@@ -62,9 +61,7 @@ def main() -> int:
     record = folder / "record.jsonl"
     left_alone = SmallRun(folder, "alone", STEPS)
     seconds = left_alone.finish(_environment({"CODECMILL_CRASH_RECORD": str(record)}))
-    if faults := left_alone.faults():
-        raise SystemExit("Already the run that was left alone did not end well: " + " ".join(faults))
-    alone = result_of(left_alone.root, left_alone.name)
+    alone = left_alone.sound_result()
     points = points_of(record)
     chosen = random.Random(arguments.seed).sample(points, min(len(points), arguments.points or len(points)))  # noqa: S311
     print(f"Left alone, a run takes {seconds:.0f} s and has {len(points)} crash points; {len(chosen)} are tried.")
@@ -114,7 +111,7 @@ def _crashed(run: SmallRun, point: dict[str, Any], alone: dict[str, str]) -> Out
     try:
         run.finish()
         differing = run.differences(alone) + run.faults()
-    except (SystemExit, OSError, KeyError, ValueError, StopIteration, sqlite3.Error) as error:
+    except (SystemExit, *UNREADABLE) as error:
         print(f"{run.name} did not come to its end: {error}", flush=True)
     outcome = Outcome(point, True, stage, run.redone(reached, starts), orphans, differing)
     if outcome.is_fine:

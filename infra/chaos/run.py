@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infra.chaos.results import Ending, Kill, report_of, result_of, table
+from infra.chaos.results import UNREADABLE, Ending, Kill, report_of, table
 from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, make_pictures
 
 KILLS_A_RUN = 4
@@ -47,9 +46,7 @@ def main() -> int:
     begun = time.monotonic()
     left_alone = SmallRun(folder, "alone", STEPS)
     seconds = left_alone.finish()
-    if faults := left_alone.faults():
-        raise SystemExit("Already the run that was left alone did not end well: " + " ".join(faults))
-    alone = result_of(left_alone.root, left_alone.name)
+    alone = left_alone.sound_result()
     print(f"Left alone, a run takes {seconds:.0f} s.", flush=True)
     chance = random.Random(arguments.seed)  # noqa: S311  # no secret
     kills: list[Kill] = []
@@ -79,7 +76,7 @@ def ending_of(run: SmallRun, failure: str | None, alone: Mapping[str, str]) -> E
     if failure is None:
         try:
             return Ending(run.name, str(run.log), None, run.differences(alone), run.faults())
-        except (OSError, KeyError, ValueError, StopIteration, sqlite3.Error) as error:
+        except UNREADABLE as error:
             failure = f"what it should end with cannot be read ({type(error).__name__}: {error})"
     return Ending(run.name, str(run.log), failure)
 

@@ -19,6 +19,9 @@ from PIL import Image
 from infra.chaos.results import faults_of, result_of
 
 PROJECT = Path(__file__).parents[2]
+CHECKPOINTS = 16
+"""Of a run, evenly spaced; more steps than from one to the next are never done again."""
+
 GONE_SECONDS = 30.0
 """After which no process of a killed run may be alive."""
 
@@ -70,7 +73,7 @@ class SmallRun:
     @property
     def interval(self) -> int:
         """Steps between checkpoints."""
-        return self.steps // 16
+        return self.steps // CHECKPOINTS
 
     def start(self, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Begin it, or go on with it once it has a config; `more` is added to the environment."""
@@ -196,6 +199,16 @@ class SmallRun:
         """
         since = self.beginnings()[starts:]
         return max(0, reached - since[0]) if since else None
+
+    def sound_result(self) -> dict[str, str]:
+        """What it has ended with, for others to be compared with.
+
+        Raises:
+            SystemExit: it has not ended as a run that was left alone should.
+        """
+        if faults := self.faults():
+            raise SystemExit("Already the run that was left alone did not end well: " + " ".join(faults))
+        return result_of(self.root, self.name)
 
     def differences(self, alone: Mapping[str, str]) -> list[str]:
         """In what it ends otherwise than the run that was left alone."""
