@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from isal import isal_zlib
 
 from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_sources
 from pipelines.data.shard_index import write_index
@@ -96,7 +96,7 @@ def _contents(pieces: Sequence[Piece]) -> Iterator[bytes]:
             file.seek(int(piece.spans["offset"][0]))
             for size, checksum in zip(piece.spans["size"].tolist(), piece.spans["crc32"].tolist(), strict=True):
                 content = file.read(size)
-                if len(content) != size or zlib.crc32(content) != checksum:
+                if len(content) != size or isal_zlib.crc32(content) != checksum:
                     raise CodecmillError(f"{piece.file} is damaged. Delete it and run: codecmill shards")
                 yield content
 

@@ -15,10 +15,12 @@ import pipelines
 from pipelines.data.encoding import EncodingOrder, encode_sources
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent, parent_environment
+from pipelines.process_memory import keep_freed_memory
 
 
 def run_here(orders: Sequence[EncodingOrder]) -> Iterator[int]:
     """Encode in this process; yields the number of sources of each order as it is done."""
+    keep_freed_memory()  # a picture after another, megabytes each
     for order in orders:
         encode_sources(order)
         yield len(order.jobs)
@@ -100,6 +102,7 @@ class _Worker:
 def main() -> None:
     """Encode the orders that come in as lines, and answer each with a line."""
     die_with_parent()
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

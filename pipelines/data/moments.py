@@ -10,16 +10,26 @@ _LEVELS = np.arange(256, dtype=np.int64)
 
 @dataclass
 class Moments:
-    """Number of pixels, and for red, green and blue the sum of the levels (0 to 255) and of their squares."""
+    """Of pictures: pixels, and for red, green and blue the sum of the levels (0 to 255) and of their squares.
 
-    pixels: int = 0
-    sums: list[int] = field(default_factory=lambda: [0, 0, 0])
-    squares: list[int] = field(default_factory=lambda: [0, 0, 0])
+    Attributes:
+        counts: of each level, int64 (3, 256).
+    """
+
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
     def add(self, image: Image.Image) -> None:
         """Take in a picture (mode RGB)."""
-        counts = np.array(image.histogram(), dtype=np.int64).reshape(3, 256)
-        self.pixels += image.width * image.height
-        for channel, (levels, squares) in enumerate(zip(counts @ _LEVELS, counts @ _LEVELS**2, strict=True)):
-            self.sums[channel] += int(levels)
-            self.squares[channel] += int(squares)
+        self.counts += np.array(image.histogram(), np.int64).reshape(3, 256)
+
+    @property
+    def pixels(self) -> int:
+        return int(self.counts[0].sum())
+
+    @property
+    def sums(self) -> list[int]:
+        return (self.counts @ _LEVELS).tolist()
+
+    @property
+    def squares(self) -> list[int]:
+        return (self.counts @ _LEVELS**2).tolist()

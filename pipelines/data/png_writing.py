@@ -9,12 +9,12 @@ models of x86-64 from Core 2 to AVX-512, and on two of ARM. ISA-L, twice as fast
 """
 
 import struct
-import zlib
 from io import BytesIO
 from typing import Literal
 
 import deflate
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 Compression = Literal["fast", "small"]
@@ -64,5 +64,5 @@ def _filtered(levels: np.ndarray) -> np.ndarray:
 
 def chunk(kind: bytes, content: bytes | bytearray) -> list[bytes | bytearray]:
     """The pieces of a PNG chunk."""
-    checksum = zlib.crc32(content, zlib.crc32(kind))
+    checksum = isal_zlib.crc32(content, isal_zlib.crc32(kind))
     return [struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)]

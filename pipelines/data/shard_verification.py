@@ -1,12 +1,12 @@
 """Everything about a shard read again: its three files, and in the tar each sample for itself."""
 
 import hashlib
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from isal import isal_zlib
 
 from pipelines.data.shard_format import Manifest, ShardRow, fingerprint_of, settings_digest_of
 from pipelines.data.shard_index import parsed_index
@@ -89,7 +89,7 @@ def _read_samples(stream: BinaryIO, spans: np.ndarray, heard: Heard) -> tuple[st
         content = stream.read(size)
         digest.update(content)
         heard(len(content))
-        if zlib.crc32(content) != checksum:
+        if isal_zlib.crc32(content) != checksum:
             damaged.append(number)
     while rest := stream.read(CHUNK):
         digest.update(rest)

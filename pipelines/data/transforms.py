@@ -4,11 +4,10 @@ What follows is `images.to_unit` and `Normalization.normalize`; the way back is 
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from pipelines.config import DataConfig
 from pipelines.data.png_reading import StoredPicture
@@ -28,11 +27,11 @@ class Draw:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The crop of an RGB picture; magnified with a bicubic filter."""
-        return self._apply(image, InterpolationMode.BICUBIC)
+        return self._apply(image, "bicubic")
 
     def apply_to_mask(self, mask: Image.Image) -> Image.Image:
         """The same pixels of the sample's mask; magnified without a filter, so that it keeps its values."""
-        return self._apply(mask, InterpolationMode.NEAREST)
+        return self._apply(mask, "nearest")
 
     def put(self, picture: StoredPicture, target: np.ndarray) -> None:
         """The same levels of a stored picture or mask, of which no more is decoded than it needs.
@@ -64,10 +63,14 @@ class Draw:
         drawn = self.apply_to_mask(image) if is_mask else self.apply(image)
         return np.asarray(drawn).reshape(self.side, self.side, -1)
 
-    def _apply(self, image: Image.Image, interpolation: InterpolationMode) -> Image.Image:
+    def _apply(self, image: Image.Image, interpolation: Literal["bicubic", "nearest"]) -> Image.Image:
+        # Late: with torchvision come its models and the compiler, a second and 160 MB, and most runs magnify nothing.
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
         image = F.crop(image, self.top, self.left, self.cut, self.cut)  # type: ignore[arg-type]
         if self.cut != self.side:
-            image = F.resize(image, [self.side, self.side], interpolation)  # type: ignore[arg-type]
+            image = F.resize(image, [self.side, self.side], InterpolationMode(interpolation))  # type: ignore[arg-type]
         if self.mirror:
             image = F.hflip(image)  # type: ignore[arg-type]
         return F.vflip(image) if self.flip else image  # type: ignore[arg-type]
