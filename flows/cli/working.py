@@ -13,6 +13,7 @@ from pipelines.data.sources import find_images, find_sources
 from pipelines.errors import InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import go_on_with, merge
+from pipelines.storage.address import store_url
 
 
 def run(arguments: Arguments) -> None:
@@ -20,6 +21,7 @@ def run(arguments: Arguments) -> None:
 
 
 def resume(arguments: Arguments) -> None:
+    _bring_from_store(arguments)
     config = _config_of_run(arguments)
     if arguments.allow_inexact:
         run = Root(arguments.root).existing_run(arguments.run)
@@ -46,6 +48,7 @@ def shards(arguments: Arguments) -> None:
 
 
 def evaluate(arguments: Arguments) -> None:
+    _bring_from_store(arguments)
     config = _config_of_run(arguments)
     _check_evaluation_images(config)
     result = run_flow(starting.evaluation, config)
@@ -53,6 +56,19 @@ def evaluate(arguments: Arguments) -> None:
         listing.print_json(result)
     else:
         print(f"PSNR {result.metrics['psnr']:.2f} dB over {result.images} images. Report: {result.report}")
+
+
+def _bring_from_store(arguments: Arguments) -> None:
+    """Have here what a store knows of a run, before it is looked at what there is to do."""
+    if store_url() is None:
+        return
+    from flows.cli.display import shown_progress
+    from pipelines.storage.bringing import catch_up, is_in_store
+
+    run = Root(arguments.root.absolute()).run(arguments.run)
+    if Path(arguments.run).name == arguments.run and (run.config_file.is_file() or is_in_store(arguments.run)):
+        with run.locked(), shown_progress():
+            catch_up(run)
 
 
 def _config_of_run(arguments: Arguments) -> RunConfig:
