@@ -1,15 +1,19 @@
 """What most tests need: a few generated pictures, and a config small enough to train in seconds."""
 
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from object_store import AWS, BUCKET, Proxy, proxy_to, s3_server
 from PIL import Image
 
-from pipelines import tracking
+from pipelines import storage, tracking
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
+from pipelines.storage import patience, store
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:
@@ -65,6 +69,26 @@ def tiny(tmp_path: Path, photos: Path) -> dict[str, Any]:
             "replica_check_interval": 3,
         },
     }
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """An S3 server for all tests; each has a prefix of its own there."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def proxy(s3_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    """A way to the S3 server that can be broken; the environment names a store behind it, of this test alone."""
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 2.0)
+    with proxy_to(s3_address) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        monkeypatch.setenv(storage.STORE, f"s3://{BUCKET}/{sha256(request.node.nodeid.encode()).hexdigest()[:12]}")
+        store._opened.cache_clear()
+        yield proxy
 
 
 def make(config: dict[str, Any], **sections: Any) -> RunConfig:

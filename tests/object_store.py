@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from test_tracking import free_port
+from pipelines import storage
 
 BUCKET = "mill"
 AWS = {
@@ -28,7 +28,7 @@ AWS = {
 @contextmanager
 def s3_server(port: int | None = None) -> Iterator[str]:
     """The address of an S3 server (moto's) with an empty bucket, in a process of its own."""
-    port = port or free_port()
+    port = port or _free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -48,6 +48,12 @@ def s3_server(port: int | None = None) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _answers(port: int) -> bool:
@@ -182,3 +188,10 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def the_store() -> storage.Store:
+    """The store that the environment names."""
+    url = storage.store_url()
+    assert url is not None
+    return storage.open_store(url)

@@ -1,56 +1,19 @@
 """Runs and shard sets in a store: sent behind the training, resumed elsewhere to the same bits, never half believed."""
 
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import make
-from object_store import AWS, BUCKET, Proxy, proxy_to, s3_server
+from object_store import Proxy, the_store
 from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
 
-from pipelines import checkpoints, storage
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, patience
-from pipelines.storage import store as transfers
-from pipelines.storage.bringing import bring
 from pipelines.storage.keys import complete_steps
-from pipelines.storage.sending import Sending
-
-URL = f"s3://{BUCKET}/mill"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """A way to the server that can be broken; the environment names a store behind it, of this test alone."""
-    for name, value in AWS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(patience, "USUAL_SECONDS", 2.0)
-    with proxy_to(server) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-        monkeypatch.setenv(storage.STORE, f"{URL}/{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}")
-        transfers._opened.cache_clear()
-        yield proxy
-
-
-def the_store() -> storage.Store:
-    url = storage.store_url()
-    assert url is not None
-    return storage.open_store(url)
-
 
 TRAIN = """
 import sys
