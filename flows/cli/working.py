@@ -9,7 +9,7 @@ from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
 from pipelines import status
 from pipelines.config import RunConfig
-from pipelines.data.sources import find_images, find_sources
+from pipelines.data.sources import check_images, check_sources
 from pipelines.errors import InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import go_on_with, merge
@@ -39,7 +39,7 @@ def demo(arguments: Arguments) -> None:
 
 def shards(arguments: Arguments) -> None:
     config = effective_config(arguments.config_file, arguments.overrides).named()
-    find_sources(config)
+    check_sources(config)
     shard_set = run_flow(starting.create_shards, config)
     if arguments.json:
         listing.print_json(shard_set)
@@ -125,7 +125,7 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
     run = Root(config.root.absolute()).run(config.name)
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
-        find_sources(config)
+        check_sources(config)
     _check_evaluation_images(config)
     source = config.training.start_from
     begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
@@ -135,4 +135,4 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
 
 def _check_evaluation_images(config: RunConfig) -> None:
     if config.evaluation.images is not None:
-        find_images(config.evaluation.images, "evaluation.images", Root(config.root))
+        check_images(config.evaluation.images, "evaluation.images", Root(config.root))

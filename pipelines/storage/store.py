@@ -146,7 +146,8 @@ class Store:
         """Bring an object into a file, which is there only when every byte is as it was recorded.
 
         Args:
-            sha256: as recorded; None where only the size is known, and whoever reads the file looks at the rest.
+            sha256: as recorded; None where nobody has: it is compared with the MD5 that S3 gives of what it holds, or,
+                where it gives none (of parts, or encrypted), by its size and S3's own checksum.
             seconds: how long the store is tried for.
 
         Raises:
@@ -157,7 +158,7 @@ class Store:
 
         def attempt() -> None:
             self._call(self._files._get_file, self._path(key), str(temporary), seconds=_allowed(size))
-            how = difference(temporary, size, sha256) if sha256 else _other_size(temporary, size)
+            how = difference(temporary, size, sha256) if sha256 else self._unlike_etag(key, temporary, size)
             if how:
                 raise HalfObject(how)
 
@@ -238,6 +239,17 @@ class Store:
             has_plain_etag=not encrypted,
         )
 
+    def _unlike_etag(self, key: str, file: Path, size: int) -> str | None:
+        """How a file differs from what the store says of an object, as the rest of a sentence."""
+        found, about = _digests(file), self._head(key)
+        if about is None:
+            raise FileNotFoundError(key)
+        if (found.size, about.size) != (size, size):
+            return f"has {found.size} bytes instead of {size}"
+        if about.has_plain_etag and "-" not in about.etag and found.md5 != about.etag:
+            return f"has MD5 {found.md5[:16]}... instead of {about.etag[:16]}..."
+        return None
+
     def _path(self, key: str) -> str:
         return f"{self._base}/{key}" if key else self._base
 
@@ -250,28 +262,26 @@ class Store:
 
 @dataclass(frozen=True)
 class _Digests:
+    """Of a file; `etag` is what S3 gives it when it is sent: its MD5, or that of its parts' MD5s."""
+
     size: int
     sha256: str
+    md5: str
     etag: str
 
 
 def _digests(file: Path) -> _Digests:
-    """A file's size, its sha256, and the ETag that S3 gives it: its MD5, or that of its parts' MD5s."""
-    sha256, parts, size = hashlib.sha256(), [], 0
+    sha256, md5, parts, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), [], 0
     with file.open("rb") as stream:
         while part := stream.read(PART_BYTES):
             sha256.update(part)
-            parts.append(part_md5 := hashlib.md5(usedforsecurity=False))
-            part_md5.update(part)
+            md5.update(part)
+            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
             size += len(part)
-    if size < 2 * PART_BYTES:
-        whole = hashlib.md5(usedforsecurity=False)
-        with file.open("rb") as stream:
-            while part := stream.read(PART_BYTES):
-                whole.update(part)
-        return _Digests(size, sha256.hexdigest(), whole.hexdigest())
-    together = hashlib.md5(b"".join(part.digest() for part in parts), usedforsecurity=False).hexdigest()
-    return _Digests(size, sha256.hexdigest(), f"{together}-{len(parts)}")
+    etag = md5.hexdigest()
+    if size >= 2 * PART_BYTES:
+        etag = f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+    return _Digests(size, sha256.hexdigest(), md5.hexdigest(), etag)
 
 
 def _check_sent(about: Object | None, sent: _Digests) -> None:
@@ -293,11 +303,6 @@ def _check_content(content: bytes, about: Object) -> None:
         raise HalfObject("had no checksum to compare it with")
     if found != recorded:
         raise HalfObject(f"had {what} {found[:16]}... instead of {recorded[:16]}...")
-
-
-def _other_size(file: Path, size: int) -> str | None:
-    found = file.stat().st_size
-    return None if found == size else f"has {found} bytes instead of {size}"
 
 
 def _allowed(size: int) -> float:
