@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines import storage, tracking
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
-from pipelines.storage import patience, store
+from pipelines.storage import patience
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:
@@ -72,23 +72,23 @@ def tiny(tmp_path: Path, photos: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def s3_address() -> Iterator[str]:
-    """An S3 server for all tests; each has a prefix of its own there."""
-    with s3_server() as address:
-        yield address
+def way_to_s3() -> Iterator[Proxy]:
+    """An S3 server for all tests, behind a proxy."""
+    with s3_server() as address, proxy_to(address) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def proxy(s3_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """A way to the S3 server that can be broken; the environment names a store behind it, of this test alone."""
+def proxy(way_to_s3: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    """A way to an S3 server that can be broken; the environment names a store behind it, of this test alone."""
     for name, value in AWS.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", way_to_s3.address)
+    monkeypatch.setenv(storage.STORE, f"s3://{BUCKET}/{sha256(request.node.nodeid.encode()).hexdigest()[:12]}")
     monkeypatch.setattr(patience, "USUAL_SECONDS", 2.0)
-    with proxy_to(s3_address) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-        monkeypatch.setenv(storage.STORE, f"s3://{BUCKET}/{sha256(request.node.nodeid.encode()).hexdigest()[:12]}")
-        store._opened.cache_clear()
-        yield proxy
+    way_to_s3.requests.clear()
+    yield way_to_s3
+    way_to_s3.faults.clear()
 
 
 def make(config: dict[str, Any], **sections: Any) -> RunConfig:

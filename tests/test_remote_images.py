@@ -12,7 +12,7 @@ from pipelines.data.shards import create_shards
 from pipelines.data.sources import check_sources, find_images
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
-from pipelines.storage import StoreUnavailable
+from pipelines.storage import StoreUnavailable, patience
 
 
 @pytest.fixture
@@ -74,8 +74,9 @@ def test_what_has_changed_is_fetched_again_and_what_is_gone_is_none(
 
 
 def test_half_an_image_and_a_changed_byte_are_none_and_an_absent_store_is_named(
-    remote: str, proxy: Proxy, tmp_path: Path
+    remote: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.3)
     proxy.break_("half", "GET", "photo%2000", times=1)
     proxy.break_("flip", "GET", "photo%2001", times=1)
     found = find_images(f"{remote}/photos", "data.images", Root(tmp_path))

@@ -55,20 +55,23 @@ class Object:
 
 
 def open_store(url: str) -> "Store":
-    """The store at an address; one for all who ask for it in this process.
+    """The store at an address.
 
     Raises:
         InputError: it is no address, or s3fs is not installed.
     """
-    return _opened(checked_url(url, "The store"), os.getpid())
+    return Store(checked_url(url, "The store"), _connection(os.getpid()))
 
 
-@lru_cache(maxsize=8)
-def _opened(url: str, process: int) -> "Store":
+@lru_cache(maxsize=1)
+def _connection(process: int) -> "S3FileSystem":
+    """One for all stores of a process, which others do not inherit."""
     try:
         from s3fs import S3FileSystem
     except ImportError as error:
-        raise InputError(f"{url} needs s3fs, which is not installed: pip install 'codecmill[s3]'") from error
+        raise InputError(
+            "What lies at s3:// needs s3fs, which is not installed: pip install 'codecmill[s3]'"
+        ) from error
     files = S3FileSystem(
         # All patience is in one place, pipelines.storage.patience: two that multiply would take half an hour.
         config_kwargs={
@@ -82,7 +85,7 @@ def _opened(url: str, process: int) -> "Store":
         default_block_size=PART_BYTES,
     )
     files.retries = 1
-    return Store(url, files)
+    return files
 
 
 class Store:
