@@ -1,7 +1,6 @@
 """Shards that lie in a store: fetched ahead of use, verified, within a bound, and the same samples as from the disk."""
 
 import os
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -119,20 +118,19 @@ def test_what_is_open_is_not_evicted_and_the_rest_goes_by_its_last_use(
     made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ):
     bound(made, 3.0, monkeypatch)
-    cached, other = ShardSet.open(elsewhere), ShardSet.open(elsewhere)
-    rows = cached.rows("train")
-    cached.read("train", 0, 0)  # and held open
-    for shard in (1, 2, 3, 4):
-        cache = other._cache
-        assert cache is not None
-        cache.bring(rows[shard])
-        time.sleep(0.01)
-    here = set(tars(elsewhere))
-    assert rows[0].name in here and rows[4].name in here and rows[1].name not in here
-    cached.read("train", 0, 1)
-    del cached
-    for shard in (5, 6, 7):
-        cache.bring(rows[shard])
+    cached, cache = ShardSet.open(elsewhere), ShardSet.open(elsewhere)._cache
+    assert cache is not None
+    rows = sorted(cached.rows("train"), key=lambda row: -row.bytes)  # of the largest, three fit and no four
+    held = cache.hold(rows[0])
+    for row in rows[1:3]:
+        cache.bring(row)
+    cached.read("train", cached.rows("train").index(rows[1]), 0)  # used after the other
+    cache.bring(rows[3])
+    assert {rows[0].name, rows[1].name, rows[3].name} <= set(tars(elsewhere))
+    assert rows[2].name not in tars(elsewhere)
+    os.close(held)
+    for row in rows[4:7]:
+        cache.bring(row)
     assert rows[0].name not in tars(elsewhere)
 
 

@@ -7,6 +7,7 @@ gets it alone may evict it, so that what is open stays. What is fetched gets its
 import fcntl
 import os
 import re
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,13 +79,17 @@ class ShardCache:
         """A descriptor of a shard's tar, which is not evicted while that is open.
 
         Raises:
-            StoreError: it cannot be had. CodecmillError: there is no room for it within the bound.
+            StoreError: it cannot be had. NoRoomError: for long there was no room for it within the bound.
         """
-        while True:
-            descriptor = self._held(row)
-            if descriptor is not None:
-                return descriptor
-            self.bring(row)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (descriptor := self._held(row)) is None:
+            try:
+                self.bring(row)
+            except NoRoomError:  # others read, or fetch, as much as may be here
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        return descriptor
 
     def bring(self, row: ShardRow, wait: float = LONGEST_WAIT, spared: Collection[str] = ()) -> None:
         """Fetch a shard that is not here.

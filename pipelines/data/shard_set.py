@@ -5,7 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from pipelines.data import remote_sets, suspects
 from pipelines.data.images import Normalization
 from pipelines.data.order import SampleOrder
 from pipelines.data.read_ahead import ReadAhead
-from pipelines.data.shard_cache import NoRoomError, ShardCache, cache_bytes
+from pipelines.data.shard_cache import ShardCache, cache_bytes
 from pipelines.data.shard_format import SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
 from pipelines.data.shard_index import read_index
 from pipelines.data.shard_verification import verify_shard
@@ -38,14 +38,19 @@ class Sample(NamedTuple):
 
 
 class _OpenShard:
-    """A tar's descriptor and its index. Reading by `pread` meets a file cut short with an error, not with SIGBUS."""
+    """A tar's descriptor and its index. Reading by `pread` meets a file cut short with an error, not with SIGBUS.
 
-    def __init__(self, descriptor: int, index: np.ndarray):
+    A tar that lies in a store has no descriptor here: it is held for as long as a sample is read, so that it may be
+    evicted between two.
+    """
+
+    def __init__(self, descriptor: int | None, index: np.ndarray):
         self.descriptor = descriptor
         self.index = index
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
 class _DamagedError(Exception):
@@ -150,7 +155,8 @@ class ShardSet:
         opened = self._opened(row)
         span = opened.index[index]
         try:
-            content = os.pread(opened.descriptor, int(span["size"]), int(span["offset"]))
+            with self._descriptor(row, opened) as descriptor:
+                content = os.pread(descriptor, int(span["size"]), int(span["offset"]))
         except OSError as error:
             raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
         if len(content) != span["size"] or isal_zlib.crc32(content) != span["crc32"]:
@@ -164,32 +170,28 @@ class ShardSet:
         return Sample(key, _member(content, span, "image"), _member(content, span, "mask") or None, info)
 
     def _opened(self, row: ShardRow) -> _OpenShard:
+        if self._cache and row.name not in self._open:  # without the lock: other threads read what is open
+            self._cache.small(row.index, row.index_bytes, row.index_sha256)
         with self._lock:
             if row.name in self._open:
                 self._open.move_to_end(row.name)
-                return self._open[row.name]
-        if self._cache:
-            self._bring(self._cache, row)  # without the lock: other threads read what is open
-        with self._lock:
-            if row.name not in self._open:
+            else:
                 self._open[row.name] = self._open_shard(row)
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
             return self._open[row.name]
 
-    def _bring(self, cache: ShardCache, row: ShardRow) -> None:
-        """Have a shard's files here; where those that are open leave no room for it, some of them are closed."""
-        cache.small(row.index, row.index_bytes, row.index_sha256)
-        while not cache.is_here(row):
+    @contextmanager
+    def _descriptor(self, row: ShardRow, opened: _OpenShard) -> Iterator[int]:
+        """Of a shard's tar, for as long as a sample is read."""
+        if opened.descriptor is not None:
+            yield opened.descriptor
+        elif self._cache:
+            descriptor = self._cache.hold(row)
             try:
-                cache.bring(row)
-            except NoRoomError:
-                with self._lock:
-                    closed = next((name for name in self._open if name not in cache.needed_soon), None)
-                    closed = closed or next(iter(self._open), None)
-                    if closed is None:
-                        raise
-                    del self._open[closed]
+                yield descriptor
+            finally:
+                os.close(descriptor)
 
     def _open_shard(self, row: ShardRow) -> _OpenShard:
         how = difference(self.path / row.index, row.index_bytes, row.index_sha256)
@@ -197,7 +199,7 @@ class ShardSet:
             raise _DamagedError(f"{self.path / row.index} {how}")
         index = read_index(self.path / row.index, row.samples, row.bytes)
         if self._cache:
-            return _OpenShard(self._cache.hold(row), index)
+            return _OpenShard(None, index)
         try:
             descriptor = os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
