@@ -10,6 +10,7 @@ from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.runs import start_or_continue
 from pipelines.storage.bringing import catch_up
+from pipelines.storage.lease import leased
 from tasks.dead_runs import put_right_beside
 from tasks.values import HeldRun
 from tasks.worker_lifetime import end_with_worker
@@ -70,13 +71,13 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
 
     Raises:
         StoreError: nothing of the run is here, and the store fails.
-        BusyError: another process holds it.
+        BusyError: another process holds it, here or on another machine that uses the same store.
         InputError: it exists with settings that cannot change.
     """
     config = named(config)
     at_work(config, config.name)
     run = Root(config.root.absolute()).run(config.name)
-    with run.locked() as lock:
+    with run.locked() as lock, leased(run):
         catch_up(run)
         yield HeldRun(path=start_or_continue(config).path, lock=lock)
 

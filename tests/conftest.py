@@ -89,6 +89,7 @@ def proxy(way_to_s3: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     way_to_s3.requests.clear()
     yield way_to_s3
     way_to_s3.faults.clear()
+    way_to_s3.takes_conditions = True
 
 
 def make(config: dict[str, Any], **sections: Any) -> RunConfig:

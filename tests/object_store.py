@@ -62,7 +62,8 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-Kind = Literal["500", "503", "stall", "half", "trickle", "flip", "close"]
+Kind = Literal["500", "503", "stall", "half", "trickle", "flip", "close", "lost"]
+"""`lost`: the request is carried out, and its answer lost."""
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
+    takes_conditions: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def break_(self, kind: Kind, method: str, part: str, times: int = 10**9) -> Fault:
@@ -128,6 +130,9 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
             if fault and fault.kind == "flip" and body:
                 body = bytes([body[0] ^ 1]) + body[1:]
             status, headers, content = self._passed_on(body)
+            if fault and fault.kind == "lost":
+                self.close_connection = True
+                return
             if fault and fault.kind == "flip" and content:
                 content = content[:-1] + bytes([content[-1] ^ 1])
             self.send_response(status)
@@ -158,7 +163,8 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
         def _passed_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(urlsplit(proxy.upstream).netloc, timeout=60)
             try:
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("connection", "expect")}
+                left = {"connection", "expect"} | (set() if proxy.takes_conditions else {"if-match", "if-none-match"})
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in left}
                 connection.request(self.command, self.path, body=body or None, headers=headers)
                 answer = connection.getresponse()
                 return answer.status, answer.getheaders(), answer.read()

@@ -109,12 +109,14 @@ def _sync(arguments: Arguments) -> None:
     from flows.cli.display import shown_progress
     from pipelines import tracking
     from pipelines.storage import open_store
+    from pipelines.storage.lease import leased
     from pipelines.storage.sending import Sending
 
     entry = attendance.Entry(id=f"sync-{run.path.name}-{os.getpid()}", process=os.getpid(), run=run.path.name)
     with run.locked(), attendance.present(run.root, entry), shown_progress():
         if url := store_url():
-            Sending(run, open_store(url)).send()
+            with leased(run):
+                Sending(run, open_store(url)).send()
             print(f"{url} has all of '{arguments.run}'")
         tracking.bring_level(run)
     print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")

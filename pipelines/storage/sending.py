@@ -15,6 +15,7 @@ from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
+from pipelines.storage.lease import lease_of
 from pipelines.storage.store import Store
 
 log = logging.getLogger("codecmill.storage")
@@ -39,11 +40,18 @@ class Sending:
 
         Raises:
             StoreError: the store does not take it; what is there stays, the rest comes next time.
+            BusyError, LostLease: another machine works on the run, or has taken it over.
         """
+        self._confirm()
         self._send_settings()
         self._send_checkpoints()
         if not self._has_shard_set:
             self._send_shard_set()
+
+    def _confirm(self) -> None:
+        lease = lease_of(self._run)
+        if lease is not None:
+            lease.confirm()
 
     def _send_settings(self) -> None:
         """config.json and shard_set.json: small, and overwritten where they have changed."""
@@ -87,6 +95,7 @@ class Sending:
                 sha256 = checkpoint.manifest.files[file].sha256
                 self._store.send(folder / file, keys.of_checkpoint(name, step, file), sha256)
             self._send_journal()
+            self._confirm()
             self._store.send(folder / MANIFEST, keys.of_checkpoint(name, step, MANIFEST))
             self._whole().add(step)
             return checkpoint

@@ -209,6 +209,38 @@ class Store:
         patiently(self.address(key), "sent", attempt)
         return True
 
+    def write_if(self, key: str, content: bytes, etag: str | None) -> str | None:
+        """Write a small object if the one that is there has this ETag (None: if none is there).
+
+        Returns:
+            The new object's ETag; None where another is there, or none any more.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        bucket, name, _ = self._files.split_path(self._path(key))
+        condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
+
+        def attempt() -> str | None:
+            try:
+                written = self._call(
+                    self._files._call_s3, "put_object", Bucket=bucket, Key=name, Body=content, **condition
+                )
+            except OSError as error:
+                if _refusal(error) == "PreconditionFailed" or (etag and _refusal(error) == "NoSuchKey"):
+                    return self._after_all(key, content)
+                raise
+            return written["ETag"].strip('"')
+
+        return patiently(self.address(key), "written", attempt)
+
+    def _after_all(self, key: str, content: bytes) -> str | None:
+        """The ETag of what is there, if an earlier try has written it and only its answer was lost."""
+        found = self._head(key)
+        if found is None or found.etag != hashlib.md5(content, usedforsecurity=False).hexdigest():
+            return None
+        return found.etag
+
     def remove(self, key: str) -> None:
         """Delete an object; that there is none is no error.
 
@@ -261,6 +293,12 @@ class Store:
         from fsspec.asyn import sync
 
         return sync(self._files.loop, method, *args, timeout=seconds, **kwargs)
+
+
+def _refusal(error: OSError) -> str:
+    """S3's own name of an error."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response["Error"].get("Code")) if response else ""
 
 
 @dataclass(frozen=True)
