@@ -24,6 +24,7 @@ from pipelines import checkpoints, storage
 from pipelines.checkpoint_format import MANIFEST, WEIGHTS
 from pipelines.data import shard_cache
 from pipelines.data.shard_set import ShardSet
+from pipelines.doctor.object_store import examine_store
 from pipelines.errors import InputError
 from pipelines.provenance.explaining import explain
 from pipelines.provenance.locating import find
@@ -469,3 +470,21 @@ def test_the_command_goes_on_on_another_machine_to_the_report_and_the_registered
     for secret in (AWS["AWS_SECRET_ACCESS_KEY"],):
         for file in (tmp_path / "elsewhere").rglob("*"):
             assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+
+def test_the_doctor_looks_at_the_store(proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    impatient(monkeypatch)
+    assert [(each.about, each.state) for each in examine_store()] == [("store", "good"), ("lease", "good")]
+    assert list(the_store().list("")) == []
+    proxy.takes_conditions = False
+    assert [(each.about, each.state) for each in examine_store()] == [("store", "good"), ("lease", "note")]
+    proxy.break_("500", "PUT", "")
+    (found,) = examine_store()
+    assert found.state == "fault"
+    assert "could not be written, " in found.text
+    assert found.remedy.startswith("Look at the store (AWS_ENDPOINT_URL, network)")
+    monkeypatch.setenv(storage.STORE, "gs://elsewhere")
+    (found,) = examine_store()
+    assert "is 'gs://elsewhere', which is no address" in found.text
+    monkeypatch.delenv(storage.STORE)
+    assert [each.state for each in examine_store()] == ["good"]
