@@ -114,9 +114,12 @@ def test_a_run_is_sent_once_and_brought_as_it_was(run: RunDirectory, tmp_path: P
     assert there.read_config() == run.read_config().model_copy(update={"root": tmp_path / "elsewhere"})
     assert not list(there.shard_set().glob("*.tar"))
     save(run, 15)
+    config = run.read_config()
+    run.write_config(config.model_copy(update={"training": config.training.model_copy(update={"steps": 15})}))
     Sending(run, store).send()
     with there.locked():
         assert (brought := bring(there, store)) and brought.step == 15
+    assert there.read_config().training.steps == 15
 
 
 def test_manifests_are_sent_when_all_else_is_there(run: RunDirectory, proxy: Proxy):

@@ -68,8 +68,16 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
         StoreUnavailable: the store fails. StoreError: it does not let us.
         InputError: the run of this name here is another one.
     """
-    if not _bring_config(run, store):
+    config = _config(run, store)
+    if config is None:
         return None
+    if not run.config_file.is_file():
+        run.write_config(config)
+    elif config.seed != run.read_config().seed:
+        raise InputError(
+            f"{store.url} has another run called '{run.path.name}'. Give one of them another --name, or this root "
+            "another store."
+        )
     _bring_shard_set(run, store)
     here = _newest_here(run)
     for step in reversed(keys.complete_steps(store, run.path.name)):
@@ -79,6 +87,7 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
         if brought is not None:
             _bring_best(run, store, brought)
             write_bytes(run.journal, store.read(keys.of_run(run.path.name, run.journal.name)))
+            run.write_config(config)  # with what has been changed there since, such as more steps
             return brought
     return None
 
@@ -88,24 +97,16 @@ def _newest_here(run: RunDirectory) -> int:
     return newest.step if newest else -1
 
 
-def _bring_config(run: RunDirectory, store: Store) -> bool:
-    """Whether the store has the run; its config is brought where there is none here."""
+def _config(run: RunDirectory, store: Store) -> RunConfig | None:
+    """What the store has as a run's config, under this root; None where it does not have the run."""
     key = keys.of_run(run.path.name, CONFIG)
     try:
         values = _object(store.read(key), store.address(key))
+        return RunConfig.model_validate({**values, "root": str(run.root.path.absolute())})
     except MissingObject:
-        return False
-    if not run.config_file.is_file():
-        try:
-            run.write_config(RunConfig.model_validate({**values, "root": str(run.root.path.absolute())}))
-        except ValidationError as error:
-            raise CodecmillError(f"{store.address(key)} is no config of this version: {first_fault(error)}.") from error
-    elif values.get("seed") != run.read_config().seed:
-        raise InputError(
-            f"{store.url} has another run called '{run.path.name}'. Give one of them another --name, or this root "
-            "another store."
-        )
-    return True
+        return None
+    except ValidationError as error:
+        raise CodecmillError(f"{store.address(key)} is no config of this version: {first_fault(error)}.") from error
 
 
 def _bring_shard_set(run: RunDirectory, store: Store) -> None:

@@ -20,14 +20,21 @@ from pipelines.storage.store import Store
 
 log = logging.getLogger("codecmill.storage")
 
+_COPY = ".tmp-sent-"
+
 
 class Sending:
     """Brings a store level with a run; may be called again and again, and sends what is not there yet.
 
-    Only for the holder of the run's lock.
+    Only for the holder of the run's lock: what a killed process has left of it is deleted.
     """
 
     def __init__(self, run: RunDirectory, store: Store):
+        for leftover in run.path.glob(f"{_COPY}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
         self._run = run
         self._store = store
         self._sent: set[int] | None = None
@@ -84,7 +91,7 @@ class Sending:
 
     def _send_checkpoint(self, step: int) -> checkpoints.Checkpoint | None:
         """Send a checkpoint if it is whole on disk, the journal up to it before its manifest."""
-        with _held(checkpoints.folder_of(self._run, step)) as folder:
+        with _held(checkpoints.folder_of(self._run, step), self._run.path / f"{_COPY}{step}-{os.getpid()}") as folder:
             try:
                 checkpoint = checkpoints.open_checkpoint(folder)
             except CodecmillError as error:
@@ -149,11 +156,9 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[Path]:
+def _held(folder: Path, other: Path) -> Iterator[Path]:
     """A folder's files under other names, so that they can be read to the end while the training deletes its own."""
-    other = folder.with_name(f".tmp-sent-{folder.name}-{os.getpid()}")
-    shutil.rmtree(other, ignore_errors=True)
-    other.mkdir(parents=True)
+    other.mkdir()
     try:
         for file in folder.glob("*"):
             try:
@@ -168,7 +173,7 @@ def _held(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _copied(journal: Path) -> Iterator[Path]:
     """The whole lines of a journal, in a file that does not grow while it is sent."""
-    copy = journal.with_name(f".tmp-sent-{journal.name}-{os.getpid()}")
+    copy = journal.with_name(f"{_COPY}{journal.name}-{os.getpid()}")
     content = journal.read_bytes() if journal.is_file() else b""
     try:
         copy.write_bytes(content[: content.rfind(b"\n") + 1])

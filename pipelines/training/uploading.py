@@ -51,7 +51,7 @@ class Uploading:
         try:
             self._sending.send()
             self._failures = 0
-        except CodecmillError as error:
+        except (CodecmillError, OSError) as error:  # of this disk, where it is full, say
             if not self._failures:
                 self._warn(f"The store gets what it is missing later, or by codecmill sync {self._name}: {error}")
             self._failures += 1
