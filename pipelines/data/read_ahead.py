@@ -19,8 +19,8 @@ PAUSE_SECONDS = 0.5
 class ReadAhead:
     """While the `with` block runs, a thread keeps the window that is read and those that follow it in the cache.
 
-    As many as fit: with room for two windows of `data.shuffle_window` shards no step waits for the store at its usual
-    speed. It never fails: a shard that it could not fetch is fetched by whoever reads it.
+    As many as fit: there should be room for two windows of `data.shuffle_window` shards, the one that is read and the
+    next. It never fails: a shard that it could not fetch is fetched by whoever reads it.
 
     Args:
         rows: the training shards, as the order numbers them.

@@ -41,6 +41,11 @@ def cache_bytes() -> int:
     return int(named) if named else DEFAULT_BYTES
 
 
+JUST_USED_NS = 1_000_000_000
+"""How exactly the time of a shard's last use, which is that of its change, is kept: to note each read costs as much as
+the read."""
+
+
 class ShardCache:
     """What is here of a set, and the way to the rest. May be used from several threads.
 
@@ -121,8 +126,9 @@ class ShardCache:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         about = os.fstat(descriptor)
         if about.st_nlink and about.st_size == row.bytes:
-            with suppress(OSError):
-                os.utime(descriptor)  # the time of its last use
+            if time.time_ns() - about.st_mtime_ns > JUST_USED_NS:
+                with suppress(OSError):
+                    os.utime(descriptor)
             return descriptor
         os.close(descriptor)
         if about.st_nlink:
@@ -151,17 +157,20 @@ class ShardCache:
 
     def _make_room(self, wanted: ShardRow, spared: Collection[str]) -> None:
         """Evict what was used least recently; what will be needed soon only where nothing else is left."""
-        here = {name: file for name in self._bytes if (file := self.folder / f"{name}.tar").is_file()}
+        here: dict[str, int] = {}
+        for name in self._bytes:
+            with suppress(FileNotFoundError):
+                here[name] = (self.folder / f"{name}.tar").stat().st_mtime_ns
         claimed = {file.name.removeprefix(".tmp-").partition(".tar-")[0] for file in self.folder.glob(".tmp-*.tar-*")}
         used = sum(self._bytes.get(name, 0) for name in {*here, *claimed} - {wanted.name})
         candidates = sorted(
             (name for name in here if name != wanted.name and name not in spared),
-            key=lambda name: (name in self.needed_soon, here[name].stat().st_mtime_ns),
+            key=lambda name: (name in self.needed_soon, here[name]),
         )
         for name in candidates:
             if used + wanted.bytes <= self.limit:
                 return
-            if _evicted(here[name]):
+            if _evicted(self.folder / f"{name}.tar"):
                 used -= self._bytes[name]
         if used + wanted.bytes > self.limit:
             raise NoRoomError(
