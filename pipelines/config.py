@@ -57,7 +57,8 @@ class DataConfig(Section):
 
     images: str = Field(
         default="",
-        description="Images: a glob ('photos/**/*.png'), a folder with all below it, or a .txt list of paths",
+        description="Images: a glob ('photos/**/*.png'), a folder with all below it, a .txt list of paths, or a "
+        "glob or prefix at s3://",
     )
     masks: str | None = Field(default=None, description="Folder of masks, paired with the images by file stem")
     patch_size: int = Field(default=256, ge=16, le=4096, description="Side of the stored square patches, in pixels")

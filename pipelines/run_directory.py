@@ -27,6 +27,11 @@ class Root:
         return self.path / "runs"
 
     @property
+    def images(self) -> Path:
+        """Copies of images that lie in a store."""
+        return self.path / "images"
+
+    @property
     def mlflow_database(self) -> Path:
         return self.path / "mlflow.db"
 

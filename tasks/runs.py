@@ -9,6 +9,8 @@ from pipelines import attendance
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.runs import start_or_continue
+from pipelines.storage.bringing import catch_up
+from pipelines.storage.lease import leased
 from tasks.dead_runs import put_right_beside
 from tasks.values import HeldRun
 from tasks.worker_lifetime import end_with_worker
@@ -65,15 +67,18 @@ HOOKS: dict[str, Any] = {"on_completion": [has_ended], "on_failure": [has_ended]
 
 @contextmanager
 def held(config: RunConfig) -> Iterator[HeldRun]:
-    """Start or continue the run that a config names, and hold it alone.
+    """Start or continue the run that a config names, and hold it alone; where a store knows more of it, from there.
 
     Raises:
-        BusyError: another process holds it.
+        StoreError: nothing of the run is here, and the store fails.
+        BusyError: another process holds it, here or on another machine that uses the same store.
         InputError: it exists with settings that cannot change.
     """
     config = named(config)
     at_work(config, config.name)
-    with Root(config.root.absolute()).run(config.name).locked() as lock:
+    run = Root(config.root.absolute()).run(config.name)
+    with run.locked() as lock, leased(run):
+        catch_up(run)
         yield HeldRun(path=start_or_continue(config).path, lock=lock)
 
 

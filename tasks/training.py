@@ -23,13 +23,14 @@ from tasks.values import CheckpointReference, HeldRun, ShardSetReference
     persist_result=False,
 )
 def train(run: HeldRun, shard_set: ShardSetReference) -> CheckpointReference:
-    """Train to the last step, from the latest checkpoint; what is reached goes to MLflow meanwhile."""
+    """Train to the last step, from the latest checkpoint; what is reached goes to MLflow and the store meanwhile."""
     from pipelines.training import launch
     from pipelines.training.shipping import Shipping
+    from pipelines.training.uploading import Uploading
 
     log = get_run_logger()
     record_shard_set(run, shard_set)
-    with logged(), Shipping(run.directory, warn=log.warning):
+    with logged(), Shipping(run.directory, warn=log.warning), Uploading(run.directory, warn=log.warning):
         checkpoint = launch.train(run.directory, run.lock, on_line=log.info)
     wait_until_heard("Training", run.name)
     return reference(checkpoints.best(run.directory) or checkpoint)

@@ -1,15 +1,19 @@
 """What most tests need: a few generated pictures, and a config small enough to train in seconds."""
 
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from object_store import AWS, BUCKET, Proxy, proxy_to, s3_server
 from PIL import Image
 
-from pipelines import tracking
+from pipelines import storage, tracking
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
+from pipelines.storage import patience
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:
@@ -65,6 +69,27 @@ def tiny(tmp_path: Path, photos: Path) -> dict[str, Any]:
             "replica_check_interval": 3,
         },
     }
+
+
+@pytest.fixture(scope="session")
+def way_to_s3() -> Iterator[Proxy]:
+    """An S3 server for all tests, behind a proxy."""
+    with s3_server() as address, proxy_to(address) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(way_to_s3: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Proxy]:
+    """A way to an S3 server that can be broken; the environment names a store behind it, of this test alone."""
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", way_to_s3.address)
+    monkeypatch.setenv(storage.STORE, f"s3://{BUCKET}/{sha256(request.node.nodeid.encode()).hexdigest()[:12]}")
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 2.0)
+    way_to_s3.requests.clear()
+    yield way_to_s3
+    way_to_s3.faults.clear()
+    way_to_s3.takes_conditions = True
 
 
 def make(config: dict[str, Any], **sections: Any) -> RunConfig:

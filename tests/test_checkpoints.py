@@ -29,13 +29,14 @@ def save(
     value: float = 1.0,
     best: dict[str, float] | None = None,
     weights: dict[str, torch.Tensor] | None = None,
+    shard_set: str = "0" * 64,
 ):
     about: dict[str, Any] = {
         "step": step,
         "position": step * 16,
         "model": ModelConfig(),
         "normalization": {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
-        "shard_set": "0" * 64,
+        "shard_set": shard_set,
         "parent": None,
         "validation": {},
         "best": best,

@@ -15,6 +15,7 @@ from flows.cli.options import Arguments
 from pipelines import attendance, status
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
+from pipelines.storage.address import STORE, checked_url, store_url
 from tasks.dead_runs import put_right_beside
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 def perform(arguments: Arguments) -> None:
     """Carry out a command; see flows.cli.endings for how what it raises is told."""
+    if arguments.store is not None:
+        os.environ[STORE] = checked_url(arguments.store, "--store")
     if arguments.command != "doctor":  # which changes nothing
         put_right_beside(Root(arguments.root))
     {
@@ -105,9 +108,16 @@ def _sync(arguments: Arguments) -> None:
     run = Root(arguments.root).existing_run(arguments.run)
     from flows.cli.display import shown_progress
     from pipelines import tracking
+    from pipelines.storage import open_store
+    from pipelines.storage.lease import leased
+    from pipelines.storage.sending import Sending
 
     entry = attendance.Entry(id=f"sync-{run.path.name}-{os.getpid()}", process=os.getpid(), run=run.path.name)
     with run.locked(), attendance.present(run.root, entry), shown_progress():
+        if url := store_url():
+            with leased(run):
+                Sending(run, open_store(url)).send()
+            print(f"{url} has all of '{arguments.run}'")
         tracking.bring_level(run)
     print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
 

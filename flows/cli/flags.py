@@ -27,6 +27,7 @@ SPEAK_JSON = {
     *TAKE_CHECKPOINT,
     *TAKE_FILES,
 }
+USE_STORE = {"run", "train", "evaluate", "resume", "sync", "demo"}
 TAKE_FILE = {"run", "shards", "train", "config"}
 
 
@@ -55,6 +56,9 @@ def add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name == "resume":
         inexact = "let training.precision, compile and threads change: the bits will not be those of one machine"
         command.add_argument("--allow-inexact", action="store_true", help=inexact)
+    if name in USE_STORE:
+        second = "second home of runs and shard sets, s3://bucket/prefix [default: $CODECMILL_STORE]"
+        command.add_argument("--store", metavar="URL", help=second)
     if name == "verify":
         command.add_argument("--sources", action="store_true", help="read every source image and mask as well")
     if name == "clean":

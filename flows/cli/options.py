@@ -21,6 +21,7 @@ from flows.cli.flags import (
     TAKE_FILE,
     TAKE_FILES,
     TAKE_RUN,
+    USE_STORE,
     add_flags,
     formatter,
     offered,
@@ -70,6 +71,7 @@ class Arguments:
         what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
         files: to compress or decompress; `model`: a codec, as `what`, with `quality` 1 to 100 or bits per pixel.
         allow_inexact: resume with what changes the bits.
+        store: an address in object storage, in place of the environment's.
         older_than: in days, what is to be cleaned; `runs`: runs, too; `dry_run`: only say what.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
@@ -87,6 +89,7 @@ class Arguments:
     json: bool
     sources: bool
     allow_inexact: bool
+    store: str | None
     older_than: float
     runs: bool
     dry_run: bool
@@ -132,6 +135,7 @@ def parse(typed: Sequence[str]) -> Arguments:
         json=given.get("json", False),
         sources=given.get("sources", False),
         allow_inexact=given.get("allow_inexact", False),
+        store=given.get("store"),
         older_than=given.get("older_than", 0.0),
         runs=given.get("runs", False),
         dry_run=given.get("dry_run", False),
@@ -164,6 +168,7 @@ def _about_unknown(command: str, unknown: list[str]) -> str:
         "format": {"export"},
         "sources": {"verify"},
         "allow-inexact": {"resume"},
+        "store": USE_STORE,
         "older-than": {"clean"},
         "runs": {"clean"},
         "dry-run": {"clean"},

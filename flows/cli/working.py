@@ -9,10 +9,11 @@ from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
 from pipelines import status
 from pipelines.config import RunConfig
-from pipelines.data.sources import find_images, find_sources
+from pipelines.data.sources import check_images, check_sources
 from pipelines.errors import InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import go_on_with, merge
+from pipelines.storage.address import store_url
 
 
 def run(arguments: Arguments) -> None:
@@ -20,6 +21,7 @@ def run(arguments: Arguments) -> None:
 
 
 def resume(arguments: Arguments) -> None:
+    _bring_from_store(arguments)
     config = _config_of_run(arguments)
     if arguments.allow_inexact:
         run = Root(arguments.root).existing_run(arguments.run)
@@ -37,7 +39,7 @@ def demo(arguments: Arguments) -> None:
 
 def shards(arguments: Arguments) -> None:
     config = effective_config(arguments.config_file, arguments.overrides).named()
-    find_sources(config)
+    check_sources(config)
     shard_set = run_flow(starting.create_shards, config)
     if arguments.json:
         listing.print_json(shard_set)
@@ -46,6 +48,7 @@ def shards(arguments: Arguments) -> None:
 
 
 def evaluate(arguments: Arguments) -> None:
+    _bring_from_store(arguments)
     config = _config_of_run(arguments)
     _check_evaluation_images(config)
     result = run_flow(starting.evaluation, config)
@@ -53,6 +56,19 @@ def evaluate(arguments: Arguments) -> None:
         listing.print_json(result)
     else:
         print(f"PSNR {result.metrics['psnr']:.2f} dB over {result.images} images. Report: {result.report}")
+
+
+def _bring_from_store(arguments: Arguments) -> None:
+    """Have here what a store knows of a run, before it is looked at what there is to do."""
+    if store_url() is None:
+        return
+    from flows.cli.display import shown_progress
+    from pipelines.storage.bringing import catch_up, is_in_store
+
+    run = Root(arguments.root.absolute()).run(arguments.run)
+    if Path(arguments.run).name == arguments.run and (run.config_file.is_file() or is_in_store(arguments.run)):
+        with run.locked(), shown_progress():
+            catch_up(run)
 
 
 def _config_of_run(arguments: Arguments) -> RunConfig:
@@ -109,7 +125,7 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
     run = Root(config.root.absolute()).run(config.name)
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
-        find_sources(config)
+        check_sources(config)
     _check_evaluation_images(config)
     source = config.training.start_from
     begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
@@ -119,4 +135,4 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
 
 def _check_evaluation_images(config: RunConfig) -> None:
     if config.evaluation.images is not None:
-        find_images(config.evaluation.images, "evaluation.images", Root(config.root))
+        check_images(config.evaluation.images, "evaluation.images", Root(config.root))

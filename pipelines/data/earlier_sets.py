@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipelines.data import remote_sets
 from pipelines.data.shard_format import Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
 from pipelines.data.shard_index import read_index
 from pipelines.errors import CodecmillError
@@ -43,7 +44,8 @@ class EarlierSets:
                 manifest = Manifest.read(file.parent)
             except CodecmillError:
                 continue  # damaged, or of another version: nothing is taken from it
-            if manifest.settings_digest == settings_digest:
+            # What lies in a store may be evicted here at any moment.
+            if manifest.settings_digest == settings_digest and remote_sets.origin(file.parent) is None:
                 found.append((file.stat().st_mtime_ns, file.parent, manifest))
         for _, folder, manifest in sorted(found, key=lambda entry: entry[:2], reverse=True)[:NEWEST]:
             self._take(folder, manifest, verify)

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.data.image_files import ImageFile
-from pipelines.data.sources import SetAside, Sources
+from pipelines.data.image_files import ImageFile, SetAside
+from pipelines.data.sources import Sources
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 from pipelines.sealed_json import read_sealed, write_sealed

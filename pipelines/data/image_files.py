@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipelines.errors import InputError
 
@@ -19,6 +20,17 @@ class ImageFile:
     path: Path
     name: Path
     mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A file that gives no sample, and why."""
+
+    path: str
+    status: Literal["skipped", "duplicate", "broken"]
+    reason: str
+    sha256: str | None = None
+    bytes: int | None = None
 
 
 def is_image_name(path: Path) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.config import RunConfig
 from pipelines.data.decoded_patches import DecodedPatches, Patch
 from pipelines.data.order import SampleOrder
+from pipelines.data.read_ahead import ReadAhead
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.transforms import Draw, draw
 
@@ -89,9 +90,13 @@ def training_batches(
         size = patch.image.width, patch.image.height
         return _Crop(patch, draw(config.data, config.training.crop_size, size, config.seed, epoch, patch.key))
 
-    requests = _training_requests(order, config.training.batch_size, first_step, rank, world_size)
-    with ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool:
-        batches = _batches(pool, config, requests, crop)
+    size = config.training.batch_size
+    requests = _training_requests(order, size, first_step, rank, world_size)
+    with (
+        shard_set.read_ahead(order, (first_step - 1) * size) as ahead,
+        ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool,
+    ):
+        batches = _batches(pool, config, _told(requests, ahead), crop)
         try:
             yield batches
         finally:
@@ -110,6 +115,14 @@ def _training_requests(
         places = zip(*(each.tolist() for each in found), strict=True)
         for step, share in enumerate(shares, first):
             yield _Request(step, list(share), list(islice(places, len(share))))
+
+
+def _told(requests: Iterator[_Request], ahead: ReadAhead | None) -> Iterator[_Request]:
+    """The same, while who fetches shards ahead hears of each."""
+    for request in requests:
+        if ahead:
+            ahead.reached(request.positions[0])
+        yield request
 
 
 def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_size: int) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """The order of the training samples: a pure function of seed, epoch and position, never of ranks or workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -59,6 +59,17 @@ class SampleOrder:
                 places = np.searchsorted(bounds, mixed, side="right") - 1
                 shards[chosen], indices[chosen] = order[first + places], mixed - bounds[places]
         return epochs, shards, indices
+
+    def windows(self, position: int) -> Iterator[tuple[int, list[int]]]:
+        """The windows that are read from a position on, without end: where each begins, and its shards' numbers."""
+        epoch, within = divmod(position, self.total)
+        order, starts = self._layout(epoch)
+        number = (int(np.searchsorted(starts, within, side="right")) - 1) // self._window
+        while True:
+            for first in range(number * self._window, len(order), self._window):
+                yield epoch * self.total + int(starts[first]), order[first : first + self._window].tolist()
+            epoch, number = epoch + 1, 0
+            order, starts = self._layout(epoch)
 
     def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards in the order of an epoch, without empty ones, and where each begins, the total at the end."""

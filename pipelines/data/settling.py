@@ -10,10 +10,10 @@ from pipelines.config import DataConfig
 from pipelines.data.earlier_sets import EarlierSets
 from pipelines.data.encoding import EncodingOrder, Job, UnreadableSourceError, read_source
 from pipelines.data.hashing import Source
+from pipelines.data.image_files import SetAside
 from pipelines.data.parts import Part, read_part
 from pipelines.data.patches import PatchSettings
 from pipelines.data.shard_format import SourceRow, Split
-from pipelines.data.sources import SetAside
 from pipelines.data.splitting import assign_splits
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report

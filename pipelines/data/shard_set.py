@@ -5,14 +5,18 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
 
-from pipelines.data import suspects
+from pipelines.data import remote_sets, suspects
 from pipelines.data.images import Normalization
+from pipelines.data.order import SampleOrder
+from pipelines.data.read_ahead import ReadAhead
+from pipelines.data.shard_cache import ShardCache, cache_bytes
 from pipelines.data.shard_format import SPLITS, Manifest, ShardRow, SourceRow, Split, read_sources
 from pipelines.data.shard_index import read_index
 from pipelines.data.shard_verification import verify_shard
@@ -34,34 +38,46 @@ class Sample(NamedTuple):
 
 
 class _OpenShard:
-    """A tar's descriptor and its index. Reading by `pread` meets a file cut short with an error, not with SIGBUS."""
+    """A tar's descriptor and its index. Reading by `pread` meets a file cut short with an error, not with SIGBUS.
 
-    def __init__(self, descriptor: int, index: np.ndarray):
+    A tar that lies in a store has no descriptor here: it is held for as long as a sample is read, so that it may be
+    evicted between two.
+    """
+
+    def __init__(self, descriptor: int | None, index: np.ndarray):
         self.descriptor = descriptor
         self.index = index
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+
+class _DamagedError(Exception):
+    """What was read of a shard is not what was written."""
 
 
 class ShardSet:
-    """A complete shard set on disk; may be read from several threads."""
+    """A complete shard set on disk, or one in a store of which shards are here; may be read from several threads."""
 
-    def __init__(self, path: Path, manifest: Manifest):
+    def __init__(self, path: Path, manifest: Manifest, cache: ShardCache | None = None):
         self.path = path
         self.manifest = manifest
+        self._cache = cache
         self._rows = {split: [row for row in manifest.shards if row.split == split] for split in SPLITS}
         self._open: OrderedDict[str, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> "ShardSet":
-        """Open the set in a folder, after a look at the size of every file.
+        """Open the set in a folder, after a look at the size of every file, where all are to be there.
 
         Raises:
             CodecmillError: the manifest or a file is missing, damaged or of another size, or was found to be damaged.
         """
         manifest = Manifest.read(path)
+        if (url := remote_sets.origin(path)) is not None:
+            return cls(path, manifest, ShardCache(path, url, manifest.shards, cache_bytes()))
         if names := suspects.marked(path):
             raise CodecmillError(f"{path / names[0]}.tar was damaged when it was read. {AGAIN}")
         for row in manifest.shards:
@@ -94,7 +110,19 @@ class ShardSet:
     def sources(self, split: Split) -> Iterator[SourceRow]:
         """The sources of a split, in stored order."""
         for row in self.rows(split):
+            if self._cache:
+                self._cache.small(row.sources, row.sources_bytes, row.sources_sha256)
             yield from read_sources(self.path / row.sources)
+
+    def read_ahead(self, order: SampleOrder, position: int) -> AbstractContextManager[ReadAhead | None]:
+        """Fetch training shards before they are read, for the duration; None where all are here.
+
+        Args:
+            order: of the training samples; `position`: in it, from which on they are read.
+        """
+        if self._cache is None:
+            return nullcontext()
+        return ReadAhead(self._cache, self.rows("train"), order, position)
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """All samples of a split, in stored order."""
@@ -109,15 +137,31 @@ class ShardSet:
             CodecmillError: what is read is not what was written; names the shard and the sample.
         """
         row = self.rows(split)[shard]
+        try:
+            return self._read(row, index)
+        except _DamagedError as error:
+            if self._cache is None:
+                raise self._marked(row, str(error)) from None
+        # Damaged after it was fetched: the store has it as it was.
+        with self._lock:
+            self._open.pop(row.name, None)
+        self._cache.discard(row)
+        try:
+            return self._read(row, index)
+        except _DamagedError as error:
+            raise CodecmillError(f"{error}, and so is what the store gives. See codecmill verify.") from None
+
+    def _read(self, row: ShardRow, index: int) -> Sample:
         opened = self._opened(row)
         span = opened.index[index]
         try:
-            content = os.pread(opened.descriptor, int(span["size"]), int(span["offset"]))
+            with self._descriptor(row, opened) as descriptor:
+                content = os.pread(descriptor, int(span["size"]), int(span["offset"]))
         except OSError as error:
             raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
         if len(content) != span["size"] or isal_zlib.crc32(content) != span["crc32"]:
             how = "its checksum is not that of what was written"
-            raise self._damaged(row, f"Sample {index} of {self.path / row.tar} is damaged: {how}")
+            raise _DamagedError(f"Sample {index} of {self.path / row.tar} is damaged: {how}")
         try:
             key = content[:100].partition(b".")[0].decode("ascii")
             info = json.loads(_member(content, span, "json"))
@@ -126,6 +170,8 @@ class ShardSet:
         return Sample(key, _member(content, span, "image"), _member(content, span, "mask") or None, info)
 
     def _opened(self, row: ShardRow) -> _OpenShard:
+        if self._cache and row.name not in self._open:  # without the lock: other threads read what is open
+            self._cache.small(row.index, row.index_bytes, row.index_sha256)
         with self._lock:
             if row.name in self._open:
                 self._open.move_to_end(row.name)
@@ -135,18 +181,32 @@ class ShardSet:
                     self._open.popitem(last=False)
             return self._open[row.name]
 
+    @contextmanager
+    def _descriptor(self, row: ShardRow, opened: _OpenShard) -> Iterator[int]:
+        """Of a shard's tar, for as long as a sample is read."""
+        if opened.descriptor is not None:
+            yield opened.descriptor
+        elif self._cache:
+            descriptor = self._cache.hold(row)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+
     def _open_shard(self, row: ShardRow) -> _OpenShard:
         how = difference(self.path / row.index, row.index_bytes, row.index_sha256)
         if how:
-            raise self._damaged(row, f"{self.path / row.index} {how}")
+            raise _DamagedError(f"{self.path / row.index} {how}")
         index = read_index(self.path / row.index, row.samples, row.bytes)
+        if self._cache:
+            return _OpenShard(None, index)
         try:
             descriptor = os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CodecmillError(f"{error.filename} cannot be opened: {error.strerror}. {AGAIN}") from error
         return _OpenShard(descriptor, index)
 
-    def _damaged(self, row: ShardRow, what: str) -> CodecmillError:
+    def _marked(self, row: ShardRow, what: str) -> CodecmillError:
         is_marked = suspects.mark(self.path, row.name)
         return CodecmillError(f"{what}. {AGAIN if is_marked else 'Delete the file and run: codecmill shards'}")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import suspects
+from pipelines.data import remote_sets, suspects
 from pipelines.data.abandoned import remove_abandoned
 from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
 from pipelines.data.earlier_sets import EarlierSets
@@ -90,6 +90,8 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
 def _is_complete(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file() or suspects.marked(folder):
         return False
+    if remote_sets.origin(folder) is not None:
+        return True  # in a store
     manifest = Manifest.read(folder)
     return all(is_whole(folder / name, size) for shard in manifest.shards for name, size, _ in shard.files())
 
@@ -236,6 +238,7 @@ def _publish(plan: Plan) -> None:
         for name in names:
             (plan.working / name).replace(plan.folder / name)
         suspects.clear(plan.folder)
+        remote_sets.make_own(plan.folder)
         sync_folder(plan.folder)
         shutil.rmtree(plan.working)  # renaming a file onto another link of itself leaves both
     else:

@@ -6,24 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from pipelines.config import RunConfig
-from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, files_below, is_image_name
+from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, SetAside, files_below, is_image_name
 from pipelines.data.masks import pair_masks
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
-
-
-@dataclass(frozen=True)
-class SetAside:
-    """A file that gives no sample, and why."""
-
-    path: str
-    status: Literal["skipped", "duplicate", "broken"]
-    reason: str
-    sha256: str | None = None
-    bytes: int | None = None
+from pipelines.storage.address import is_url
 
 
 @dataclass(frozen=True)
@@ -32,6 +21,32 @@ class Sources:
 
     images: tuple[ImageFile, ...]
     set_aside: tuple[SetAside, ...]
+
+
+def check_sources(config: RunConfig) -> None:
+    """See that there are sources; as `find_sources`, but of images in a store none is fetched.
+
+    Raises:
+        InputError: nothing is named or found, or the masks cannot be paired.
+    """
+    if is_url(config.data.images):
+        check_images(config.data.images, "data.images", Root(config.root))
+    else:
+        find_sources(config)
+
+
+def check_images(choice: str, field: str, root: Root) -> None:
+    """See that there are images; as `find_images`, but of those in a store none is fetched.
+
+    Raises:
+        InputError: nothing was found.
+    """
+    if is_url(choice):
+        from pipelines.data.remote_images import look
+
+        look(choice, field)
+    else:
+        find_images(choice, field, root)
 
 
 def find_sources(config: RunConfig) -> Sources:
@@ -51,7 +66,7 @@ def find_sources(config: RunConfig) -> Sources:
 
 
 def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = ()) -> Sources:
-    """The images that a glob, a folder or a .txt list names.
+    """The images that a glob, a folder, a .txt list or an address in a store (which are fetched) names.
 
     A folder is searched through all its sub-folders for `IMAGE_SUFFIXES`; so is what a glob matches. Links to files are
     followed, links to folders inside are not. A list (.txt) has one path a line, relative to the list's folder; empty
@@ -64,7 +79,12 @@ def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = 
     Raises:
         InputError: nothing was found.
     """
-    own = [root.shards, root.runs, root.mlflow_artifacts, root.prefect_home]
+    if is_url(choice):
+        from pipelines.data.remote_images import fetch_images
+
+        fetched, failed = fetch_images(choice, field, root)
+        return Sources(tuple(fetched), tuple(failed))
+    own = [root.shards, root.runs, root.images, root.mlflow_artifacts, root.prefect_home]
     images, set_aside = _regular(_outside([*own, *excluded], _candidates(choice, field)))
     if not images:
         broken = f" {set_aside[0].path}: {set_aside[0].reason}." if set_aside else ""

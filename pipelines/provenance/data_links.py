@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.data import shard_format
+from pipelines.data import remote_sets, shard_format
 from pipelines.data.shard_format import read_sources
 from pipelines.data.shard_verification import fingerprint_difference, settings_difference, verify_shard
 from pipelines.errors import CodecmillError
@@ -25,7 +25,7 @@ def verify_shard_set(chains: Sequence[Chain], with_sources: bool, ledger: Ledger
     if manifest is None:
         return 0
     ledger.expected += 3 * len(manifest.shards) + (sum(manifest.sources.values()) if with_sources else 0)
-    lists = _verify_shards(folder, manifest, way_out, ledger)
+    lists = _verify_shards(folder, _here(folder, manifest, ledger), way_out, ledger)
     if len(lists) == len(manifest.shards):
         _verify_name(folder, manifest, lists, way_out, ledger)
     return _verify_sources(lists, ledger) if with_sources else 0
@@ -52,10 +52,21 @@ def _manifest(folder: Path, chains: Sequence[Chain], way_out: str, ledger: Ledge
     return manifest
 
 
-def _verify_shards(folder: Path, manifest: shard_format.Manifest, way_out: str, ledger: Ledger) -> list[Path]:
-    """Verify all files of all shards; returns those lists of sources that are as they were."""
+def _here(folder: Path, manifest: shard_format.Manifest, ledger: Ledger) -> list[shard_format.ShardRow]:
+    """The shards that should be here: all of them, but for a set that lies in a store, of which some are."""
+    url = remote_sets.origin(folder)
+    if url is None:
+        return manifest.shards
+    here = [row for row in manifest.shards if all((folder / name).is_file() for name, _, _ in row.files())]
+    if left := len(manifest.shards) - len(here):
+        ledger.note(f"{left} of {len(manifest.shards)} shards of {folder} lie in {url} only, and were not read.")
+    return here
+
+
+def _verify_shards(folder: Path, rows: Sequence[shard_format.ShardRow], way_out: str, ledger: Ledger) -> list[Path]:
+    """Verify all files of some shards; returns those lists of sources that are as they were."""
     lists = []
-    for row in manifest.shards:
+    for row in rows:
         for name, _, _ in row.files():
             ledger.begin(folder / name)
         damaged = set()

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipelines import checkpoint_format
 from pipelines.config import Section
-from pipelines.data import shard_format
+from pipelines.data import remote_sets, shard_format
 from pipelines.data.shard_format import SPLITS, ShardRow, Split, is_whole, read_sources
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
@@ -187,7 +187,9 @@ def _sources(folder: Path, manifest: shard_format.Manifest) -> Iterator[SourceLi
     for split in SPLITS:
         for shard in (row for row in manifest.shards if row.split == split):
             if not is_whole(folder / shard.sources, shard.sources_bytes):
-                raise CodecmillError(f"{folder / shard.sources} is missing or cut.")
+                url = remote_sets.origin(folder)
+                how = f"lies in {url} only" if url else "is missing or cut"
+                raise CodecmillError(f"{folder / shard.sources} {how}.")
             for source in read_sources(folder / shard.sources):
                 yield SourceLine(
                     path=source.path,

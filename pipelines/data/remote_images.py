@@ -1,0 +1,124 @@
+"""Images that lie in a store: those that are new or have changed are fetched, into `images/` under the root."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, SetAside, is_image_name
+from pipelines.durable_files import lock
+from pipelines.errors import CodecmillError, InputError
+from pipelines.progress import Progress, report
+from pipelines.run_directory import Root
+from pipelines.sealed_json import read_sealed, write_sealed
+from pipelines.storage import DamagedObject, MissingObject, Object, Store
+from pipelines.storage.globbing import matching
+
+AT_ONCE = 8
+"""Images that are fetched at the same time."""
+
+LARGEST_LISTING = 2 * 2**30
+LONGEST_WAIT = 7 * 24 * 3600.0
+"""Seconds for another process that fetches the same images."""
+
+
+def look(url: str, field: str) -> None:
+    """See that an address names an image, without fetching any.
+
+    Raises:
+        InputError: it names none. StoreError: the store does not say.
+    """
+    store, _, objects = matching(url)
+    if not any(is_image_name(Path(each.key)) for each in objects):
+        raise _none_found(url, field, store)
+
+
+def fetch_images(url: str, field: str, root: Root) -> tuple[list[ImageFile], list[SetAside]]:
+    """The images that an address names, each in a file of its own, in the order of their keys.
+
+    A file is the object's as long as size, ETag and time of change are those that it was fetched with.
+
+    Raises:
+        InputError: it names no image. StoreError: the store fails. CodecmillError: the disk is full.
+    """
+    store, prefix, objects = matching(url)
+    named = [each for each in objects if is_image_name(Path(each.key))]
+    if not named:
+        raise _none_found(url, field, store)
+    folder = root.images / store.url.partition("://")[2]
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_name(f".tmp-{folder.name}.lock"), f"{folder}", LONGEST_WAIT):
+        listing = _Listing(folder / ".listing.json")
+        failed = dict(_fetch(store, folder, named, listing))
+        listing.save()
+    images = [
+        ImageFile(folder.absolute() / each.key, Path(each.key.removeprefix(prefix)))
+        for each in named
+        if each.key not in failed
+    ]
+    return images, [SetAside(store.address(key), "broken", reason) for key, reason in failed.items()]
+
+
+class _Listing:
+    """What the files of a bucket were fetched as: size, ETag and time of change by key. May be deleted at any time."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        try:
+            known, is_sealed = read_sealed(file, LARGEST_LISTING) if file.is_file() else ({}, False)
+        except CodecmillError:
+            known, is_sealed = {}, False  # damaged: all is fetched again
+        self._known: dict[str, list[int | str]] = known if is_sealed else {}
+
+    def has(self, each: Object, target: Path) -> bool:
+        is_there = target.is_file() and target.stat().st_size == each.size
+        return is_there and self._known.get(each.key) == _identity(each)
+
+    def note(self, each: Object) -> None:
+        self._known[each.key] = _identity(each)
+
+    def save(self) -> None:
+        write_sealed(self._file, {**self._known})
+
+
+def _identity(each: Object) -> list[int | str]:
+    return [each.size, each.etag, each.modified.isoformat()]
+
+
+def _fetch(store: Store, folder: Path, named: list[Object], listing: _Listing) -> Iterator[tuple[str, str]]:
+    """Fetch what is not here; yields keys that give no image, each with the reason."""
+
+    def fetched(each: Object) -> str | None:
+        if not _is_plain(each.key):
+            return "its key is no path of a file; rename it"
+        target = folder / each.key
+        if listing.has(each, target):
+            return None
+        try:
+            store.fetch(each.key, target, each.size, None)
+        except (DamagedObject, MissingObject) as error:
+            return str(error)
+        listing.note(each)
+        return None
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetching") as pool:
+        try:
+            for number, (each, reason) in enumerate(zip(named, pool.map(fetched, named), strict=True), start=1):
+                report(Progress("shards", number, len(named), "images", "fetching the sources"))
+                if reason:
+                    yield each.key, reason
+        finally:
+            pool.shutdown(cancel_futures=True)
+            listing.save()
+
+
+def _is_plain(key: str) -> bool:
+    """Whether a key, anybody's choice, is a path below a folder."""
+    parts = key.split("/")
+    return not {"", ".", ".."} & set(parts) and "\0" not in key and not PurePosixPath(key).name.startswith(".tmp-")
+
+
+def _none_found(url: str, field: str, store: Store) -> InputError:
+    return InputError(
+        f"{field} '{url}' matches no image (looked for {', '.join(sorted(IMAGE_SUFFIXES))} in {store.url}). Check the "
+        "address; quote a glob so that the shell leaves it alone."
+    )

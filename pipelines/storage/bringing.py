@@ -1,0 +1,178 @@
+"""A run from the store: on a machine that has nothing of it, or less than another machine has sent since."""
+
+import json
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines import checkpoints
+from pipelines.checkpoint_format import MANIFEST, file_names, read_manifest
+from pipelines.config import RunConfig
+from pipelines.data import remote_sets, shard_format
+from pipelines.durable_files import built_folder, write_bytes, write_json
+from pipelines.errors import CodecmillError, InputError, first_fault
+from pipelines.run_directory import RunDirectory
+from pipelines.storage import keys
+from pipelines.storage.address import store_url
+from pipelines.storage.patience import MissingObject, StoreError, StoreUnavailable
+from pipelines.storage.store import Store, open_store
+
+log = logging.getLogger("codecmill.storage")
+
+CONFIG = "config.json"
+
+
+def catch_up(run: RunDirectory) -> None:
+    """`bring`, from the store that the environment names, if any; what is here goes on without a store that fails.
+
+    Must be called by the holder of the run's lock.
+
+    Raises:
+        StoreError: the store fails, and nothing of the run is here.
+    """
+    url = store_url()
+    if url is None:
+        return
+    try:
+        brought = bring(run, open_store(url))
+    except StoreError as error:
+        if not run.config_file.is_file():
+            raise
+        log.warning("Going on with what is here of the run: %s", error)
+    else:
+        if brought is not None:
+            log.info("Brought step %d of '%s' from %s", brought.step, run.path.name, url)
+
+
+def is_in_store(name: str) -> bool:
+    """Whether the store that the environment names, if any, has a run.
+
+    Raises:
+        StoreError: the store does not say.
+    """
+    url = store_url()
+    return url is not None and open_store(url).find(keys.of_run(name, CONFIG)) is not None
+
+
+def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
+    """Bring what a run's folder lacks: config, shard set (its shards only when they are read), journal and the newest
+    checkpoint that is whole, if it is newer than the newest here.
+
+    Must be called by the holder of the run's lock.
+
+    Returns:
+        The checkpoint that was brought, if any.
+
+    Raises:
+        StoreUnavailable: the store fails. StoreError: it does not let us.
+        InputError: the run of this name here is another one.
+    """
+    config = _config(run, store)
+    if config is None:
+        return None
+    if not run.config_file.is_file():
+        run.write_config(config)
+    elif config.seed != run.read_config().seed:
+        raise InputError(
+            f"{store.url} has another run called '{run.path.name}'. Give one of them another --name, or this root "
+            "another store."
+        )
+    _bring_shard_set(run, store)
+    here = _newest_here(run)
+    for step in reversed(keys.complete_steps(store, run.path.name)):
+        if step <= here:
+            return None
+        brought = _bring_checkpoint(run, store, step)
+        if brought is not None:
+            _bring_best(run, store, brought)
+            write_bytes(run.journal, store.read(keys.of_run(run.path.name, run.journal.name)))
+            run.write_config(config)  # with what has been changed there since, such as more steps
+            return brought
+    return None
+
+
+def _newest_here(run: RunDirectory) -> int:
+    newest = next(checkpoints.sound_checkpoints(run), None)
+    return newest.step if newest else -1
+
+
+def _config(run: RunDirectory, store: Store) -> RunConfig | None:
+    """What the store has as a run's config, under this root; None where it does not have the run."""
+    key = keys.of_run(run.path.name, CONFIG)
+    try:
+        values = _object(store.read(key), store.address(key))
+        return RunConfig.model_validate({**values, "root": str(run.root.path.absolute())})
+    except MissingObject:
+        return None
+    except ValidationError as error:
+        raise CodecmillError(f"{store.address(key)} is no config of this version: {first_fault(error)}.") from error
+
+
+def _bring_shard_set(run: RunDirectory, store: Store) -> None:
+    """Make the run's shard set known here: its manifest, and where the rest is."""
+    if run.shard_set_file.is_file():
+        return
+    key = keys.of_run(run.path.name, run.shard_set_file.name)
+    try:
+        recorded = _object(store.read(key), store.address(key))
+    except MissingObject:
+        return  # the run was stopped before it had one
+    fingerprint = str(recorded.get("fingerprint"))
+    folder = run.root.shards / fingerprint[:16]
+    if not (folder / shard_format.MANIFEST).is_file():
+        manifest_key = keys.of_shard_set(folder, shard_format.MANIFEST)
+        try:
+            content = store.read(manifest_key)
+        except MissingObject as error:
+            raise CodecmillError(
+                f"{store.url} has run '{run.path.name}', but its shard set {fingerprint[:16]} not whole yet. Let the "
+                "machine that has it send it: codecmill sync RUN"
+            ) from error
+        remote_sets.make_known(folder, f"{store.url}/{keys.of_shard_set(folder)}", content)
+    found = shard_format.Manifest.read(folder).fingerprint
+    if found != fingerprint:
+        raise CodecmillError(
+            f"{folder} is shard set {found[:32]}, but the run in {store.url} began with {fingerprint}."
+        )
+    write_json(run.shard_set_file, {"fingerprint": fingerprint, "path": str(folder.absolute())})
+
+
+def _bring_checkpoint(run: RunDirectory, store: Store, step: int) -> checkpoints.Checkpoint | None:
+    """A checkpoint, if all its bytes are as they were saved."""
+    folder = checkpoints.folder_of(run, step)
+    name = run.path.name
+    try:
+        with built_folder(folder) as building:
+            write_bytes(building / MANIFEST, store.read(keys.of_checkpoint(name, step, MANIFEST)))
+            manifest = read_manifest(building)
+            if manifest.step != step:
+                raise CodecmillError(f"{store.address(keys.of_checkpoint(name, step))} is of step {manifest.step}.")
+            for file in file_names(manifest):
+                record = manifest.files.get(file)
+                if record is None:
+                    raise CodecmillError(f"{store.address(keys.of_checkpoint(name, step))} names no {file}.")
+                store.fetch(keys.of_checkpoint(name, step, file), building / file, record.bytes, record.sha256)
+        return checkpoints.open_checkpoint(folder)
+    except StoreUnavailable:
+        raise  # what is there may be whole: going back to an older one would do its steps again
+    except CodecmillError as error:
+        log.warning("Skipping a checkpoint in the store: %s", error)
+        return None
+
+
+def _bring_best(run: RunDirectory, store: Store, newest: checkpoints.Checkpoint) -> None:
+    best = newest.manifest.best
+    if best is None or best.step in checkpoints.steps_on_disk(run):
+        return
+    _bring_checkpoint(run, store, best.step)
+
+
+def _object(content: bytes, source: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise CodecmillError(f"{source} is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CodecmillError(f"{source} holds no object.")
+    return value

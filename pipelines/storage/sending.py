@@ -1,0 +1,182 @@
+"""What of a run goes to the store: choices, shard set, journal, the newest and the best checkpoint; manifests last."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines import checkpoints
+from pipelines.checkpoint_format import MANIFEST, file_names
+from pipelines.data import remote_sets, shard_format
+from pipelines.durable_files import link_or_copy
+from pipelines.errors import CodecmillError
+from pipelines.file_digests import file_sha256
+from pipelines.run_directory import RunDirectory
+from pipelines.storage import keys
+from pipelines.storage.lease import lease_of
+from pipelines.storage.store import Store
+
+log = logging.getLogger("codecmill.storage")
+
+_COPY = ".tmp-sent-"
+
+
+class Sending:
+    """Brings a store level with a run; may be called again and again, and sends what is not there yet.
+
+    Only for the holder of the run's lock: what a killed process has left of it is deleted.
+    """
+
+    def __init__(self, run: RunDirectory, store: Store):
+        for leftover in run.path.glob(f"{_COPY}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        self._run = run
+        self._store = store
+        self._sent: set[int] | None = None
+        """None before the store was asked."""
+        self._settings: dict[Path, str] = {}
+        self._has_shard_set = False
+
+    def send(self) -> None:
+        """Send what the store has not got. The newest checkpoint goes first, also where it appears meanwhile.
+
+        Raises:
+            StoreError: the store does not take it; what is there stays, the rest comes next time.
+            BusyError, LostLease: another machine works on the run, or has taken it over.
+        """
+        self._confirm()
+        self._send_settings()
+        self._send_checkpoints()
+        if not self._has_shard_set:
+            self._send_shard_set()
+
+    def _confirm(self) -> None:
+        lease = lease_of(self._run)
+        if lease is not None:
+            lease.confirm()
+
+    def _send_settings(self) -> None:
+        """config.json and shard_set.json: small, and overwritten where they have changed."""
+        for file in (self._run.config_file, self._run.shard_set_file):
+            if not file.is_file():
+                continue
+            sha256 = file_sha256(file)
+            if self._settings.get(file) != sha256:
+                self._store.send(file, keys.of_run(self._run.path.name, file.name))
+                self._settings[file] = sha256
+
+    def _send_checkpoints(self) -> None:
+        """The newest, and the best that it names; those in between are passed over where sending takes longer."""
+        on_disk = checkpoints.steps_on_disk(self._run)
+        if not on_disk or on_disk[-1] in self._whole():
+            return
+        newest = self._send_checkpoint(on_disk[-1])
+        if newest is None:
+            return
+        best = newest.manifest.best
+        if best is not None and best.step not in self._whole():
+            self._send_checkpoint(best.step)
+        self._retain(newest, self._run.read_config().training.keep_latest)
+
+    def _whole(self) -> set[int]:
+        """Steps whose checkpoints the store has whole."""
+        if self._sent is None:
+            self._sent = set(keys.complete_steps(self._store, self._run.path.name))
+        return self._sent
+
+    def _send_checkpoint(self, step: int) -> checkpoints.Checkpoint | None:
+        """Send a checkpoint if it is whole on disk, the journal up to it before its manifest."""
+        with _held(checkpoints.folder_of(self._run, step), self._run.path / f"{_COPY}{step}-{os.getpid()}") as folder:
+            try:
+                checkpoint = checkpoints.open_checkpoint(folder)
+            except CodecmillError as error:
+                log.warning("A checkpoint is not sent to the store: %s", error)
+                return None
+            name = self._run.path.name
+            for file in file_names(checkpoint.manifest):
+                sha256 = checkpoint.manifest.files[file].sha256
+                self._store.send(folder / file, keys.of_checkpoint(name, step, file), sha256)
+            self._send_journal()
+            self._confirm()
+            self._store.send(folder / MANIFEST, keys.of_checkpoint(name, step, MANIFEST))
+            self._whole().add(step)
+            return checkpoint
+
+    def _send_journal(self) -> None:
+        """As it is now: it has the lines of all checkpoints that are on disk, and more lines do no harm."""
+        with _copied(self._run.journal) as copy:
+            self._store.send(copy, keys.of_run(self._run.path.name, self._run.journal.name))
+
+    def _retain(self, newest: checkpoints.Checkpoint, keep_latest: int) -> None:
+        """The store keeps of a run what its disk keeps. Manifests go first: nobody believes half of a checkpoint."""
+        kept = {*sorted(self._whole())[-keep_latest:], newest.step}
+        if newest.manifest.best is not None:
+            kept.add(newest.manifest.best.step)
+        for step in sorted(self._whole() - kept):
+            if step < newest.step:
+                prefix = keys.of_checkpoint(self._run.path.name, step, "")
+                self._store.remove(prefix + MANIFEST)
+                self._whole().discard(step)
+                for each in list(self._store.list(prefix)):
+                    self._store.remove(each.key)
+
+    def _send_shard_set(self) -> None:
+        if not self._run.shard_set_file.is_file():
+            return
+        send_shard_set(self._store, self._run.shard_set(), between=self._send_checkpoints)
+        self._has_shard_set = True
+
+
+def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lambda: None) -> None:
+    """Send a complete shard set, its manifest last; what has come from a store is there already.
+
+    Args:
+        between: called after each file; a large set takes hours.
+
+    Raises:
+        StoreError: the store does not take it. CodecmillError: a file is not what the manifest says.
+    """
+    if remote_sets.origin(folder) is not None:
+        return
+    manifest_file = folder / shard_format.MANIFEST
+    key = keys.of_shard_set(folder, shard_format.MANIFEST)
+    there = store.find(key)
+    if there is not None and there.sha256 == file_sha256(manifest_file):
+        return
+    for row in shard_format.Manifest.read(folder).shards:
+        for name, _, sha256 in row.files():
+            store.send(folder / name, keys.of_shard_set(folder, name), sha256)
+            between()
+    store.send(manifest_file, key)
+
+
+@contextmanager
+def _held(folder: Path, other: Path) -> Iterator[Path]:
+    """A folder's files under other names, so that they can be read to the end while the training deletes its own."""
+    other.mkdir()
+    try:
+        for file in folder.glob("*"):
+            try:
+                link_or_copy(file, other / file.name)
+            except FileNotFoundError:
+                break  # deleted meanwhile; what is opened next says that it is not whole
+        yield other
+    finally:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+@contextmanager
+def _copied(journal: Path) -> Iterator[Path]:
+    """The whole lines of a journal, in a file that does not grow while it is sent."""
+    copy = journal.with_name(f"{_COPY}{journal.name}-{os.getpid()}")
+    content = journal.read_bytes() if journal.is_file() else b""
+    try:
+        copy.write_bytes(content[: content.rfind(b"\n") + 1])
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)

@@ -1,0 +1,210 @@
+"""One machine at a time works on a run: who holds its lease in the store, who is refused, and who has lost it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+from object_store import Proxy, the_store
+from test_training import PROJECT, begin, beginnings, ranks_alive, steps_done, wait_for
+
+from pipelines.errors import BusyError
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.storage import StoreUnavailable, lease, patience
+from pipelines.storage.keys import complete_steps
+from pipelines.storage.lease import Lease, LostLease, lease_of, leased
+from pipelines.storage.sending import Sending
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+
+
+def on(machine: Path, lost: Any = lambda: None) -> Lease:
+    """The lease of the same run on a machine, which is a root here."""
+    return Lease(Root(machine).run("r"), the_store(), lost)
+
+
+def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go(tmp_path: Path, proxy: Proxy):
+    here, there = on(tmp_path / "here"), on(tmp_path / "there")
+    here.confirm()
+    assert here.epoch == 1
+    keeper = threading.Thread(target=here.keep)
+    keeper.start()
+    with pytest.raises(
+        BusyError, match=rf"Run 'r' is in use by process {os.getpid()} on .*, says s3://.*/runs/r/lease"
+    ):
+        there.confirm()
+    here.release()
+    keeper.join()
+    begun = time.monotonic()
+    there.confirm()
+    assert time.monotonic() - begun < 0.8
+    assert there.epoch == 2
+    with pytest.raises(LostLease, match="was taken over by another machine while this one did not answer"):
+        here.confirm()
+
+
+def test_a_silent_holder_loses_it_and_cannot_touch_it_any_more(tmp_path: Path, proxy: Proxy):
+    lost = threading.Event()
+    here, there = on(tmp_path / "here", lost.set), on(tmp_path / "there")
+    here.confirm()
+    begun = time.monotonic()
+    there.confirm()
+    assert 1.0 <= time.monotonic() - begun < 5
+    here.keep()  # awake again
+    assert lost.is_set()
+    here.release()
+    there.confirm()
+
+
+def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Proxy):
+    on(tmp_path / "here").confirm()
+    begun = time.monotonic()
+    again = on(tmp_path / "here")
+    again.confirm()
+    assert time.monotonic() - begun < 0.8
+    assert again.epoch == 2
+
+
+def test_of_many_who_take_it_at_once_one_gets_it(tmp_path: Path, proxy: Proxy, caplog: pytest.LogCaptureFixture):
+    def take(number: int) -> bool:
+        try:
+            on(tmp_path / str(number)).confirm()
+        except BusyError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(take, range(6))) == 1
+    assert "takes no conditions" not in caplog.text
+
+
+def test_a_lost_answer_is_no_lost_lease(tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    here = on(tmp_path / "here")
+    proxy.break_("lost", "PUT", "lease.json", times=1)
+    here.confirm()
+    proxy.break_("lost", "PUT", "lease.json", times=1)
+    here.confirm()
+    assert [fault.met for fault in proxy.faults] == [1, 1]
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.2)
+    there = on(tmp_path / "there")
+    for each, epoch in ((here, 1), (there, 2)):
+        proxy.break_("lost", "PUT", "lease.json")
+        with pytest.raises(StoreUnavailable):
+            each.confirm()
+        proxy.faults.clear()
+        each.confirm()
+        assert each.epoch >= epoch
+        each.release()
+
+
+def test_a_store_that_takes_no_conditions_is_told_of_and_a_lost_lease_is_seen_all_the_same(
+    tmp_path: Path, proxy: Proxy, caplog: pytest.LogCaptureFixture
+):
+    proxy.takes_conditions = False
+    here, there = on(tmp_path / "here"), on(tmp_path / "there")
+    here.confirm()
+    assert "takes no conditions (If-Match): two machines that start this run in the same second" in caplog.text
+    here.confirm()
+    there.confirm()
+    with pytest.raises(LostLease):
+        here.confirm()
+
+
+def test_nothing_is_sent_without_the_lease(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.3)
+    run = begin(make(tiny))
+    other = Lease(Root(tmp_path / "there").run("tiny"), the_store())
+    proxy.break_("503", "HEAD", "lease.json")
+    with run.locked(), leased(run):  # the store is away: the run goes on
+        held = lease_of(run)
+        assert held is not None
+        assert held.epoch == 0
+        with pytest.raises(StoreUnavailable):
+            Sending(run, the_store()).send()
+        proxy.faults.clear()
+        Sending(run, the_store()).send()
+        assert held.epoch == 1
+        held._ending.set()  # as a machine that sleeps
+        time.sleep(0.5)
+        other.confirm()
+        proxy.requests.clear()
+        with pytest.raises(LostLease):
+            Sending(run, the_store()).send()
+        assert proxy.count("PUT", "config.json") == 0
+    assert lease_of(run) is None
+
+
+TRAIN = """
+import logging, sys
+from pathlib import Path
+from pipelines.run_directory import RunDirectory
+from pipelines.storage import lease, patience
+from pipelines.storage.bringing import catch_up
+from pipelines.storage.lease import leased
+from pipelines.training import launch
+from pipelines.training.uploading import Uploading
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+lease.RENEW_SECONDS, lease.LEASE_SECONDS, patience.USUAL_SECONDS = 0.5, 3.0, 1.0
+directory = RunDirectory(Path(sys.argv[1]))
+with directory.locked(wait=30) as lock, leased(directory):
+    catch_up(directory)
+    with Uploading(directory, warn=print):
+        launch.train(directory, lock, on_line=lambda line: print(line, flush=True))
+"""
+
+
+def start(directory: RunDirectory) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(directory.path)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.full
+def test_a_machine_that_did_not_answer_for_some_time_stops_when_it_is_back(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy
+):
+    run = begin(make(tiny, training={"steps": 1_000_000, "checkpoint_interval": 50, "validation_interval": 10**6}))
+    there = Root(tmp_path / "there").run("tiny")
+    first = start(run)
+    second = None
+    try:
+        wait_for(lambda: complete_steps(the_store(), "tiny") != [], 60)
+        wait_for(lambda: the_store().find(f"shards/{run.shard_set().name}/manifest.json") is not None, 60)
+        refused, _ = start(there).communicate(timeout=60)
+        assert "Run 'tiny' is in use by process" in refused
+        os.kill(first.pid, signal.SIGSTOP)
+        second = start(there)
+        wait_for(lambda: beginnings(there) != [], 60)
+        begun = steps_done(there)
+        wait_for(lambda: steps_done(there) > begun + 100)
+        os.kill(first.pid, signal.SIGCONT)
+        woken = time.monotonic()
+        said, _ = first.communicate(timeout=30)
+        assert time.monotonic() - woken < 30
+        assert "was taken over by another machine while this one did not answer" in said
+        assert "Training was asked to stop and saved step" in said
+        assert second.poll() is None
+    finally:
+        for process in (first, second):
+            if process:
+                process.kill()
+                process.communicate()
+        wait_for(lambda: not ranks_alive(run) and not ranks_alive(there))

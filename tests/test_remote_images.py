@@ -1,0 +1,89 @@
+"""Images in a store: found as in a folder, fetched once, and again only where they have changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make
+from object_store import Proxy, the_store
+
+from pipelines.data.shards import create_shards
+from pipelines.data.sources import check_sources, find_images
+from pipelines.errors import InputError
+from pipelines.run_directory import Root
+from pipelines.storage import StoreUnavailable, patience
+
+
+@pytest.fixture
+def remote(photos: Path, proxy: Proxy) -> str:
+    """The address of the generated pictures in the store, among other things."""
+    store = the_store()
+    for number, file in enumerate(sorted(photos.iterdir())):
+        store.send(file, f"photos/{'deep/er' if number % 2 else 'flat'}/{file.name}")
+    store.send(next(photos.iterdir()), "other/photo.png")
+    return store.url
+
+
+def test_a_shard_set_of_images_in_a_store_is_that_of_the_same_images_in_a_folder(
+    tiny: dict[str, Any], remote: str, proxy: Proxy, tmp_path: Path
+):
+    expected = create_shards(make(tiny, root=str(tmp_path / "local")))
+    config = make(tiny, data={"images": f"{remote}/photos/**/*.png"})
+    check_sources(config)
+    assert proxy.count("GET", "photo%20") + proxy.count("GET", "photo+") == 0
+    found = create_shards(config)
+    assert found.fingerprint == expected.fingerprint
+    assert [(row.name, row.sha256) for row in found.manifest.shards] == [
+        (row.name, row.sha256) for row in expected.manifest.shards
+    ]
+    proxy.requests.clear()
+    assert create_shards(config).path == found.path
+    assert [method for method, path in proxy.requests] == ["GET"]  # the listing
+
+
+def test_globs_prefixes_and_single_images_mean_what_they_mean_on_disk(remote: str, tmp_path: Path):
+    def names(what: str) -> list[str]:
+        return [str(image.name) for image in find_images(f"{remote}/{what}", "data.images", Root(tmp_path)).images]
+
+    assert len(names("photos")) == len(names("photos/")) == 12
+    assert len(names("")) == 13
+    assert names("photos/*/*.png") == [f"flat/photo {number:02d}.png" for number in range(0, 12, 2)]
+    assert names("photos/deep/**/photo 0[13].png") == ["er/photo 01.png", "er/photo 03.png"]
+    assert names("other/photo.png") == ["photo.png"]
+    for what, why in (("nothing/", "matches no image"), ("photos/**.png", "is no glob")):
+        with pytest.raises(InputError, match=why):
+            names(what)
+
+
+def test_what_has_changed_is_fetched_again_and_what_is_gone_is_none(
+    remote: str, photos: Path, proxy: Proxy, tmp_path: Path
+):
+    root = Root(tmp_path)
+    before = find_images(f"{remote}/photos", "data.images", root).images
+    content = (photos / "photo 00.png").read_bytes()
+    (changed := tmp_path / "changed.png").write_bytes(content[:-1] + b"?")  # of the same size
+    the_store().send(changed, "photos/flat/photo 00.png")
+    the_store().remove("photos/flat/photo 02.png")
+    proxy.requests.clear()
+    after = find_images(f"{remote}/photos", "data.images", root).images
+    assert len(after) == len(before) - 1
+    assert proxy.count("GET", "photo") - proxy.count("GET", "list-type") == 1
+    (found,) = [image.path for image in after if image.path.name == "photo 00.png"]
+    assert found.read_bytes() == changed.read_bytes()
+
+
+def test_half_an_image_and_a_changed_byte_are_none_and_an_absent_store_is_named(
+    remote: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.3)
+    proxy.break_("half", "GET", "photo%2000", times=1)
+    proxy.break_("flip", "GET", "photo%2001", times=1)
+    found = find_images(f"{remote}/photos", "data.images", Root(tmp_path))
+    assert len(found.images) == 12 and [fault.met for fault in proxy.faults] == [1, 1]
+    proxy.break_("flip", "GET", "photo%2001")
+    found = find_images(f"{remote}/photos", "data.images", Root(tmp_path / "anew"))
+    assert len(found.images) == 11
+    assert found.set_aside[0].path.endswith("photo 01.png") and "fetched" in found.set_aside[0].reason
+    proxy.break_("503", "GET", "")
+    with pytest.raises(StoreUnavailable, match=r"photos/ could not be listed, \d times in \d s: Service Unavailable"):
+        find_images(f"{remote}/photos", "data.images", Root(tmp_path))

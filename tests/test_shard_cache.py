@@ -1,0 +1,216 @@
+"""Shards that lie in a store: fetched ahead of use, verified, within a bound, and the same samples as from the disk."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from object_store import BUCKET, Proxy
+from test_training import wait_for
+
+from pipelines import storage
+from pipelines.config import RunConfig
+from pipelines.data import read_ahead, remote_sets, shard_cache, suspects
+from pipelines.data.loading import training_batches, validation_batches
+from pipelines.data.order import SampleOrder
+from pipelines.data.shard_format import MANIFEST
+from pipelines.data.shard_set import ShardSet
+from pipelines.data.shards import create_shards
+from pipelines.errors import CodecmillError, InputError
+from pipelines.storage import StoreError
+from pipelines.storage.keys import of_shard_set
+from pipelines.storage.sending import send_shard_set
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, RunConfig]:
+    """A set of a dozen small shards."""
+    folder = tmp_path_factory.mktemp("cache")
+    for number in range(64):
+        picture(number, 256, 192).save(folder / f"photo {number:02d}.png")
+    data = {"images": str(folder), "patch_size": 64, "workers": 1, "max_shard_mib": 1, "shuffle_window": 3}
+    training = {"batch_size": 8, "crop_size": 32}
+    config = RunConfig.model_validate({"root": folder / "root", "data": data, "training": training})
+    shard_set = create_shards(config)
+    assert len(shard_set.rows("train")) >= 8
+    return shard_set, config
+
+
+Made = tuple[ShardSet, RunConfig]
+
+
+@pytest.fixture
+def elsewhere(made: Made, proxy: Proxy, tmp_path: Path) -> Path:
+    """The folder on another machine of a set that lies in a store, where all tests find it."""
+    store = storage.open_store(f"s3://{BUCKET}/cache")
+    send_shard_set(store, made[0].path)
+    folder = tmp_path / "root" / "shards" / made[0].path.name
+    key = of_shard_set(folder)
+    remote_sets.make_known(folder, store.address(key), store.read(f"{key}/{MANIFEST}"))
+    return folder
+
+
+def tars(folder: Path) -> dict[str, int]:
+    """The sizes of the tars that are here; some may be evicted at this very moment."""
+    found: dict[str, int] = {}
+    for file in folder.glob("*.tar"):
+        with suppress(FileNotFoundError):
+            found[file.stem] = file.stat().st_size
+    return found
+
+
+def bound(made: Made, shards: float, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have room for so many of the largest shard."""
+    limit = int(shards * max(row.bytes for row in made[0].manifest.shards))
+    monkeypatch.setenv(shard_cache.CACHE_BYTES, str(limit))
+    return limit
+
+
+def test_batches_are_those_of_the_disk_and_the_bound_holds_at_every_moment(
+    made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limit = bound(made, 4.0, monkeypatch)
+    cached = ShardSet.open(elsewhere)
+    steps = 3 * made[0].manifest.samples["train"] // 8
+    largest = 0
+    with training_batches(*made, 1, 0, 1) as expected, training_batches(cached, made[1], 1, 0, 1) as found:
+        for a, b in islice(zip(expected, found, strict=True), steps):
+            assert torch.equal(a.images, b.images)
+            assert a.keys == b.keys
+            largest = max(largest, sum(tars(elsewhere).values()))
+    for a, b in zip(validation_batches(*made, 0, 1), validation_batches(cached, made[1], 0, 1), strict=True):
+        assert torch.equal(a.images, b.images)
+        largest = max(largest, sum(tars(elsewhere).values()))
+    assert limit / 2 < largest <= limit
+    assert [(row.path, row.sha256) for row in cached.sources("test")] == [
+        (row.path, row.sha256) for row in made[0].sources("test")
+    ]
+    assert cached.verify() != []  # not all of it is here
+
+
+def test_the_windows_of_the_order_hold_the_shards_that_are_read_in_them(made: Made):
+    order = SampleOrder(made[0].counts("train"), 3, 3)
+    for position in (0, 5, order.total - 1, order.total, 2 * order.total + 17):
+        windows = order.windows(position)
+        begin, current = next(windows)
+        for following, shards in islice(windows, 12):
+            assert begin <= position < following or position < begin < following
+            _, read, _ = order.locate_many(np.arange(begin, following))
+            assert set(read.tolist()) == set(current)
+            begin, current = following, shards
+
+
+def test_what_comes_next_is_fetched_before_it_is_read(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    bound(made, 6.5, monkeypatch)
+    cached = ShardSet.open(elsewhere)
+    order = SampleOrder(cached.counts("train"), made[1].seed, 3)
+    windows = order.windows(0)
+    (_, first), (second_begin, second), (third_begin, third) = islice(windows, 3)
+    with cached.read_ahead(order, 0) as ahead:
+        assert ahead is not None
+        wait_for(lambda: {cached.rows("train")[each].name for each in first + second} <= set(tars(elsewhere)), 20)
+        ahead.reached(second_begin)
+        wait_for(lambda: {cached.rows("train")[each].name for each in second + third} <= set(tars(elsewhere)), 20)
+        ahead.reached(third_begin)
+
+
+@pytest.mark.parametrize(("used", "idle"), [(1, 2), (2, 1)])
+def test_what_is_open_is_not_evicted_and_the_rest_goes_by_its_last_use(
+    used: int, idle: int, made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shard_cache, "JUST_USED_NS", 0)
+    bound(made, 3.0, monkeypatch)
+    cached, cache = ShardSet.open(elsewhere), ShardSet.open(elsewhere)._cache
+    assert cache is not None
+    rows = sorted(cached.rows("train"), key=lambda row: -row.bytes)  # of the largest, three fit and no four
+    held = cache.hold(rows[0])
+    for row in rows[1:3]:
+        cache.bring(row)
+    cached.read("train", cached.rows("train").index(rows[used]), 0)
+    cache.bring(rows[3])
+    assert {rows[0].name, rows[used].name, rows[3].name} <= set(tars(elsewhere))
+    assert rows[idle].name not in tars(elsewhere)
+    os.close(held)
+    for row in rows[4:7]:
+        cache.bring(row)
+    assert rows[0].name not in tars(elsewhere)
+
+
+def test_a_bound_below_what_is_needed_at_once_is_named(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(shard_cache.CACHE_BYTES, "1000")
+    with pytest.raises(InputError, match=r"CODECMILL_CACHE_BYTES is 1000, but a shard of .* has \d+ bytes. Set it"):
+        ShardSet.open(elsewhere)
+    monkeypatch.setenv(shard_cache.CACHE_BYTES, "lots")
+    with pytest.raises(InputError, match="CODECMILL_CACHE_BYTES is 'lots', which is no number of bytes such as"):
+        ShardSet.open(elsewhere)
+
+
+def test_half_a_shard_and_a_changed_byte_are_fetched_again_and_never_read(made: Made, elsewhere: Path, proxy: Proxy):
+    proxy.break_("half", "GET", f"{made[0].rows('train')[0].name}.tar", times=1)
+    proxy.break_("flip", "GET", f"{made[0].rows('train')[1].name}.tar", times=1)
+    cached = ShardSet.open(elsewhere)
+    for shard in (0, 1):
+        assert cached.read("train", shard, 3) == made[0].read("train", shard, 3)
+        row = cached.rows("train")[shard]
+        assert (elsewhere / row.tar).read_bytes() == (made[0].path / row.tar).read_bytes()
+    assert [fault.met for fault in proxy.faults] == [1, 1]
+    assert not [each for each in elsewhere.glob(".tmp-*") if each.suffix != ".lock"]
+
+
+def test_a_shard_that_is_damaged_here_is_fetched_anew(made: Made, elsewhere: Path):
+    cached = ShardSet.open(elsewhere)
+    row = cached.rows("train")[0]
+    cached.read("train", 0, 0)
+    with (elsewhere / row.tar).open("r+b") as tar:
+        tar.seek(2000)
+        tar.write(b"\0\1\2\3" * 20)
+    assert cached.read("train", 0, 0) == made[0].read("train", 0, 0)
+    assert suspects.marked(elsewhere) == []
+    with (elsewhere / row.tar).open("r+b") as tar:
+        tar.truncate(3000)
+    assert ShardSet.open(elsewhere).read("train", 0, 5) == made[0].read("train", 0, 5)
+
+
+def test_a_store_that_is_away_is_waited_for_and_then_named(
+    made: Made,
+    elsewhere: Path,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(read_ahead, "PAUSE_SECONDS", 0.1)
+    proxy.break_("503", "GET", ".tar")
+    cached = ShardSet.open(elsewhere)
+    with pytest.raises(
+        StoreError, match=r"train-\w+.tar could not be fetched, \d times in \d s: Service Unavailable. L"
+    ):
+        cached.read("train", 0, 0)
+    proxy.faults.clear()
+    proxy.break_("503", "GET", ".tar", times=3)
+    monkeypatch.setattr(shard_cache, "PATIENCE_SECONDS", 10.0)
+    assert cached.read("train", 0, 0) == made[0].read("train", 0, 0)
+
+
+def test_a_set_that_is_made_here_after_all_is_all_here(made: Made, elsewhere: Path):
+    config = made[1].model_copy(update={"root": elsewhere.parent.parent})
+    assert create_shards(config).path == elsewhere
+    assert remote_sets.origin(elsewhere) is not None  # what lies in a store need not be made
+
+
+def iterate(batches: Iterator[Any], count: int) -> list[Any]:
+    return list(islice(batches, count))
+
+
+def test_a_local_set_asks_no_store(made: Made, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with training_batches(*made, 1, 0, 1) as batches:
+        iterate(batches, 3)
+    with pytest.raises(CodecmillError, match="is no shard set"):
+        ShardSet.open(made[0].path / "nothing")
+    assert os.environ["AWS_ENDPOINT_URL"].endswith(":9")

@@ -1,0 +1,493 @@
+"""Runs and shard sets in a store: sent behind the training, resumed elsewhere to the same bits, never half believed."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make, picture
+from object_store import AWS, Fault, Kind, Proxy, the_store
+from test_checkpoints import save
+from test_pipeline import clean_environment, directory_of, under_way
+from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+
+from flows.__main__ import main
+from pipelines import checkpoints, storage
+from pipelines.checkpoint_format import MANIFEST, WEIGHTS
+from pipelines.data import shard_cache
+from pipelines.data.shard_set import ShardSet
+from pipelines.doctor.object_store import examine_store
+from pipelines.errors import InputError
+from pipelines.provenance.explaining import explain
+from pipelines.provenance.locating import find
+from pipelines.provenance.verifying import verify
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.runs import start_or_continue
+from pipelines.status import run_status
+from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, patience
+from pipelines.storage import store as transfers
+from pipelines.storage.bringing import bring, catch_up
+from pipelines.storage.keys import complete_steps
+from pipelines.storage.sending import Sending
+from pipelines.training import launch
+from pipelines.training.journal import Journal
+
+TRAIN = """
+import sys
+from pathlib import Path
+from pipelines.run_directory import RunDirectory
+from pipelines.storage.bringing import catch_up
+from pipelines.training import launch
+from pipelines.training.journal import Journal
+from pipelines.training.uploading import Uploading
+from pipelines.storage import patience
+patience.USUAL_SECONDS = 2.0
+directory = RunDirectory(Path(sys.argv[1]))
+with directory.locked(wait=30) as lock:
+    catch_up(directory)
+    with Uploading(directory, warn=lambda text: print("WARNING", text, flush=True)):
+        launch.train(directory, lock, on_line=lambda line: print(line, flush=True))
+"""
+
+
+def start(directory: RunDirectory) -> "subprocess.Popen[str]":
+    """A training with its uploads in a process of its own, which can be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, str(directory.path)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def run(tiny: dict[str, Any]) -> RunDirectory:
+    """A run with a config, a shard set, a journal and three checkpoints, none of which any step was trained for."""
+    run = begin(make(tiny, training={"keep_latest": 5}))
+    for step in (5, 10, 12):
+        save(run, step, best={"step": 5, "psnr": 30.0})
+    with Journal(run.journal) as journal:
+        for step in range(1, 14):
+            journal.append(step, {"train/loss": 1 / step})
+    return run
+
+
+def elsewhere(tmp_path: Path) -> RunDirectory:
+    return Root(tmp_path / "elsewhere").run("tiny")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_run_is_sent_once_and_brought_as_it_was(run: RunDirectory, tmp_path: Path, proxy: Proxy):
+    store = the_store()
+    Sending(run, store).send()
+    assert complete_steps(store, "tiny") == [5, 12]  # the newest, and the best that it names
+    kept = {each.key for each in store.list("")}
+    assert {f"runs/tiny/{name}" for name in ("config.json", "shard_set.json", "metrics.jsonl")} < kept
+    rows = ShardSet.open(run.shard_set()).manifest.shards
+    assert sum(key.startswith("shards/") for key in kept) == 1 + 3 * len(rows)
+    proxy.requests.clear()
+    Sending(run, store).send()
+    assert proxy.count("PUT", "") == 0
+
+    there = elsewhere(tmp_path)
+    with there.locked():
+        brought = bring(there, store)
+        assert brought is not None
+        assert brought.step == 12
+        assert bring(there, store) is None
+    assert checkpoints.steps_on_disk(there) == [5, 12]
+    for step in (5, 12):
+        assert contents(checkpoints.folder_of(there, step)) == contents(checkpoints.folder_of(run, step))
+    assert there.journal.read_bytes() == run.journal.read_bytes()
+    assert there.read_config() == run.read_config().model_copy(update={"root": tmp_path / "elsewhere"})
+    assert not list(there.shard_set().glob("*.tar"))
+    save(run, 15)
+    config = run.read_config()
+    run.write_config(config.model_copy(update={"training": config.training.model_copy(update={"steps": 15})}))
+    Sending(run, store).send()
+    with there.locked():
+        assert (brought := bring(there, store)) and brought.step == 15
+    assert there.read_config().training.steps == 15
+
+
+def test_manifests_are_sent_when_all_else_is_there(run: RunDirectory, proxy: Proxy):
+    Sending(run, the_store()).send()
+    puts = [path.partition("?")[0] for method, path in proxy.requests if method == "PUT"]
+    checkpoint = [path for path in puts if "step_00000012/" in path]
+    assert checkpoint[-1].endswith("checkpoint.json") and len(checkpoint) == 4
+    assert puts.index(checkpoint[-1]) > puts.index(next(path for path in puts if path.endswith("metrics.jsonl")))
+    shards = [path for path in puts if "/shards/" in path]
+    assert shards[-1].endswith("manifest.json")
+    assert puts.index(checkpoint[-1]) < puts.index(shards[0])
+
+
+def test_what_is_looked_at_offline_is_looked_at_without_the_store(run: RunDirectory, tmp_path: Path, proxy: Proxy):
+    save(run, 20, shard_set=ShardSet.open(run.shard_set()).fingerprint)
+    Sending(run, the_store()).send()
+    there = elsewhere(tmp_path)
+    with there.locked():
+        bring(there, the_store())
+    ShardSet.open(there.shard_set()).read("train", 0, 0)
+    proxy.requests.clear()
+    found = run_status(there)
+    assert (found.step, found.problems, found.stages[0].state) == (20, (), "done")
+    explained = explain(find("tiny", there.root, tmp_path, every=False), 3)
+    assert explained.shard_set.path == there.shard_set()
+    assert explained.shard_set.problem is not None
+    assert f"lies in {storage.store_url()}/shards/" in explained.shard_set.problem
+    verified = verify(find(str(checkpoints.folder_of(there, 20)), there.root, tmp_path, every=True))
+    assert verified.problems == ()
+    assert any(" shards of " in note and " only, and were not read." in note for note in verified.notes)
+    assert proxy.requests == []
+
+
+def test_a_checkpoint_that_is_not_what_was_saved_is_passed_over_for_the_one_before(
+    run: RunDirectory, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    impatient(monkeypatch)
+    store = the_store()
+    save(run, 15, best={"step": 10, "psnr": 31.0})
+    sending = Sending(run, store)
+    sending.send()
+    for step in (5, 12):
+        sending._send_checkpoint(step)
+    assert complete_steps(store, "tiny") == [5, 10, 12, 15]
+    for step, altered in ((15, WEIGHTS), (12, MANIFEST)):
+        content = bytearray((checkpoints.folder_of(run, step) / altered).read_bytes())
+        content[-9] ^= 4
+        (tmp_path / "altered").write_bytes(content)
+        store.send(tmp_path / "altered", f"runs/tiny/checkpoints/step_{step:08d}/{altered}")
+    store.remove("runs/tiny/checkpoints/step_00000010/training_state.json")
+    there = elsewhere(tmp_path)
+    with there.locked():
+        brought = bring(there, store)
+    assert brought is not None
+    assert brought.step == 5
+    assert checkpoints.steps_on_disk(there) == [5]
+    skipped = [line for line in caplog.messages if line.startswith("Skipping a checkpoint in the store: ")]
+    assert len(skipped) == 3
+    assert "and at last it was changed: its sha256 is" in skipped[0]
+    assert "was altered after it was written" in skipped[1]
+    assert "there is no such object" in skipped[2]
+
+
+def test_a_store_that_is_away_is_an_error_only_where_nothing_is_here(
+    run: RunDirectory,
+    tmp_path: Path,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    impatient(monkeypatch)
+    proxy.break_("503", "GET", "")
+    proxy.break_("503", "HEAD", "")
+    there = elsewhere(tmp_path)
+    with (
+        there.locked(),
+        pytest.raises(StoreUnavailable, match=r"config.json could not be read, \d times in \d s: Serv"),
+    ):
+        catch_up(there)
+    with run.locked():
+        catch_up(run)
+    assert "Going on with what is here of the run: s3://" in caplog.text
+
+
+def test_another_run_of_the_same_name_is_refused(run: RunDirectory, tiny: dict[str, Any], tmp_path: Path, proxy: Proxy):
+    Sending(run, the_store()).send()
+    other = start_or_continue(make(tiny, root=str(tmp_path / "elsewhere"), seed=7))
+    with pytest.raises(
+        InputError, match=r"has another run called 'tiny'. Give one of them another --name, or this root"
+    ):
+        catch_up(other)
+
+
+def test_the_store_keeps_of_a_run_what_its_disk_keeps(run: RunDirectory, proxy: Proxy):
+    config = run.read_config()
+    run.write_config(config.model_copy(update={"training": config.training.model_copy(update={"keep_latest": 2})}))
+    store, sending = the_store(), Sending(run, the_store())
+    for step in (15, 20, 25, 30):
+        save(run, step, best={"step": 10, "psnr": 31.0})
+        sending.send()
+    assert complete_steps(store, "tiny") == [10, 25, 30]
+    assert not list(store.list("runs/tiny/checkpoints/step_00000015/"))
+
+
+def test_a_checkpoint_that_the_training_deletes_meanwhile_is_sent_to_its_end(
+    run: RunDirectory, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    send_file = storage.Store.send
+
+    def send(self: storage.Store, file: Path, *rest: Any) -> bool:
+        shutil.rmtree(checkpoints.folder_of(run, 12), ignore_errors=True)
+        return send_file(self, file, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.Store, "send", send)
+        Sending(run, the_store())._send_checkpoints()
+    assert 12 in complete_steps(the_store(), "tiny")
+    assert not list(run.checkpoints.glob(".tmp-*"))
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(transfers, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(transfers, "SLOWEST", 2**30)
+
+
+@contextmanager
+def fresh_connection() -> Iterator[None]:
+    """Read the environment's keys anew."""
+    transfers._connection.cache_clear()
+    yield
+    transfers._connection.cache_clear()
+
+
+FETCH = "x/object could not be fetched, "
+SEND = "x/object could not be sent, "
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_fetch", "of_send"),
+    [
+        pytest.param(
+            "500",
+            f"{FETCH}.*: Internal Server Error. Look at",
+            f"{SEND}.*: Internal Server Error. Look at",
+            marks=pytest.mark.full,
+        ),
+        ("503", f"{FETCH}.*: Service Unavailable. Look at", f"{SEND}.*: Service Unavailable. Look at"),
+        pytest.param("close", f"{FETCH}.*Connection was", f"{SEND}.*Connection was", marks=pytest.mark.full),
+        pytest.param("stall", f"{FETCH}.*: it stalled. Look", f"{SEND}.*: it stalled", marks=pytest.mark.full),
+        pytest.param("trickle", f"{FETCH}.*: it stalled. Look at", None, marks=pytest.mark.full),
+        ("half", f"{FETCH}.*Response payload is not completed", None),
+        (
+            "flip",
+            "was fetched \\d times in .*damaged on the way",
+            "was sent \\d times in .*had ETag .* afterwards instead of",
+        ),
+    ],
+)
+def test_a_store_that_fails_is_tried_again_and_then_named(
+    kind: Kind, of_fetch: str, of_send: str | None, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    impatient(monkeypatch)
+    store = the_store()
+    content = hashlib.shake_256(b"object").digest(300_000)
+    (file := tmp_path / "object").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    store.send(file, "x/object")
+    target = tmp_path / "target"
+
+    def fetch() -> None:
+        store.fetch("x/object", target, len(content), sha256)
+
+    proxy.break_(kind, "GET", "x/object", times=1)
+    fetch()
+    assert target.read_bytes() == content
+    target.unlink()
+    fault = proxy.break_(kind, "GET", "x/object")
+    with pytest.raises((StoreUnavailable, DamagedObject), match=of_fetch):
+        fetch()
+    assert fault.met >= patience.LEAST_TRIES
+    assert [each.name for each in tmp_path.iterdir()] == ["object"]
+    proxy.faults.clear()
+    if of_send is not None:
+        store.remove("x/object")
+        proxy.break_(kind, "PUT", "x/object", times=1)
+        assert store.send(file, "x/object")
+        store.remove("x/object")
+        proxy.break_(kind, "PUT", "x/object")
+        with pytest.raises((StoreUnavailable, DamagedObject), match=of_send):
+            store.send(file, "x/object")
+
+
+def test_what_no_further_try_changes_is_said_at_once(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (file := tmp_path / "object").write_bytes(b"object")
+    with pytest.raises(
+        MissingObject, match="s3://nowhere/x could not be sent: there is no such object, or no such bucket"
+    ):
+        storage.open_store("s3://nowhere").send(file, "x")
+    with pytest.raises(MissingObject, match="could not be read: there is no such object"):
+        the_store().read("nothing")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with (
+        fresh_connection(),
+        pytest.raises(
+            storage.StoreError, match=r"Unable to locate credentials. Look at AWS_ACCESS_KEY_ID, AWS_SECRET_"
+        ),
+    ):
+        the_store().find("x")
+    for url, why in (
+        ("s3://key:secret@bucket/x", "holds a key or password, which would end in logs"),
+        ("/srv/store", "no address such as s3://bucket"),
+        ("s3://", "no address such as"),
+    ):
+        assert main(["run", "--store", url]) == 2
+        said = capsys.readouterr().err
+        assert why in said and "secret@" not in said
+
+
+@pytest.mark.full
+def test_parts_of_a_large_object_are_put_together_again(tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transfers, "PART_BYTES", 5 * 2**20)
+    content = hashlib.shake_256(b"large").digest(5 * 2**20) * 2 + b"rest"
+    (file := tmp_path / "large").write_bytes(content)
+    proxy.break_("500", "PUT", "partNumber=2", times=1)
+    assert the_store().send(file, "large")
+    assert proxy.count("PUT", "partNumber") >= 4
+    assert not the_store().send(file, "large")
+    the_store().fetch("large", tmp_path / "again", len(content), hashlib.sha256(content).hexdigest())
+    assert (tmp_path / "again").read_bytes() == content
+
+
+LONG = {"steps": 400, "checkpoint_interval": 50, "validation_interval": 200}
+
+
+@pytest.mark.full
+def test_a_killed_training_goes_on_elsewhere_with_nothing_but_the_address_to_the_same_bits(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy
+):
+    alone = begin(make(tiny, name="alone", training=LONG))
+    train(alone)
+    expected = result(alone)
+    there = begin(make(tiny, training=LONG))
+    process = start(there)
+    wait_for(lambda: complete_steps(the_store(), "tiny") != [] and steps_done(there) > 100, 60)
+    wait_for(lambda: the_store().find(f"shards/{there.shard_set().name}/manifest.json") is not None)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not ranks_alive(there), 30)
+    assert steps_done(there) < 400
+    shutil.rmtree(tmp_path / "root")
+
+    out, _ = start(elsewhere(tmp_path)).communicate(timeout=120)
+    assert "Resuming at step" in out and "WARNING" not in out
+    assert result(elsewhere(tmp_path)) == expected
+
+
+@pytest.mark.full
+def test_a_training_outlives_the_absence_of_its_store_which_then_gets_all(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy
+):
+    run = begin(make(tiny, training=LONG | {"steps": 3000, "checkpoint_interval": 100}))
+    process = start(run)
+    wait_for(lambda: complete_steps(the_store(), "tiny") != [], 60)
+    proxy.faults += [
+        Fault(kind, lambda method, path, n=n: len(path) % 2 == n) for n, kind in enumerate(("503", "close"))
+    ]
+    reached = steps_done(run)
+    wait_for(lambda: steps_done(run) > reached + 500, 60)
+    assert process.poll() is None
+    proxy.faults.clear()
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert out.count("WARNING The store gets what it is missing later, or by codecmill sync tiny: s3://") == 1
+    assert complete_steps(the_store(), "tiny")[-1] == 3000
+
+
+@pytest.mark.full
+def test_two_ranks_on_a_cache_smaller_than_the_shards_train_to_the_same_bits(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tiny: dict[str, Any]
+):
+    (pictures := tmp_path / "pictures").mkdir()
+    for number in range(64):
+        picture(number, 256, 192).save(pictures / f"photo {number:02d}.png")
+    data = {"images": str(pictures), "max_shard_mib": 1, "shuffle_window": 2, "patch_size": 64}
+    training = LONG | {"processes": 2, "virtual_ranks": 2, "steps": 150}
+    alone = begin(make(tiny, name="alone", data=data, training=training))
+    train(alone)
+    with (run := begin(make(tiny, data=data, training=training))).locked(wait=5) as lock:
+        launch.train(run, lock, on_line=print, until=20)
+    Sending(run, the_store()).send()
+    rows = ShardSet.open(run.shard_set()).manifest.shards
+    limit = 3 * max(row.bytes for row in rows)
+    assert sum(row.bytes for row in rows) > 2 * limit
+    monkeypatch.setenv(shard_cache.CACHE_BYTES, str(limit))
+    there = elsewhere(tmp_path)
+    process = start(there)
+    largest = 0
+    while process.poll() is None:
+        folder = tmp_path / "elsewhere" / "shards" / run.shard_set().name
+        largest = max(largest, sum(size_of_file(file) for file in folder.glob("*.tar*")))
+        time.sleep(0.005)
+    print(process.communicate()[0])
+    assert 0 < largest <= limit
+    assert {name: value for name, value in result(there).items() if name != "journal"} == {
+        name: value for name, value in result(alone).items() if name != "journal"
+    }
+
+
+def size_of_file(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.full
+def test_the_command_goes_on_on_another_machine_to_the_report_and_the_registered_version(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy
+):
+    config = make(tiny, training=LONG | {"steps": 1500})
+    alone = begin(make(tiny, name="alone", training=LONG | {"steps": 1500}))
+    train(alone)
+    expected = result(alone)
+    with under_way(config, tmp_path, "run") as process:
+        run = directory_of(config)
+        wait_for(lambda: complete_steps(the_store(), "tiny") != [] and steps_done(run) > 300, 120)
+        wait_for(lambda: the_store().find(f"shards/{run.shard_set().name}/manifest.json") is not None)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not ranks_alive(run), 30)
+    assert steps_done(run) < 1500
+    shutil.rmtree(tmp_path / "root")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "resume", "tiny", "--root", str(tmp_path / "elsewhere")],
+        cwd=PROJECT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    there = elsewhere(tmp_path)
+    assert result(there) == expected
+    assert run_status(there).state == "done"
+    for secret in (AWS["AWS_SECRET_ACCESS_KEY"],):
+        for file in (tmp_path / "elsewhere").rglob("*"):
+            assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+
+def test_the_doctor_looks_at_the_store(proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    impatient(monkeypatch)
+    assert [(each.about, each.state) for each in examine_store()] == [("store", "good"), ("lease", "good")]
+    assert list(the_store().list("")) == []
+    proxy.takes_conditions = False
+    assert [(each.about, each.state) for each in examine_store()] == [("store", "good"), ("lease", "note")]
+    proxy.break_("500", "PUT", "")
+    (found,) = examine_store()
+    assert found.state == "fault"
+    assert "could not be written, " in found.text
+    assert found.remedy.startswith("Look at the store (AWS_ENDPOINT_URL, network)")
+    monkeypatch.setenv(storage.STORE, "gs://elsewhere")
+    (found,) = examine_store()
+    assert "is 'gs://elsewhere', which is no address" in found.text
+    monkeypatch.delenv(storage.STORE)
+    assert [each.state for each in examine_store()] == ["good"]
