@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.errors import CodecmillError
@@ -21,12 +21,27 @@ class Service:
     """One server under a keeper, its output in a file."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], port: int, health: str, log: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        port: int,
+        health: str | Callable[[], bool],
+        log: Path,
+        keeps_log: bool = False,
+        held: int | None = None,
     ):
+        """Start it.
+
+        Args:
+            health: the path that answers 200 once it is ready, or what finds out whether it is.
+            keeps_log: its output stays, also where all went well.
+            held: a descriptor that stays open until the server and all that it started are gone, as of a lock.
+        """
         self.name = name
         self.port = port
         self.log = log
-        self._keeps_log = False
+        self._keeps_log = keeps_log
         self._health = health
         sources = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
@@ -39,6 +54,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment, "PYTHONPATH": path},
                 start_new_session=True,
+                pass_fds=() if held is None else (held,),
             )
 
     @property
@@ -73,6 +89,8 @@ class Service:
             raise CodecmillError(f"{self.name} ended with exit code {code}.{last} All of its output: {self.log}")
 
     def _answers(self) -> bool:
+        if callable(self._health):
+            return self._health()
         connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
         try:
             connection.request("GET", self._health)
