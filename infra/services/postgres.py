@@ -74,7 +74,7 @@ class Cluster:
         return subprocess.run(asked, check=False, capture_output=True).returncode == 0
 
     def _tell(self, statements: list[str]) -> None:
-        """Carry out statements, one a line, in a cluster that nobody serves. By a pipe: no list of processes has them."""
+        """Carry out statements, one a line, in a cluster that nobody serves; no list of processes shows them."""
         self._call(
             *("postgres", "--single", "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "postgres"),
             told="\n".join(statements) + "\n",
