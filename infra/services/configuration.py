@@ -84,8 +84,11 @@ class Configuration:
         return f"http://127.0.0.1:{self.ports.s3}"
 
 
-def configured(environment: Mapping[str, str] | None = None) -> Configuration:
+def configured(environment: Mapping[str, str] | None = None, is_ours: bool = True) -> Configuration:
     """The configuration that the environment asks for, over the defaults.
+
+    Args:
+        is_ours: the ports are for us to listen on, and not for containers.
 
     Raises:
         InputError: a port is none, or one that the environment names is taken.
@@ -93,18 +96,19 @@ def configured(environment: Mapping[str, str] | None = None) -> Configuration:
     given = os.environ if environment is None else environment
     values = read_variables(DEFAULTS) | {name: value for name, value in given.items() if name.startswith("CODECMILL_")}
     ports = {
-        name: _port(f"CODECMILL_{name.upper()}_PORT", values, given) for name in ("prefect", "mlflow", "s3", "postgres")
+        name: _port(f"CODECMILL_{name.upper()}_PORT", values, given, is_ours)
+        for name in ("prefect", "mlflow", "s3", "postgres")
     }
     if len(set(ports.values())) < len(ports):
         raise InputError(f"Two services would share a port: {ports}. Give them different CODECMILL_*_PORT.")
     return Configuration(Ports(**ports), values["CODECMILL_BUCKET"], values["CODECMILL_WORK_POOL"])
 
 
-def _port(name: str, values: Mapping[str, str], given: Mapping[str, str]) -> int:
+def _port(name: str, values: Mapping[str, str], given: Mapping[str, str], is_ours: bool) -> int:
     if not (values[name].isdecimal() and 0 <= int(values[name]) < 65536):
         raise InputError(f"{name} is '{values[name]}', and no port: give a number up to 65535, or 0 for any free one.")
     wanted = int(values[name])
-    found = free_port(wanted)
+    found = free_port(wanted) if is_ours else wanted
     if name in given and wanted not in (0, found):
         raise InputError(f"{name} is {wanted}, where somebody else listens. Stop them, or name another port.")
     return found

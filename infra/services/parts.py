@@ -18,9 +18,6 @@ from infra.services.configuration import USER, Configuration, Places
 from infra.services.postgres import Cluster
 from pipelines.errors import InputError
 
-REGION = "us-east-1"
-"""S3's clients want one; the server takes any."""
-
 POSTGRES, S3, PREFECT, MLFLOW, WORKER = (
     "PostgreSQL",
     "the S3 server",
@@ -30,6 +27,23 @@ POSTGRES, S3, PREFECT, MLFLOW, WORKER = (
 )
 _LOGS = {POSTGRES: "postgres.log", S3: "s3.log", PREFECT: "prefect.log", MLFLOW: "mlflow.log", WORKER: "worker.log"}
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+
+S3_CLIENT = {
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+"""How clients speak to this S3 server: any region will do, and to a part of an object it adds the whole's checksum."""
+
+
+def addresses(configuration: Configuration) -> dict[str, str]:
+    """What services.env says."""
+    return {
+        "PREFECT_API_URL": configuration.prefect_api,
+        "MLFLOW_TRACKING_URI": configuration.mlflow,
+        "AWS_ENDPOINT_URL_S3": configuration.s3,
+        **S3_CLIENT,
+    }
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class Services:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "PGPASSWORD": self.secrets["POSTGRES_PASSWORD"],
             **{name: self.secrets[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
-            **self.s3_settings(),
+            **S3_CLIENT,
         }
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
         command += ["--host", HOST, "--port", str(port), "--workers", "1"]
@@ -101,7 +115,7 @@ class Services:
         pool = self.configuration.work_pool
         name = f"services-{socket.gethostname()}"
         environment = {
-            **self.addresses(),
+            **addresses(self.configuration),
             **{name: self.secrets[name] for name in ("PREFECT_API_AUTH_STRING", "AWS_ACCESS_KEY_ID")},
             **{name: self.secrets[name] for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")},
             "AWS_SECRET_ACCESS_KEY": self.secrets["AWS_SECRET_ACCESS_KEY"],
@@ -110,24 +124,6 @@ class Services:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         begun = datetime.now(UTC)
         return self._start(WORKER, [*command, "--name", name], environment, 0, lambda: self._is_online(name, begun))
-
-    def addresses(self) -> dict[str, str]:
-        """What services.env says."""
-        return {
-            "PREFECT_API_URL": self.configuration.prefect_api,
-            "MLFLOW_TRACKING_URI": self.configuration.mlflow,
-            "AWS_ENDPOINT_URL_S3": self.configuration.s3,
-            **self.s3_settings(),
-        }
-
-    @staticmethod
-    def s3_settings() -> dict[str, str]:
-        """How clients speak to this S3 server: rclone answers a part of an object with the checksum of the whole."""
-        return {
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        }
 
     def mlflow_knows_us(self) -> bool:
         """Whether MLflow takes the password of the file of secrets."""

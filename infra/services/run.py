@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from infra.services.configuration import Configuration, Places, configured
-from infra.services.parts import Services
+from infra.services.parts import Services, addresses
 from infra.services.postgres import cluster
 from infra.services.secrets import NAMES, secrets_of
 from infra.services.supervision import Supervisor, say
@@ -32,7 +32,9 @@ _OF_OTHERS = ("PREFECT_API_", "PREFECT_PROFILE", "PREFECT_HOME", "MLFLOW_TRACKIN
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help="folder [codecmill-data]")
-    parser.add_argument("--secrets-only", action="store_true", help="draw the secrets, as for compose.yaml, and end")
+    parser.add_argument(
+        "--for-compose", action="store_true", help="start nothing: secrets and addresses of compose.yaml"
+    )
     parser.add_argument("--no-worker", action="store_true", help="start the servers alone")
     arguments = parser.parse_args()
     places = Places(Root(arguments.root.absolute()))
@@ -42,9 +44,10 @@ def main() -> int:
         places.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         for folder in (places.logs, places.prefect_home, places.objects):
             folder.mkdir(mode=0o700, exist_ok=True)
-        if arguments.secrets_only:
+        if arguments.for_compose:
             secrets_of(places.secrets)
-            print(places.secrets)
+            write_services(places.root, addresses(configured(is_ours=False)), places.secrets)
+            print(f"Wrote {places.secrets} and {places.root.services_file}")
         else:
             with lock(places.lock, f"The services of {places.root.path}", wait=DYING_SECONDS) as held:
                 serve(places, configured(), held, with_worker=not arguments.no_worker)
@@ -80,7 +83,7 @@ def serve(places: Places, configuration: Configuration, held: int, with_worker: 
             _set_mlflow_password(services)
         if with_worker:
             supervisor.start(services.worker)
-        write_services(places.root, services.addresses(), places.secrets)
+        write_services(places.root, addresses(configuration), places.secrets)
         _tell(places, configuration)
         supervisor.watch()
 

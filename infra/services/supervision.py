@@ -19,6 +19,8 @@ MOST_STARTS = 4
 WITHIN_SECONDS = 600.0
 """So many starts of one service within so long are its last."""
 LOOK_SECONDS = 0.3
+PAUSE_SECONDS = 1.0
+"""Before another start: what is killed may hold its port or its folder for a moment yet."""
 
 
 @dataclass
@@ -75,19 +77,25 @@ class Supervisor:
             time.sleep(LOOK_SECONDS)
 
     def _start_again(self, kept: _Kept, death: CodecmillError) -> None:
-        now = time.monotonic()
-        while kept.starts and now - kept.starts[0] > WITHIN_SECONDS:
-            kept.starts.popleft()
-        if len(kept.starts) >= MOST_STARTS:
-            raise CodecmillError(
-                f"{death} These were {len(kept.starts)} starts within {WITHIN_SECONDS / 60:.0f} minutes: all ends."
-            )
-        say(f"{death} It is started again.")
-        kept.service.close()
-        kept.starts.append(now)
-        kept.service = kept.start()
-        kept.service.wait_ready()
-        say(f"{kept.service.name} is ready again after {time.monotonic() - now:.0f} s")
+        while True:
+            begun = time.monotonic()
+            while kept.starts and begun - kept.starts[0] > WITHIN_SECONDS:
+                kept.starts.popleft()
+            if len(kept.starts) >= MOST_STARTS:
+                times = f"{len(kept.starts)} starts within {WITHIN_SECONDS / 60:.0f} minutes"
+                raise CodecmillError(f"{death}. These were {times}, so all ends.")
+            say(f"{death}. It is started again.")
+            kept.service.close()
+            time.sleep(PAUSE_SECONDS)
+            kept.starts.append(begun)
+            kept.service = kept.start()
+            try:
+                kept.service.wait_ready()
+            except CodecmillError as next_death:
+                death = next_death
+            else:
+                say(f"{kept.service.name} is ready again after {time.monotonic() - begun:.0f} s")
+                return
 
 
 def say(text: str) -> None:
