@@ -192,6 +192,8 @@ def test_a_command_finds_the_servers_by_the_root_alone(services: Running, flow_r
     assert "is Prefect" in findings["Prefect"]["text"]
     assert "is MLflow" in findings["MLflow"]["text"]
     assert "1 online" in findings["workers"]["text"]
+    assert "lets us in; buckets: codecmill" in findings["S3"]["text"]
+    assert findings["secrets"]["state"] == "good"
 
 
 def test_no_secret_is_anywhere_but_in_its_file(services: Running, flow_run: str):

@@ -87,7 +87,7 @@ class Server:
             answer = _answer(method, self.address + path, self.headers, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"{self.shown} does not answer: {error or type(error).__name__}"
-            remedy = "Start it, or correct its address in the environment."
+            remedy = "Start it, or correct its address in the environment or services.env."
         else:
             if answer.status in may_be:
                 return answer
@@ -96,7 +96,7 @@ class Server:
                 remedy = _CREDENTIALS[self.name]
             else:
                 text = f"{self.shown}{path} answers {answer.status}"
-                remedy = "See the server's log, or correct its address in the environment."
+                remedy = "See the server's log, or correct its address in the environment or services.env."
         raise Faulty(fault(self.name, text, remedy))
 
 
