@@ -3,15 +3,19 @@
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,14 @@ from conftest import make
 from test_deployment import PREFECT, PROJECT
 from test_pipeline import clean_environment
 from test_services import descendants, is_alive, wait_gone
-from test_training import wait_for
+from test_training import steps_done, wait_for
 
 from infra.services.configuration import DATABASES, USER
 from infra.services.secrets import NAMES
 from pipelines.run_directory import Root
 from pipelines.service_addresses import read_variables, use_services
+
+NAME, STEPS = "on-servers", 800
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -134,40 +140,119 @@ def services(folder: Path) -> Iterator[Running]:
         yield running
 
 
-def run_by_worker(running: Running, config: dict[str, Any]) -> str:
-    """Run the deployed pipeline on the worker; returns the id of the flow run."""
-    environment = running.environment | {"PYTHONPATH": str(PROJECT)}
-    deployed = subprocess.run(
-        [*PREFECT, "deploy", "--name", "pipeline"], cwd=PROJECT, env=environment, capture_output=True, text=True
-    )
-    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+@pytest.fixture(scope="module")
+def announced() -> Iterator[tuple[str, list[str]]]:
+    """Where Prefect can announce something, and what it has."""
+    said: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", said
+        server.shutdown()
+        thread.join()
+
+
+BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+CustomWebhookNotificationBlock(name="here", url=sys.argv[1], json_data={"text": "{{subject}}"}).save("announcements")
+"""
+
+
+def prepare(running: Running, announcements: str) -> None:
+    """What a user does once, as README says it: deployments, a notification block, automations."""
+    block = "custom-webhook/announcements"
+    for command in (
+        [*PREFECT, "deploy", "--name", "pipeline"],
+        [sys.executable, "-c", BLOCK, announcements],
+        [sys.executable, "-m", "infra.services.automations", "--root", str(running.root.path), "--announce-by", block],
+    ):
+        environment = running.environment | {"PYTHONPATH": str(PROJECT)}
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_pipeline(running: Running, config: dict[str, Any]) -> str:
+    """Have the worker run the deployed pipeline; returns the id of the flow run."""
     deployment = running.prefect("GET", "deployments/name/codecmill/pipeline")["id"]
-    body = {"parameters": {"config": config}, "state": {"type": "SCHEDULED"}}
+    values = make(config).model_dump(mode="json")
+    body = {"parameters": {"config": values}, "state": {"type": "SCHEDULED"}}
     return running.prefect("POST", f"deployments/{deployment}/create_flow_run", body)["id"]
 
 
-def ended_as(running: Running, flow_run: str) -> str:
-    ends = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-    wait_for(lambda: running.prefect("GET", f"flow_runs/{flow_run}")["state"]["type"] in ends, 240)
-    return running.prefect("GET", f"flow_runs/{flow_run}")["state"]["type"]
+def make_late_run(running: Running) -> None:
+    """One that was due an hour ago, and that no worker will take."""
+    flow = running.prefect("GET", "deployments/name/codecmill/pipeline")["flow_id"]
+    due = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due}}
+    running.prefect("POST", "flow_runs/", {"flow_id": flow, "name": "nobody's", "tags": ["codecmill"], "state": state})
+
+
+@dataclass
+class Runs:
+    """Ids of flow runs: one that went on although its worker was killed, and one that cannot do anything."""
+
+    killed: str
+    hopeless: str
 
 
 @pytest.fixture(scope="module")
-def flow_run(services: Running, photos: Path) -> str:
-    """A small pipeline that the worker has run to its end."""
+def runs(services: Running, photos: Path, announced: tuple[str, list[str]]) -> Runs:
+    """A pipeline whose worker is killed in mid-training, and which nobody starts again by hand."""
     config: dict[str, Any] = {
-        "name": "on-servers",
+        "name": NAME,
         "root": str(services.root.path),
         "data": {"images": str(photos), "patch_size": 32, "workers": 1, "validation_fraction": 0.2},
         "model": {"channels": 8, "latent_channels": 4, "downsamplings": 2},
-        "training": {"steps": 12, "batch_size": 4, "crop_size": 16, "processes": 1, "threads": 1, "compile": False},
+        "training": {"steps": STEPS, "batch_size": 4, "crop_size": 16, "processes": 1, "threads": 1, "compile": False},
     }
-    found = run_by_worker(services, make(config).model_dump(mode="json"))
-    assert ended_as(services, found) == "COMPLETED", (services.root.path / "services/logs/worker.log").read_text()
-    return found
+    prepare(services, announced[0])
+    make_late_run(services)
+    killed = run_pipeline(services, config)
+    directory = services.root.run(NAME)
+    wait_for(lambda: steps_done(directory) >= 100, 120)
+    os.kill(process_of(services, "worker", is_keeper=False), signal.SIGKILL)
+    wait_for(lambda: "worker is ready again" in services.told(), 60)
+    hopeless = run_pipeline(services, config | {"name": "hopeless", "data": {"images": "no/such/folder"}})
+    for flow_run, end in ((killed, "COMPLETED"), (hopeless, "FAILED")):
+        wait_for(
+            lambda flow_run=flow_run, end=end: (
+                (found := services.prefect("GET", f"flow_runs/{flow_run}"))["state"]["type"] == end
+                and found["run_count"] == 2
+            ),
+            150,
+        )
+    return Runs(killed, hopeless)
 
 
-def test_a_run_of_the_worker_is_in_both_servers_and_its_artifacts_are_objects(services: Running, flow_run: str):
+def test_a_run_whose_worker_was_killed_goes_on_by_itself(services: Running, runs: Runs):
+    directory = services.root.run(NAME)
+    assert steps_done(directory) == STEPS
+    output = (directory.logs / "attempt_02" / "output.log").read_text()
+    resumed = re.search(r"Resuming at step (\d+)", output)
+    assert resumed is not None
+    assert int(resumed[1]) >= 100, "it was asked to stop, and saved what it had reached"
+
+
+def test_what_failed_twice_and_what_is_late_is_announced_once(
+    services: Running, runs: Runs, announced: tuple[str, list[str]]
+):
+    hopeless = services.prefect("GET", f"flow_runs/{runs.hopeless}")["name"]
+    wait_for(lambda: len(announced[1]) >= 2, 30)
+    assert sorted(announced[1]) == sorted([f"codecmill: {hopeless} is Failed", "codecmill: nobody's is late"])
+
+
+def test_a_run_of_the_worker_is_in_both_servers_and_its_artifacts_are_objects(services: Running, runs: Runs):
     (version,) = services.mlflow("model-versions/search")["model_versions"]
     run = services.mlflow("runs/get", run_id=version["run_id"])["run"]
     assert run["info"]["status"] == "FINISHED"
@@ -179,7 +264,7 @@ def test_a_run_of_the_worker_is_in_both_servers_and_its_artifacts_are_objects(se
     assert not (services.root.path / "prefect").exists()
 
 
-def test_a_command_finds_the_servers_by_the_root_alone(services: Running, flow_run: str):
+def test_a_command_finds_the_servers_by_the_root_alone(services: Running, runs: Runs):
     found = subprocess.run(
         [sys.executable, "-m", "flows", "doctor", "--root", str(services.root.path), "--json"],
         cwd=PROJECT,
@@ -196,7 +281,7 @@ def test_a_command_finds_the_servers_by_the_root_alone(services: Running, flow_r
     assert findings["secrets"]["state"] == "good"
 
 
-def test_no_secret_is_anywhere_but_in_its_file(services: Running, flow_run: str):
+def test_no_secret_is_anywhere_but_in_its_file(services: Running, runs: Runs):
     secrets = services.secrets
     assert len(secrets) == len(NAMES) - 1
     file = services.root.path / "services/secrets.env"
@@ -210,17 +295,17 @@ def test_no_secret_is_anywhere_but_in_its_file(services: Running, flow_run: str)
             assert not [name for name, value in secrets.items() if value.encode() in content], path
     assert searched > 30
     dumps = {name: services.dump(name) for name in DATABASES}
-    assert "on-servers" in dumps["prefect"]
-    assert "on-servers" in dumps["mlflow"]
+    assert NAME in dumps["prefect"]
+    assert NAME in dumps["mlflow"]
     assert USER in dumps["mlflow_auth"]
     for name, text in {**dumps, "told": services.told()}.items():
         assert not [secret for secret, value in secrets.items() if value in text], name
     for process in [services.process.pid, *descendants(services.process.pid)]:
-        line = Path(f"/proc/{process}/cmdline").read_bytes()
+        line = b" ".join(command_line(process))
         assert not [secret for secret, value in secrets.items() if value.encode() in line], line
 
 
-def test_nobody_gets_in_without_a_password(services: Running, flow_run: str):
+def test_nobody_gets_in_without_a_password(services: Running, runs: Runs):
     address = read_variables(services.root.services_file)
     wrong = {"Authorization": f"Basic {base64.b64encode(b'codecmill:wrong').decode()}"}
     for headers in ({}, wrong):
@@ -243,46 +328,58 @@ def test_nobody_gets_in_without_a_password(services: Running, flow_run: str):
     assert b"password authentication failed" in entered.stderr
 
 
-def listening(processes: set[int]) -> dict[str, str]:
-    """Addresses that processes listen on, as in /proc/net, by socket."""
-    sockets = set()
-    for process in processes:
-        for descriptor in Path(f"/proc/{process}/fd").iterdir():
-            try:
-                sockets.add(str(descriptor.readlink()))
-            except FileNotFoundError:
-                continue
-    found = {}
-    for table in ("tcp", "tcp6", "udp", "udp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] in ("0A", "07") and f"socket:[{fields[9]}]" in sockets:
-                found[fields[9]] = fields[1].partition(":")[0]
-    return found
+def command_line(process: int) -> list[bytes]:
+    """A process's words; none where it has ended meanwhile, as PostgreSQL's do all the time."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
-def test_all_listen_on_this_machine_alone(services: Running, flow_run: str):
+def sockets(process: int) -> set[str]:
+    """The sockets that a process holds, as `socket:[number]`."""
+    try:
+        held = [str(each.readlink()) for each in Path(f"/proc/{process}/fd").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return {each for each in held if each.startswith("socket:")}
+
+
+def listening(processes: set[int]) -> list[str]:
+    """Addresses that processes listen on, as in /proc/net."""
+    held = set().union(*map(sockets, processes))
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    is_open = {"0A": "a TCP socket that listens", "07": "a UDP socket"}
+    return [line[1].partition(":")[0] for line in lines if line[3] in is_open and f"socket:[{line[9]}]" in held]
+
+
+def test_all_listen_on_this_machine_alone(services: Running, runs: Runs):
     found = listening(descendants(services.process.pid))
     assert len(found) >= 4
-    assert set(found.values()) == {"0100007F"}, "127.0.0.1"
+    assert set(found) == {"0100007F"}, "127.0.0.1"
 
 
 def process_of(running: Running, program: str, is_keeper: bool) -> int:
     """The process of a service, or its keeper's."""
-    lines = {each: Path(f"/proc/{each}/cmdline").read_bytes().split(b"\0") for each in descendants(running.process.pid)}
+    lines = {each: command_line(each) for each in descendants(running.process.pid)}
     (found,) = (
         each
         for each, line in lines.items()
-        if any(part.endswith(program.encode()) for part in line) and (b"flows.cli.keeper" in line) == is_keeper
+        if any(part.rpartition(b"/")[2] == program.encode() for part in line)
+        and (b"flows.cli.keeper" in line) == is_keeper
     )
     return found
 
 
 @pytest.mark.parametrize(
-    ("program", "name", "is_keeper"), [("/postgres", "PostgreSQL", True), ("/rclone", "The S3 server", False)]
+    ("program", "name", "is_keeper"), [("postgres", "PostgreSQL", True), ("rclone", "The S3 server", False)]
 )
 def test_one_that_dies_is_named_with_its_log_and_started_again(
-    program: str, name: str, is_keeper: bool, services: Running, flow_run: str
+    program: str, name: str, is_keeper: bool, services: Running, runs: Runs
 ):
     """A keeper, whose program has to go with it, or the program."""
     before, victim = services.told(), process_of(services, program, is_keeper)
@@ -291,12 +388,12 @@ def test_one_that_dies_is_named_with_its_log_and_started_again(
     said = services.told()[len(before) :]
     assert said.startswith(f"services: {name} ended with exit code")
     assert str(services.root.path / "services/logs") in said
-    wait_for(lambda: services.prefect("GET", f"flow_runs/{flow_run}")["state"]["type"] == "COMPLETED", 60)
+    wait_for(lambda: services.prefect("GET", f"flow_runs/{runs.killed}")["state"]["type"] == "COMPLETED", 60)
     assert services.mlflow("model-versions/search")["model_versions"]
 
 
 def test_after_a_kill_of_all_a_next_start_finds_everything_and_takes_a_changed_password(
-    services: Running, folder: Path, flow_run: str
+    services: Running, folder: Path, runs: Runs
 ):
     everyone = descendants(services.process.pid)
     services.process.kill()
@@ -315,14 +412,15 @@ def test_after_a_kill_of_all_a_next_start_finds_everything_and_takes_a_changed_p
     again = started(folder)
     assert not any(map(is_alive, everyone))
     with ended(again):
-        assert again.prefect("GET", f"flow_runs/{flow_run}")["state"]["type"] == "COMPLETED"
+        assert again.prefect("GET", f"flow_runs/{runs.killed}")["state"]["type"] == "COMPLETED"
         (version,) = again.mlflow("model-versions/search")["model_versions"]
-        path = "evaluation/step_00000012/report.html"
+        directory = services.root.run(NAME).path
+        (report,) = directory.glob("evaluation/*/report.html")
         environment = again.environment
         login = (environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"])
         url = f"{environment['MLFLOW_TRACKING_URI']}/get-artifact"
-        report = httpx.get(url, params={"run_uuid": version["run_id"], "path": path}, auth=login, timeout=60)
-        assert report.content == (services.root.run("on-servers").path / path).read_bytes()
+        asked = {"run_uuid": version["run_id"], "path": str(report.relative_to(directory))}
+        assert httpx.get(url, params=asked, auth=login, timeout=60).content == report.read_bytes()
         assert again.secrets["AWS_SECRET_ACCESS_KEY"] == former["AWS_SECRET_ACCESS_KEY"]
         assert again.secrets["POSTGRES_PASSWORD"] not in kept
         assert again.secrets["MLFLOW_TRACKING_PASSWORD"] not in kept
