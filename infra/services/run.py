@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from infra.services.configuration import Configuration, Places, configured
+from infra.services.configuration import DATABASES, Configuration, Places, configured
 from infra.services.parts import Services, addresses
 from infra.services.postgres import cluster
 from infra.services.secrets import NAMES, secrets_of
@@ -106,6 +106,7 @@ def _tell(places: Places, configuration: Configuration) -> None:
     print(f"MLflow:   {configuration.mlflow}")
     print(f"S3:       {configuration.s3}, bucket {configuration.bucket}")
     print(f"Secrets:  {places.secrets}")
+    print(f"Databases of PostgreSQL: {', '.join(DATABASES)}, on 127.0.0.1:{configuration.ports.postgres}")
     print(f"codecmill finds all this in {places.root.services_file}. Ctrl-C ends all.", flush=True)
 
 
