@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +44,7 @@ class Service:
         self.log = log
         self._keeps_log = keeps_log
         self._health = health
+        self._group: int | None = None
         sources = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,9 @@ class Service:
             CodecmillError: it has.
         """
         code = self.process.poll()
-        if code is not None:
+        if code is None:
+            self._group = self._group or _child_of(self.process.pid)
+        else:
             self._keeps_log = True
             lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
             last = f" Its last line: {lines[-1].strip()[:300]}." if lines else ""
@@ -109,9 +113,22 @@ class Service:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self._group is not None and self.process.returncode < 0:
+            # Killed, the keeper cannot end what its program started; the program leads the group of all of it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._group, signal.SIGKILL)
         if not self._keeps_log:
             with contextlib.suppress(FileNotFoundError):
                 self.log.unlink()
+
+
+def _child_of(keeper: int) -> int | None:
+    """The program that a keeper has started."""
+    try:
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(children[0]) if children else None
 
 
 def free_port(wanted: int = 0) -> int:
