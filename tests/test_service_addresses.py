@@ -67,6 +67,17 @@ def test_a_command_goes_by_the_services_env_of_the_root_in_its_config_file(root:
     assert f"Line 1 of {root.services_file} is not of the form NAME=value." in found.stderr
 
 
+def test_a_run_says_at_once_that_the_server_of_services_env_is_down(root: Root, photos: Path):
+    root.services_file.write_text(f"PREFECT_API_URL=http://127.0.0.1:{(port := free_port())}/api\n")
+    found = codecmill("run", "--root", str(root.path), "--name", "x", "--data.images", str(photos), cwd=root.path)
+    assert found.returncode == 1
+    begins = (
+        f"codecmill: Prefect's server at http://127.0.0.1:{port}/api does not answer: [Errno 111] Connection refused."
+    )
+    assert found.stderr.startswith(begins)
+    assert f"To work without it: PREFECT_API_URL= (empty), or remove {root.services_file}." in found.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -44,6 +44,16 @@ def examine_prefect() -> Iterator[Finding]:
         yield found.finding
 
 
+def barred_from_prefect() -> Finding | None:
+    """Why the server of `PREFECT_API_URL` cannot be used at all; None where it answers and lets us in."""
+    try:
+        server = Server("Prefect", os.environ["PREFECT_API_URL"].rstrip("/"), _prefect_credentials())
+        server.ask("GET", "/admin/version", may_be=(200, 404, 503))
+    except Faulty as found:
+        return found.finding
+    return None
+
+
 def examine_mlflow(root: Root) -> Iterator[Finding]:
     """`MLFLOW_TRACKING_URI` and its credentials, as MLflow reads them."""
     address = tracking.tracking_uri(root)
