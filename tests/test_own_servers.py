@@ -136,7 +136,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def services(folder: Path) -> Iterator[Running]:
-    with ended(started(folder)) as running:
+    with ended(started(folder, PREFECT_WORKER_QUERY_SECONDS="2")) as running:
         yield running
 
 
@@ -171,15 +171,20 @@ CustomWebhookNotificationBlock(name="here", url=sys.argv[1], json_data={"text": 
 
 def prepare(running: Running, announcements: str) -> None:
     """What a user does once, as README says it: deployments, a notification block, automations."""
-    block = "custom-webhook/announcements"
-    for command in (
-        [*PREFECT, "deploy", "--name", "pipeline"],
-        [sys.executable, "-c", BLOCK, announcements],
-        [sys.executable, "-m", "infra.services.automations", "--root", str(running.root.path), "--announce-by", block],
+    environment = running.environment | {"PYTHONPATH": str(PROJECT)}
+    block = [sys.executable, "-c", BLOCK, announcements]
+    automations = [sys.executable, "-m", "infra.services.automations", "--root", str(running.root.path)]
+    for together in (
+        [[*PREFECT, "deploy", "--name", "pipeline"], block],
+        [[*automations, "--announce-by", "custom-webhook/announcements"]],
     ):
-        environment = running.environment | {"PYTHONPATH": str(PROJECT)}
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        started = [
+            subprocess.Popen(each, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for each in together
+        ]
+        for process in started:
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, said
 
 
 def run_pipeline(running: Running, config: dict[str, Any]) -> str:
@@ -222,7 +227,6 @@ def runs(services: Running, photos: Path, announced: tuple[str, list[str]]) -> R
     directory = services.root.run(NAME)
     wait_for(lambda: steps_done(directory) >= 100, 120)
     os.kill(process_of(services, "worker", is_keeper=False), signal.SIGKILL)
-    wait_for(lambda: "worker is ready again" in services.told(), 60)
     hopeless = run_pipeline(services, config | {"name": "hopeless", "data": {"images": "no/such/folder"}})
     for flow_run, end in ((killed, "COMPLETED"), (hopeless, "FAILED")):
         wait_for(
@@ -232,6 +236,7 @@ def runs(services: Running, photos: Path, announced: tuple[str, list[str]]) -> R
             ),
             150,
         )
+    assert "The worker is ready again" in services.told()
     return Runs(killed, hopeless)
 
 
