@@ -5,10 +5,14 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
-.PHONY: demo test test-full check bench bench-quick chaos chaos-points photos lock clean
+.PHONY: demo services test test-full check bench bench-quick chaos chaos-points photos lock clean
 
 demo: .venv/ready
 	$(BIN)/codecmill demo
+
+# PostgreSQL, S3, Prefect's and MLflow's servers and a worker, on this machine until Ctrl-C: see infra/README.md.
+services: .venv/ready
+	$(BIN)/python -m infra.services.run
 
 test: .venv/ready
 	$(BIN)/python -m pytest

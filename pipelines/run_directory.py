@@ -44,6 +44,11 @@ class Root:
         return self.path / "prefect"
 
     @property
+    def services_file(self) -> Path:
+        """Where this root's servers are: see pipelines.service_addresses."""
+        return self.path / "services.env"
+
+    @property
     def attendance(self) -> Path:
         """Who is at work here: see pipelines.attendance."""
         return self.path / "at_work"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.services import Service
+
 SOURCES = str(Path(__file__).parents[1])
 
 
@@ -84,6 +86,24 @@ def test_a_program_dies_with_a_killed_keeper():
         assert len(below) == 1
         keeper.kill()
         assert wait_gone(below, 5) == set()
+
+
+def test_what_a_killed_program_of_a_killed_keeper_started_is_ended_by_the_service(tmp_path: Path):
+    """As `pkill -9 mlflow` does, whose server has the port, and would answer for the next one."""
+    log = tmp_path / "log"
+    service = Service("a tree", [sys.executable, "-c", TREE], environment(), 0, lambda: log.stat().st_size > 0, log)
+    service.wait_ready()
+    service.check()
+    everyone = descendants(service.process.pid)
+    grandchild = int(log.read_text())
+    assert len(everyone) == 2
+    service.process.kill()
+    for victim in everyone - {grandchild}:
+        os.kill(victim, signal.SIGKILL)
+    service.process.wait(5)
+    assert is_alive(grandchild)
+    service.close()
+    assert wait_gone({grandchild}, 5) == set()
 
 
 FLOW = """

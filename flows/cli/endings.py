@@ -8,11 +8,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 
-from flows.cli.options import Arguments, parse
+from flows.cli.options import Arguments, parse, root_of
 from pipelines.errors import CodecmillError
+from pipelines.run_directory import Root
+from pipelines.service_addresses import use_services
 
 _SHOW_CURSOR = b"\x1b[?25h"
 
@@ -29,6 +30,7 @@ def carry_out(typed: Sequence[str]) -> int:
     try:
         with _stopping_by_signals():
             arguments = parse(typed)
+            use_services(Root(root_of(arguments)))
             from flows.cli.commands import perform
 
             perform(arguments)
@@ -62,7 +64,7 @@ def _unexpected(error: Exception, arguments: Arguments | None) -> str:
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
     if arguments is None or arguments.debug:
         return f"Unexpected {what}\n{text}"
-    logs = _root(arguments).absolute() / "logs"
+    logs = root_of(arguments).absolute() / "logs"
     file = logs / f"error-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -70,16 +72,6 @@ def _unexpected(error: Exception, arguments: Arguments | None) -> str:
     except OSError:
         return f"Unexpected {what}\n{text}"
     return f"Unexpected {what}. The traceback is in {file}; --debug shows it."
-
-
-def _root(arguments: Arguments) -> Path:
-    """The root, which may stand in a config file only; that file may be what the trouble is about."""
-    from flows.cli.config_file import effective_config
-
-    try:
-        return effective_config(arguments.config_file, arguments.overrides).root
-    except CodecmillError:
-        return arguments.root
 
 
 @contextmanager

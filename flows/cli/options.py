@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flows.cli.choices import choices
-from flows.cli.config_file import Values, nearest
+from flows.cli.config_file import Values, effective_config, nearest
 from flows.cli.flags import (
     SPEAK_JSON,
     TAKE_CHECKPOINT,
@@ -28,7 +28,7 @@ from flows.cli.flags import (
     width,
 )
 from pipelines.config import RunConfig
-from pipelines.errors import InputError
+from pipelines.errors import CodecmillError, InputError
 
 COMMANDS = {
     "run": "images to shards to a trained model to a report and a registered version",
@@ -60,7 +60,8 @@ Start with `codecmill demo`, or with your own images:
 
 Exit codes: 0 done, 1 failed, 2 something given cannot be used, 3 run is busy,
 130 Ctrl-C, 143 SIGTERM. Servers that MLFLOW_TRACKING_URI or PREFECT_API_URL
-name are used; without them everything lies under --root."""
+name are used, else those of services.env under --root, which `make services`
+writes; without it everything lies under --root."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,16 @@ def parse(typed: Sequence[str]) -> Arguments:
         debug=given.get("debug", False),
         overrides=overrides,
     )
+
+
+def root_of(arguments: Arguments) -> Path:
+    """The root, which may stand in a config file only; where that cannot be used, its command will say so."""
+    if arguments.config_file is None:
+        return arguments.root
+    try:
+        return effective_config(arguments.config_file, arguments.overrides).root
+    except CodecmillError:
+        return arguments.root
 
 
 def nested(flat: dict[str, Any]) -> Values:

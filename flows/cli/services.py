@@ -3,11 +3,12 @@
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.errors import CodecmillError
@@ -21,13 +22,29 @@ class Service:
     """One server under a keeper, its output in a file."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], port: int, health: str, log: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        port: int,
+        health: str | Callable[[], bool],
+        log: Path,
+        keeps_log: bool = False,
+        held: int | None = None,
     ):
+        """Start it.
+
+        Args:
+            health: the path that answers 200 once it is ready, or what finds out whether it is.
+            keeps_log: its output stays, also where all went well.
+            held: a descriptor that stays open until the server and all that it started are gone, as of a lock.
+        """
         self.name = name
         self.port = port
         self.log = log
-        self._keeps_log = False
+        self._keeps_log = keeps_log
         self._health = health
+        self._group: int | None = None
         sources = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +56,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment, "PYTHONPATH": path},
                 start_new_session=True,
+                pass_fds=() if held is None else (held,),
             )
 
     @property
@@ -66,13 +84,17 @@ class Service:
             CodecmillError: it has.
         """
         code = self.process.poll()
-        if code is not None:
+        if code is None:
+            self._group = self._group or _child_of(self.process.pid)
+        else:
             self._keeps_log = True
             lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
             last = f" Its last line: {lines[-1].strip()[:300]}." if lines else ""
             raise CodecmillError(f"{self.name} ended with exit code {code}.{last} All of its output: {self.log}")
 
     def _answers(self) -> bool:
+        if callable(self._health):
+            return self._health()
         connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
         try:
             connection.request("GET", self._health)
@@ -91,9 +113,22 @@ class Service:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self._group is not None and self.process.returncode < 0:
+            # Killed, the keeper cannot end what its program started; the program leads the group of all of it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._group, signal.SIGKILL)
         if not self._keeps_log:
             with contextlib.suppress(FileNotFoundError):
                 self.log.unlink()
+
+
+def _child_of(keeper: int) -> int | None:
+    """The program that a keeper has started."""
+    try:
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(children[0]) if children else None
 
 
 def free_port(wanted: int = 0) -> int:

@@ -12,7 +12,7 @@ from flows.cli import listing
 from flows.cli.endings import Terminated
 from pipelines import status
 from pipelines.config import RunConfig
-from pipelines.errors import Interrupted
+from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import Root, RunDirectory
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
     # any moment, without a line's end, into the middle of what the command says.
     logging.raiseExceptions = False
     root = Root(config.root.absolute())
-    if not os.environ.get("PREFECT_API_URL"):
+    if os.environ.get("PREFECT_API_URL"):
+        _must_let_us_in(root)
+    else:
         print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
     with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
         flow = load()
@@ -71,6 +73,16 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         except Exception as error:
             _raise_what_went_unreported(error)
             raise
+
+
+def _must_let_us_in(root: Root) -> None:
+    """Say that Prefect's server is down or closed before its client does, at length."""
+    from pipelines.doctor.servers import barred_from_prefect
+
+    if found := barred_from_prefect():
+        without = f" To work without it: PREFECT_API_URL= (empty), or remove {root.services_file}."
+        hint = without if root.services_file.exists() else ""
+        raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}{hint}")
 
 
 def _raise_what_went_unreported(error: BaseException | None) -> None:

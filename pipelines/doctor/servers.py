@@ -44,6 +44,16 @@ def examine_prefect() -> Iterator[Finding]:
         yield found.finding
 
 
+def barred_from_prefect() -> Finding | None:
+    """Why the server of `PREFECT_API_URL` cannot be used at all; None where it answers and lets us in."""
+    try:
+        server = Server("Prefect", os.environ["PREFECT_API_URL"].rstrip("/"), _prefect_credentials())
+        server.ask("GET", "/admin/version", may_be=(200, 404, 503))
+    except Faulty as found:
+        return found.finding
+    return None
+
+
 def examine_mlflow(root: Root) -> Iterator[Finding]:
     """`MLFLOW_TRACKING_URI` and its credentials, as MLflow reads them."""
     address = tracking.tracking_uri(root)
@@ -87,7 +97,7 @@ class Server:
             answer = _answer(method, self.address + path, self.headers, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"{self.shown} does not answer: {error or type(error).__name__}"
-            remedy = "Start it, or correct its address in the environment."
+            remedy = "Start it, or correct its address in the environment or services.env."
         else:
             if answer.status in may_be:
                 return answer
@@ -96,7 +106,7 @@ class Server:
                 remedy = _CREDENTIALS[self.name]
             else:
                 text = f"{self.shown}{path} answers {answer.status}"
-                remedy = "See the server's log, or correct its address in the environment."
+                remedy = "See the server's log, or correct its address in the environment or services.env."
         raise Faulty(fault(self.name, text, remedy))
 
 

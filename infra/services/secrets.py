@@ -1,0 +1,67 @@
+"""The services' secrets: drawn once, kept in one file that only its owner can read, or given in the environment."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra.services.configuration import USER
+from pipelines.durable_files import sync_folder
+from pipelines.errors import InputError
+from pipelines.service_addresses import read_variables
+
+_LONGEST = 200
+_HEADING = """\
+# Secrets of codecmill's services. Whoever reads this file can do with them what they like: keep it to yourself.
+# To change one, remove its line (another is drawn) or write your own, and start the services again.
+"""
+
+
+def _drawn() -> dict[str, str]:
+    password = secrets.token_urlsafe(24)
+    return {
+        "PREFECT_API_AUTH_STRING": f"{USER}:{secrets.token_urlsafe(24)}",
+        "MLFLOW_TRACKING_USERNAME": USER,
+        "MLFLOW_TRACKING_PASSWORD": password,
+        "AWS_ACCESS_KEY_ID": f"{USER}-{secrets.token_hex(8)}",
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+        "POSTGRES_PASSWORD": secrets.token_urlsafe(24),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+    }
+
+
+NAMES = tuple(_drawn())
+"""In this order they stand in the file; compose.yaml knows them by the same names."""
+
+
+def secrets_of(file: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The secrets by name: from the environment, else from the file, else drawn; what is new is written down.
+
+    Raises:
+        InputError: one is empty, too long, or has characters that connection strings and files do not carry.
+    """
+    given = os.environ if environment is None else environment
+    kept = read_variables(file) if file.is_file() else {}
+    found = {**_drawn(), **{name: kept[name] for name in NAMES if name in kept}}
+    found |= {name: given[name] for name in NAMES if name in given}
+    for name, value in found.items():
+        if not (
+            0 < len(value) <= _LONGEST and value.isascii() and value.isprintable() and not set(value) & set(" '\"\\")
+        ):
+            raise InputError(f"{name} cannot be used: give 1 to {_LONGEST} ASCII characters, no spaces, quotes or \\.")
+    if found != kept:
+        _write(file, _HEADING + "".join(f"{name}={found[name]}\n" for name in NAMES))
+    file.chmod(0o600)
+    return found
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, and at no moment readable by anybody else."""
+    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as written:
+        written.write(text)
+        written.flush()
+        os.fsync(written.fileno())
+    temporary.replace(file)
+    sync_folder(file.parent)

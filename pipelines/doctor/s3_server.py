@@ -1,0 +1,49 @@
+"""The S3 that the environment names: whether it answers, and lets us in."""
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from pipelines.doctor.findings import Finding, fault, good
+from pipelines.tracking import without_password
+
+TIMEOUT_SECONDS = 5.0
+
+
+def examine_s3() -> Iterator[Finding]:
+    """`AWS_ENDPOINT_URL_S3` (or `AWS_ENDPOINT_URL`) and the credentials, as every S3 client here reads them."""
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not address:
+        return
+    if find_spec("botocore") is None:
+        yield fault("S3", f"{without_password(address)} is named, and no client of S3 is installed", _INSTALL)
+        return
+    yield _asked(without_password(address))
+
+
+_INSTALL = "Install it: pip install 'codecmill[services]'"
+
+
+def _asked(address: str) -> Finding:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.session import Session
+
+    patience = Config(
+        connect_timeout=TIMEOUT_SECONDS,
+        read_timeout=TIMEOUT_SECONDS,
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": "path"},
+    )
+    region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+    try:
+        buckets = Session().create_client("s3", region_name=region, config=patience).list_buckets()["Buckets"]
+    except ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        text = f"{address} refuses our credentials ({status}, {error.response['Error']['Code']})"
+        return fault("S3", text, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY as the server wants them.")
+    except (BotoCoreError, ValueError) as error:
+        remedy = "Start it, or correct address and credentials in the environment or services.env."
+        return fault("S3", f"{address} cannot be used: {str(error).strip()[:300]}", remedy)
+    names = ", ".join(sorted(each["Name"] for each in buckets)[:4]) or "none"
+    return good("S3", f"{address} lets us in; buckets: {names}")
