@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 
@@ -13,6 +14,15 @@ from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
 from pipelines.training.step import StepOutput
+
+
+class Stop(IntEnum):
+    """What a rank wants; of several wishes the greatest counts."""
+
+    NO = 0
+    THESE_RANKS = 1
+    """They are to end; others may go on without them."""
+    THE_RUN = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Agreement:
     decibels: list[float]
     rates: list[list[float]]
     samples: str
-    stop: bool
+    stop: Stop
 
     def figures(self, parts: tuple[str, ...]) -> dict[str, float]:
         """The means over the batch, summed exactly: the same bits whatever the number of ranks.
@@ -58,7 +68,7 @@ def means(
     return {name: total / len(losses) for name, total in found.items()}
 
 
-def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop: bool) -> Agreement:
+def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop: Stop) -> Agreement:
     """Gather a step's figures with one collective; each rank gives those of its samples."""
     first = (batch.step - 1) * batch_size
     numbers = [consumed.key_number(*each) for each in zip(batch.positions, batch.keys, strict=True)]
@@ -74,7 +84,7 @@ def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop:
     places = [position - first for position in batch.positions]
     losses, decibels, keys, stops, *rates = ranks.gather(places, columns, batch_size)
     samples = consumed.digest([int(number) for number in keys])
-    return Agreement(losses, decibels, rates, samples, stop=any(stops))
+    return Agreement(losses, decibels, rates, samples, stop=Stop(int(max(stops))))
 
 
 def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) -> checkpoints.Checkpoint | None:
