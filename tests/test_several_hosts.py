@@ -280,6 +280,24 @@ def test_what_is_no_address_is_refused(text: str):
         rendezvous.parse(text)
 
 
+def test_a_place_to_meet_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match=r"192\.0\.2\.1:29400 is no address of this machine"):
+        rendezvous.serve(rendezvous.parse("192.0.2.1"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match=r"Nothing can listen at 127\.0\.0\.1:\d+ .*: Address already in use"):
+            rendezvous.serve(rendezvous.Rendezvous("127.0.0.1", taken.getsockname()[1]))
+
+
+def test_a_name_that_only_this_machine_knows_by_its_loopback_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """As Debian's installer has it in /etc/hosts, for the machine's own name."""
+    resolved = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved)
+    with pytest.raises(InputError, match=r"node1:29400 is 127\.0\.1\.1 to this machine, .* in place of 'node1'"):
+        rendezvous.parse("node1").is_here()
+
+
 def test_a_host_that_is_not_told_where_to_meet_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(rendezvous.VARIABLE, raising=False)
     with pytest.raises(InputError, match=r"CODECMILL_RENDEZVOUS does not say where the hosts meet"):

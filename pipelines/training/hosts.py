@@ -16,8 +16,8 @@ from pipelines.training import rendezvous
 from pipelines.training.attempts import Trainer
 from pipelines.training.following import LOST, STOPPED, Ending, Listen, explanation, failure
 
-REJOIN_SECONDS = 600.0
-"""How long a host that has lost the rendezvous waits until it is back."""
+MEET_SECONDS = 600.0
+"""How long a host waits for the rendezvous, at the start and where it was lost."""
 
 MOST_FRUITLESS = 3
 """Attempts in a row that end with failed ranks and no new checkpoint, after which they will go on failing."""
@@ -38,8 +38,9 @@ class Rounds:
         """Attempt it until it is done, is to be stopped, or fails for good; returns the last attempt's folder and end.
 
         Raises:
-            RankFailure: the rendezvous was lost, and did not come back.
+            RankFailure: the rendezvous does not answer.
         """
+        self._meet()
         while True:
             folder, ending = self._trainer.attempt()
             if self.is_finished() or (folder / STOPPED).exists() or not self._goes_on(folder, ending):
@@ -61,7 +62,8 @@ class Rounds:
             self._trainer.on_line("Another host has left, and its ranks have saved; those that are here go on")
             return True
         if ending.code == LOST:
-            return self._met_again()
+            self._meet()
+            return not self.is_finished()
         if explanation(folder, ending) is not None:
             return False  # it would come to that again
         newest = self._newest_step()
@@ -72,19 +74,16 @@ class Rounds:
         self._trainer.on_line("The ranks of this host have failed, with those of another perhaps; they begin anew")
         return True
 
-    def _met_again(self) -> bool:
-        """Wait for the rendezvous; False where the others have finished meanwhile."""
-        deadline = time.monotonic() + REJOIN_SECONDS
-        while not self._meeting.answers():
-            if self.is_finished():
-                return False
+    def _meet(self) -> None:
+        """Wait for the rendezvous, unless the others finish meanwhile."""
+        deadline = time.monotonic() + MEET_SECONDS
+        while not self._meeting.answers() and not self.is_finished():
             if time.monotonic() > deadline:
                 raise RankFailure(
                     f"The rendezvous at {self._meeting} does not answer. Bring it back, or the way to it, and go on "
                     f"with: codecmill resume {self._trainer.directory.path.name}"
                 )
             time.sleep(LOOK_SECONDS)
-        return not self.is_finished()
 
 
 def help_along(directory: RunDirectory, on_line: Listen) -> None:

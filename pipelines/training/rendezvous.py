@@ -4,6 +4,7 @@
 """
 
 import fcntl
+import ipaddress
 import os
 import signal
 import socket
@@ -65,11 +66,21 @@ class Rendezvous:
             raise InputError(f"{VARIABLE} is {self}, to which no way leads from here: {error}.") from error
 
     def is_here(self) -> bool:
-        """Whether it is an address of this machine."""
+        """Whether it is an address of this machine.
+
+        Raises:
+            InputError: it is a name that means this machine and, to this machine alone, the loopback interface.
+        """
         try:
-            self.bound(port=0).close()
+            with self.bound(port=0) as bound:
+                address = ipaddress.ip_address(bound.getsockname()[0])
         except OSError:
             return False
+        if address.is_loopback and self.host not in ("localhost", str(address)):
+            raise InputError(
+                f"{self} is {address} to this machine, where other hosts do not reach it. Name its address in place of "
+                f"'{self.host}', on every host."
+            )
         return True
 
     def bound(self, port: int) -> socket.socket:
@@ -164,8 +175,10 @@ def serve(meeting: Rendezvous) -> None:
     """Serve the store at its address, and at no other, until this process is ended.
 
     Raises:
-        InputError: the address is not this machine's, or its port is taken.
+        InputError: the address is not this machine's or only this machine reaches it, or its port is taken.
     """
+    if not meeting.is_here():
+        raise InputError(f"{meeting} is no address of this machine.")
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     try:
