@@ -112,8 +112,10 @@ class DataConfig(Section):
     shuffle_window: int = Field(
         default=64, ge=1, le=100_000, description="Shards that samples are mixed across at a time, a count"
     )
-    task_runner: Literal["auto", "processes", "threads"] = Field(
-        default="auto", description="What runs the shard stage's tasks in parallel; auto: threads for little work"
+    task_runner: Literal["auto", "processes", "threads", "dask", "ray"] = Field(
+        default="auto",
+        description="What runs the shard stage's tasks in parallel; auto: threads for little work, else processes; "
+        "dask and ray: also on other hosts, whose cluster DASK_SCHEDULER_ADDRESS or RAY_ADDRESS names",
     )
     flip_horizontal: bool = Field(default=True, description="Mirror half of the training crops left to right")
     flip_vertical: bool = Field(default=False, description="Mirror half of the training crops top to bottom")
