@@ -115,7 +115,7 @@ class DataConfig(Section):
     task_runner: Literal["auto", "processes", "threads", "dask", "ray"] = Field(
         default="auto",
         description="What runs the shard stage's tasks in parallel; auto: threads for little work, else processes; "
-        "dask and ray: also on other hosts, whose cluster DASK_SCHEDULER_ADDRESS or RAY_ADDRESS names",
+        "dask and ray: on the cluster that DASK_SCHEDULER_ADDRESS or RAY_ADDRESS names, other hosts too",
     )
     flip_horizontal: bool = Field(default=True, description="Mirror half of the training crops left to right")
     flip_vertical: bool = Field(default=False, description="Mirror half of the training crops top to bottom")

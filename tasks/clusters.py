@@ -25,20 +25,25 @@ def dask(workers: int) -> TaskRunner[Any]:
     return DaskTaskRunner(cluster_kwargs=here)
 
 
-def ray(workers: int) -> TaskRunner[Any]:
-    """On the cluster that `RAY_ADDRESS` names, else on one of this machine's processes.
+def ray() -> TaskRunner[Any]:
+    """On the cluster that `RAY_ADDRESS` names.
+
+    None is started here: Ray's would listen to the network, and leave processes behind where this one is killed.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or no cluster is named.
     """
     try:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise _missing("ray") from error
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        return RayTaskRunner(address=address)
-    return RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False})
+    if not address:
+        raise InputError(
+            "data.task_runner is ray, but RAY_ADDRESS names no cluster. Start one (ray start --head) and set it to its "
+            "address, or to auto, or use --data.task_runner processes."
+        )
+    return RayTaskRunner(address=address)
 
 
 def _missing(name: str) -> InputError:

@@ -110,5 +110,5 @@ def _processes(data: DataConfig) -> TaskRunner[Any]:
     if data.task_runner == "dask":
         return clusters.dask(data.workers)
     if data.task_runner == "ray":
-        return clusters.ray(data.workers)
+        return clusters.ray()
     return ProcessPoolTaskRunner(max_workers=data.workers, initializer=die_with_parent)
