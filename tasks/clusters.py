@@ -15,7 +15,7 @@ def dask(workers: int) -> TaskRunner[Any]:
         InputError: Dask is not installed.
     """
     try:
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask import DaskTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise _missing("dask") from error
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
@@ -34,7 +34,7 @@ def ray() -> TaskRunner[Any]:
         InputError: Ray is not installed, or no cluster is named.
     """
     try:
-        from prefect_ray import RayTaskRunner
+        from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise _missing("ray") from error
     address = os.environ.get("RAY_ADDRESS")

@@ -17,11 +17,12 @@ import pytest
 import torch
 from conftest import make
 from pydantic import ValidationError
-from test_training import PROJECT, begin, result, steps_done, train, wait_for
+from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig
-from pipelines.errors import InputError, RankFailure
+from pipelines.durable_files import lock
+from pipelines.errors import BusyError, InputError, RankFailure
 from pipelines.run_directory import RunDirectory
 from pipelines.training import rendezvous
 from pipelines.training.distributed import Ranks
@@ -33,7 +34,6 @@ import sys
 from pathlib import Path
 from flows.cli.working import lead_or_help
 from pipelines import checkpoints
-from pipelines.errors import InputError, RankFailure
 from pipelines.run_directory import RunDirectory
 from pipelines.training import launch
 run = RunDirectory(Path(sys.argv[1]))
@@ -244,13 +244,13 @@ def test_two_hosts_train_the_bits_of_one(tiny: dict[str, Any]):
 
 
 @pytest.mark.full
-def test_a_helper_may_leave_and_follows_a_leader_that_is_killed(tiny: dict[str, Any], tmp_path: Path):
+def test_a_helper_leaves_the_place_to_meet_is_lost_and_the_leader_is_killed(tiny: dict[str, Any], tmp_path: Path):
     training = {"virtual_ranks": 2, "checkpoint_interval": 50, "steps": 400}
     undisturbed = begin(make(tiny, name="undisturbed", training=training))
     train(undisturbed)
     directory, meeting = begin(make(tiny, name="left", training=training | {"nodes": 2})), free_address()
     slow = slow_disk(tmp_path)
-    with ended(start_store(meeting)), at_work(directory, meeting, slow) as leader:
+    with ended(start_store(meeting)) as store, at_work(directory, meeting, slow) as leader:
         wait_for(directory.training_file.exists)
         with at_work(directory, meeting, slow) as helper:
             wait_for(lambda: bool(rounds(directory, 2)) and steps_done(directory) >= 10)
@@ -261,9 +261,16 @@ def test_a_helper_may_leave_and_follows_a_leader_that_is_killed(tiny: dict[str, 
         assert left in checkpoints.steps_on_disk(directory), "all ranks have saved"
         assert left % 50, "where they were"
         with at_work(directory, meeting, slow) as helper:
-            wait_for(lambda: len(rounds(directory, 2)) == 2 and newest(directory) >= rounds(directory, 2)[-1] + 50)
-            os.kill(leader.pid, signal.SIGKILL)
-            assert helper.wait(60) == 0
+            wait_for(lambda: len(rounds(directory, 2)) == 2 and steps_done(directory) >= rounds(directory, 2)[-1] + 10)
+            store.kill()
+            wait_for(lambda: not ranks_alive(directory), 30)
+            saved = newest(directory)
+            assert saved % 50, "all have saved where the place to meet was lost"
+            with ended(start_store(meeting)):
+                wait_for(lambda: len(rounds(directory, 2)) == 3 and newest(directory) > saved)
+                os.kill(leader.pid, signal.SIGKILL)
+                assert helper.wait(60) == 0
+    assert saved in rounds(directory, 2)
     assert len(rounds(directory, 1)) == 2
     assert result(directory) == result(undisturbed)
 
@@ -323,6 +330,18 @@ def test_a_host_that_is_not_told_where_to_meet_says_so(monkeypatch: pytest.Monke
 def test_ranks_that_would_not_come_out_even_are_refused(tiny: dict[str, Any], training: dict[str, Any], text: str):
     with pytest.raises(ValidationError, match=text):
         make(tiny, training=training)
+
+
+def test_a_first_rank_waits_for_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.training.writing.PATIENCE_SECONDS", 0.2)
+    directory = RunDirectory(tmp_path / "held")
+    directory.path.mkdir()
+    with (
+        lock(directory.writer_file, "It", wait=0),
+        pytest.raises(BusyError, match=r"The training of 'held' is in use by process \d+"),
+        sole_writer(directory, Ranks(0, 1, torch.device("cpu"))),
+    ):
+        raise AssertionError("two write")
 
 
 def test_a_writer_whose_lock_was_given_to_another_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -129,6 +129,8 @@ def _between_hosts(meeting: Rendezvous) -> dict[str, str]:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # All hosts have as many ranks: else agents would ask the store for theirs, and wait for one that is gone.
         "TORCH_ELASTIC_WORKER_IDENTICAL": "1",
+        # Of each connection that breaks, libtorch would print its own stack.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         # gloo would take the address that the host's name has, which may be 127.0.0.1.
         **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
     }
