@@ -61,7 +61,7 @@ photos: .venv/ready
 lock:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev,ray]'
 	{ sed '/^[^#]/,$$d' requirements.lock; \
 	  $(BIN)/python -m pip freeze --exclude-editable; } > .venv/new.lock && mv .venv/new.lock requirements.lock
 

@@ -181,12 +181,17 @@ def sound_checkpoints(run: RunDirectory, interval: int = 1) -> Iterator[Checkpoi
     """Newest first, of a multiple of `interval` steps; damaged ones are skipped with a warning, and none is deleted."""
     for step in (step for step in reversed(steps_on_disk(run)) if step % interval == 0):
         try:
-            yield _of_step(run, step)
+            yield of_step(run, step)
         except CodecmillError as error:
             log.warning("Skipping a damaged checkpoint: %s", error)
 
 
-def _of_step(run: RunDirectory, step: int) -> Checkpoint:
+def of_step(run: RunDirectory, step: int) -> Checkpoint:
+    """The checkpoint of a step, all its bytes verified.
+
+    Raises:
+        CodecmillError: there is none, or it is damaged.
+    """
     found = open_checkpoint(folder_of(run, step))
     if found.step != step:
         raise CodecmillError(f"{found.path / MANIFEST} is of step {found.step}.")
@@ -214,7 +219,7 @@ def best(run: RunDirectory) -> Checkpoint | None:
     if newest is None or newest.manifest.best is None:
         return newest
     try:
-        return _of_step(run, newest.manifest.best.step)
+        return of_step(run, newest.manifest.best.step)
     except CodecmillError as error:
         log.warning("The best checkpoint cannot be used, the newest stands in: %s", error)
         return newest

@@ -1,5 +1,6 @@
 """Every choice of a run, typed once: one class serves the command line, YAML files, Prefect's form and the workers."""
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -112,8 +113,10 @@ class DataConfig(Section):
     shuffle_window: int = Field(
         default=64, ge=1, le=100_000, description="Shards that samples are mixed across at a time, a count"
     )
-    task_runner: Literal["auto", "processes", "threads"] = Field(
-        default="auto", description="What runs the shard stage's tasks in parallel; auto: threads for little work"
+    task_runner: Literal["auto", "processes", "threads", "dask", "ray"] = Field(
+        default="auto",
+        description="What runs the shard stage's tasks in parallel; auto: threads for little work, else processes; "
+        "dask and ray: on the cluster that DASK_SCHEDULER_ADDRESS or RAY_ADDRESS names, other hosts too",
     )
     flip_horizontal: bool = Field(default=True, description="Mirror half of the training crops left to right")
     flip_vertical: bool = Field(default=False, description="Mirror half of the training crops top to bottom")
@@ -254,7 +257,14 @@ class TrainingConfig(Section):
     steps: int = Field(default=2000, ge=1, le=MOST_STEPS, description="Optimiser steps, a count")
     batch_size: int = Field(default=16, ge=1, le=65_536, description="Global batch, in images, whatever the processes")
     crop_size: int = Field(default=128, ge=16, le=4096, description="Side of the random training crops, in pixels")
-    processes: CountOrAuto = Field(default="auto", description="Ranks: a count, or auto (one a GPU; 1 without)")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Hosts that train together, at most, a count; above 1 each runs the same command, and "
+        "CODECMILL_RENDEZVOUS says where they meet",
+    )
+    processes: CountOrAuto = Field(default="auto", description="Ranks a host: a count, or auto (one a GPU; 1 without)")
     virtual_ranks: int | None = Field(
         default=None,
         ge=1,
@@ -377,20 +387,29 @@ class RunConfig(Section):
                 f"training.crop_size {self.training.crop_size} at data.min_scale {self.data.min_scale} needs "
                 f"patches of {needed:.0f} pixels, but data.patch_size is {self.data.patch_size}"
             )
-        processes = self.training.processes
-        if processes != "auto" and processes > self.training.batch_size:
-            raise ValueError(
-                f"training.processes {processes} is more than training.batch_size {self.training.batch_size}: "
-                "each rank needs at least one image of the global batch"
-            )
-        virtual = self.training.virtual_ranks
-        if virtual is not None and self.training.batch_size % virtual:
-            raise ValueError(
-                f"training.virtual_ranks {virtual} does not divide training.batch_size {self.training.batch_size}"
-            )
-        if virtual is not None and processes != "auto" and virtual % processes:
-            raise ValueError(f"training.processes {processes} does not divide training.virtual_ranks {virtual}")
+        self._check_ranks()
         return self
+
+    def _check_ranks(self) -> None:
+        batch, virtual, nodes = self.training.batch_size, self.training.virtual_ranks, self.training.nodes
+        processes = 1 if self.training.processes == "auto" else self.training.processes
+        ranks = f"training.processes {processes}" + (f" on training.nodes {nodes}" if nodes > 1 else "")
+        if nodes * processes > batch:
+            raise ValueError(
+                f"{ranks} is more than training.batch_size {batch}: each rank needs at least one image of the global "
+                "batch"
+            )
+        if virtual is not None and batch % virtual:
+            raise ValueError(f"training.virtual_ranks {virtual} does not divide training.batch_size {batch}")
+        if virtual is not None and virtual % processes:
+            raise ValueError(f"training.processes {processes} does not divide training.virtual_ranks {virtual}")
+        left = next((left for left in range(2, nodes + 1) if virtual and virtual % (left * processes)), None)
+        if left is not None:
+            raise ValueError(
+                f"training.virtual_ranks {virtual} is no multiple of the {left * processes} ranks that there are while "
+                f"{left} of training.nodes {nodes} are at work: take a multiple of "
+                f"{processes * math.lcm(*range(1, nodes + 1))}"
+            )
 
     def _check_distortion(self) -> None:
         distortion = self.loss.distortion

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,12 +31,36 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
-                    owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                    raise BusyError(f"{what} is in use by process {owner}. Wait for it to end, or stop it.") from error
+                    raise BusyError(
+                        f"{what} is in use by process {_owner(descriptor)}. Wait for it to end, or stop it."
+                    ) from error
                 time.sleep(0.1)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    """Who holds a lock, as far as its file says: a process, and its host where that is another one."""
+    process, _, host = os.pread(descriptor, 300, 0).decode("ascii", "replace").strip().partition(" ")
+    return (process or "unknown") + (f" on {host}" if host not in ("", socket.gethostname()) else "")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds `path` by `lock` right now."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared and without waiting: whoever wants the lock in this very instant tries again for some time.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
     finally:
         os.close(descriptor)
 

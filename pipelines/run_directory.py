@@ -129,6 +129,26 @@ class RunDirectory:
         return self.path / ".lock"
 
     @property
+    def lead_file(self) -> Path:
+        """Locked by the one command, of those that several hosts run alike, that does more than training."""
+        return self.path / ".lead"
+
+    @property
+    def training_file(self) -> Path:
+        """Locked while the run trains, by whoever holds the run: other hosts may join its ranks."""
+        return self.path / ".training"
+
+    @property
+    def writer_file(self) -> Path:
+        """Locked by the first rank, on whatever host it is: it alone writes journal and checkpoints."""
+        return self.path / ".writer"
+
+    @property
+    def meeting_file(self) -> Path:
+        """What the hosts that train this run call it where they meet: other runs may meet there, too."""
+        return self.path / "rendezvous_id"
+
+    @property
     def promotion_file(self) -> Path:
         return self.path / "promotion.json"
 
@@ -164,8 +184,30 @@ class RunDirectory:
             )
         return Path(path)
 
+    def meeting_id(self) -> str:
+        """What `meeting_file` says.
+
+        Raises:
+            CodecmillError: it is not there.
+        """
+        try:
+            return f"{self.path.name}-{self.meeting_file.read_text()}"
+        except OSError as error:
+            raise CodecmillError(f"{self.meeting_file} cannot be read: {error.strerror}.") from error
+
     def write_config(self, config: RunConfig) -> None:
         write_json(self.config_file, config.model_dump(mode="json"))
+
+    @contextmanager
+    def led(self) -> Iterator[None]:
+        """Be the one command that leads this run, where several hosts run the same.
+
+        Raises:
+            BusyError: another one leads it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock(self.lead_file, f"Run '{self.path.name}'", wait=0.0):
+            yield
 
     @contextmanager
     def locked(self, wait: float = 30.0) -> Iterator[int]:

@@ -7,6 +7,7 @@ from pipelines.errors import InputError
 from pipelines.run_directory import Root, RunDirectory
 
 CHANGEABLE = {
+    "training.nodes",
     "training.processes",
     "training.device",
     "training.checkpoint_interval",

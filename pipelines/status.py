@@ -87,7 +87,7 @@ def lock_owner(run: RunDirectory) -> int | None:
         # Shared and without waiting: whoever wants the lock in this very instant tries again for some time.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition(" ")[0].strip()
         return int(text) if text.isascii() and text.isdecimal() else 0
     else:
         return None

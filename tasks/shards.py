@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger, task
@@ -12,12 +13,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from pipelines.config import DataConfig
 from pipelines.data.encoding import EncodingOrder, encode_sources
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
+from tasks import clusters
 from tasks.crashed_flows import mark_tasks_crashed
 from tasks.retrying import unless_explained
 
@@ -91,9 +93,7 @@ def _mark_crashed(task_runs: Collection[UUID]) -> None:
 
 
 @contextmanager
-def _runner(
-    data: DataConfig, orders: Sequence[EncodingOrder]
-) -> Iterator[ProcessPoolTaskRunner | ThreadPoolTaskRunner]:
+def _runner(data: DataConfig, orders: Sequence[EncodingOrder]) -> Iterator[TaskRunner[Any]]:
     is_little = sum(job.bytes for order in orders for job in order.jobs) <= LITTLE_BYTES
     if data.task_runner == "threads" or (data.task_runner == "auto" and is_little):
         with ThreadPoolTaskRunner(max_workers=data.workers) as threads:
@@ -102,7 +102,13 @@ def _runner(
     with get_client(sync_client=True) as client:
         url = str(client.api_url)
     # Without the address each process would start an ephemeral server of its own.
-    with temporary_settings({PREFECT_API_URL: url}):
-        runner = ProcessPoolTaskRunner(max_workers=data.workers, initializer=die_with_parent)
-        with runner as processes:
-            yield processes
+    with temporary_settings({PREFECT_API_URL: url}), _processes(data) as processes:
+        yield processes
+
+
+def _processes(data: DataConfig) -> TaskRunner[Any]:
+    if data.task_runner == "dask":
+        return clusters.dask(data.workers)
+    if data.task_runner == "ray":
+        return clusters.ray()
+    return ProcessPoolTaskRunner(max_workers=data.workers, initializer=die_with_parent)

@@ -97,7 +97,7 @@ def test_every_flag_is_explained_with_its_unit_bounds_and_default(columns: int, 
                 assert f"{field.description} [" in flat
     assert "--training.steps N Optimiser steps, a count [1 to 1000000000; default 2000]" in flat
     assert "--training.learning_rate X Adam's peak step size [above 0, at most 10; default 0.001]" in flat
-    assert "--training.processes N|auto Ranks: a count, or auto (one a GPU; 1 without) [1 to 1024, or auto;" in flat
+    assert "--training.processes N|auto Ranks a host: a count, or auto (one a GPU; 1 without) [1 to 1024, " in flat
     assert "--data.patches grid|random Where patches" in flat
 
 

@@ -32,8 +32,8 @@ from pipelines.config import RunConfig
 from pipelines.durable_files import read_json
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected
+from pipelines.training.attempts import GRACE_SECONDS
 from pipelines.training.journal import read
-from pipelines.training.launch import GRACE_SECONDS
 
 PROJECT = Path(__file__).parent.parent
 

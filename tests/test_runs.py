@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -105,7 +106,7 @@ def test_a_second_holder_is_refused_until_the_first_is_dead(tmp_path: Path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     with run.locked(wait=0):
-        assert run.lock_file.read_text() == f"{os.getpid()}\n"
+        assert run.lock_file.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
 
 
 def test_an_unknown_run_is_named_with_those_that_are_known(tmp_path: Path):

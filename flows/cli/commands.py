@@ -26,7 +26,7 @@ def perform(arguments: Arguments) -> None:
     """Carry out a command; see flows.cli.endings for how what it raises is told."""
     if arguments.store is not None:
         os.environ[STORE] = checked_url(arguments.store, "--store")
-    if arguments.command != "doctor":  # which changes nothing
+    if arguments.command not in ("doctor", "rendezvous"):  # which change nothing under the root
         put_right_beside(Root(arguments.root))
     {
         "run": working.run,
@@ -40,6 +40,7 @@ def perform(arguments: Arguments) -> None:
         "clean": _clean,
         "config": _config,
         "ui": _ui,
+        "rendezvous": _rendezvous,
         "demo": working.demo,
         "sync": _sync,
         "audit": _audit,
@@ -102,6 +103,12 @@ def _ui(arguments: Arguments) -> None:
     from flows.cli.ui import serve_pages
 
     serve_pages(Root(arguments.root.absolute()))
+
+
+def _rendezvous(arguments: Arguments) -> None:
+    from pipelines.training.rendezvous import parse, serve
+
+    serve(parse(arguments.address))
 
 
 def _sync(arguments: Arguments) -> None:

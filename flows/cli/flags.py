@@ -47,6 +47,9 @@ def add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name in TAKE_CHECKPOINT:
         forms = "its folder, a run's name (its best one; verify: all), models:/NAME@ALIAS or runs:/..."
         command.add_argument("what", metavar="CHECKPOINT", help=forms)
+    if name == "rendezvous":
+        where = "an address of this machine that all hosts reach; the port may be left out: 29400"
+        command.add_argument("address", metavar="HOST:PORT", help=where)
     if name in TAKE_FILE:
         command.add_argument(
             "--config", type=Path, metavar="FILE", help="YAML file with any of the choices below; flags go over it"

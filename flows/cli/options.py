@@ -34,6 +34,7 @@ COMMANDS = {
     "run": "images to shards to a trained model to a report and a registered version",
     "shards": "only the first stage: images to a shard set",
     "train": "up to the trained model, without evaluation",
+    "rendezvous": "be the place where the hosts of a training meet, until Ctrl-C",
     "evaluate": "evaluate and register the model of a run, or try it on other images",
     "resume": "go on with a run where it stopped",
     "sync": "send MLflow what it did not get of a run while it was away",
@@ -71,6 +72,7 @@ class Arguments:
     Attributes:
         what: a checkpoint's folder, a run's name or an address in MLflow; `sources`: read its source images, too.
         files: to compress or decompress; `model`: a codec, as `what`, with `quality` 1 to 100 or bits per pixel.
+        address: where hosts meet.
         allow_inexact: resume with what changes the bits.
         store: an address in object storage, in place of the environment's.
         older_than: in days, what is to be cleaned; `runs`: runs, too; `dry_run`: only say what.
@@ -81,6 +83,7 @@ class Arguments:
     root: Path
     run: str
     what: str
+    address: str
     config_file: Path | None
     output: Path | None
     files: tuple[Path, ...]
@@ -127,6 +130,7 @@ def parse(typed: Sequence[str]) -> Arguments:
         root=Path(root),
         run=given.get("run", ""),
         what=given.get("what", ""),
+        address=given.get("address", ""),
         config_file=given.get("config"),
         output=given.get("output"),
         files=tuple(given.get("files", ())),
@@ -203,6 +207,7 @@ def _parser(typed: set[str]) -> argparse.ArgumentParser:
     for name, about in COMMANDS.items():
         positional = " RUN" if name in TAKE_RUN else " CHECKPOINT" if name in TAKE_CHECKPOINT else ""
         positional = f" {TAKE_FILES[name]}..." if name in TAKE_FILES else positional
+        positional = " HOST:PORT" if name == "rendezvous" else positional
         command = commands.add_parser(
             name,
             prog=f"codecmill {name}",

@@ -64,7 +64,7 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         _must_let_us_in(root)
     else:
         print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
-    with _stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
+    with stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
         flow = load()
         if server is not None:
             server.wait_ready()
@@ -107,7 +107,7 @@ def going_on_by_repeating() -> Iterator[None]:
 
 
 @contextmanager
-def _stops_explained(run: RunDirectory) -> Iterator[None]:
+def stops_explained(run: RunDirectory) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
     try:
         yield

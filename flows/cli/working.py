@@ -1,6 +1,8 @@
 """The commands that run flows: each finds out from disk what is to be done, and only then starts what it needs."""
 
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flows.cli import listing, starting
@@ -10,14 +12,20 @@ from flows.cli.starting import run_flow
 from pipelines import status
 from pipelines.config import RunConfig
 from pipelines.data.sources import check_images, check_sources
-from pipelines.errors import InputError
+from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import go_on_with, merge
 from pipelines.storage.address import store_url
 
 
 def run(arguments: Arguments) -> None:
-    _work(effective_config(arguments.config_file, arguments.overrides).named(), arguments)
+    config = effective_config(arguments.config_file, arguments.overrides)
+    if config.training.nodes > 1 and ("{time}" in config.name or "{id}" in config.name):
+        raise InputError(
+            f"training.nodes is {config.training.nodes}, but '{config.name}' is another run on each host. Give all of "
+            "them the same name: --name first"
+        )
+    _work(config.named(), arguments)
 
 
 def resume(arguments: Arguments) -> None:
@@ -86,7 +94,11 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
     if not _is_finished(run, config, arguments.command):
         is_whole = arguments.command != "train"
         _check_inputs(config, is_whole)
-        run_flow(starting.pipeline if is_whole else starting.training, config)
+        flow = starting.pipeline if is_whole else starting.training
+        if config.training.nodes == 1:
+            run_flow(flow, config)
+        else:
+            lead_or_help(run, lambda: run_flow(flow, config), lambda: _is_finished(run, config, arguments.command))
     elif not arguments.json:
         print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
     found = status.run_status(run)
@@ -94,6 +106,26 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
         listing.print_json(found)
     else:
         listing.print_summary(found)
+
+
+def lead_or_help(run: RunDirectory, lead: Callable[[], object], is_finished: Callable[[], bool]) -> None:
+    """Where several hosts run the same command: be the one that does the work, or lend that one this host's ranks.
+
+    Whoever helps takes over where the leader is gone.
+
+    Raises:
+        InputError: `CODECMILL_RENDEZVOUS` does not say where the hosts meet.
+    """
+    from flows.cli.display import shown_progress
+    from pipelines.training import hosts, rendezvous
+
+    rendezvous.named()
+    while not is_finished():
+        with suppress(BusyError), run.led():
+            lead()
+            return
+        with starting.stops_explained(run), shown_progress():
+            hosts.help_along(run, on_line=lambda line: print(line, file=sys.stderr))
 
 
 def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:

@@ -9,15 +9,20 @@ from pathlib import Path
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent, parent_environment
-from pipelines.training.following import ATTEMPT, EXIT_CODES
+from pipelines.training.following import ATTEMPT, EXIT_CODES, LOST
 
 
 def main() -> None:
     die_with_parent()
     os.environ.update(parent_environment())  # the ranks' parent is this process
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
 
+    from pipelines.training import membership
+
+    membership.register()
     # Ranks that failed are told by `following.failure`, once.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -28,6 +33,9 @@ def main() -> None:
         with contextlib.suppress(CodecmillError, OSError):  # on a full disk the ranks have said why
             write_json(Path(os.environ[ATTEMPT]) / EXIT_CODES, codes)
         sys.exit(1)
+    except (RendezvousError, DistError) as error:
+        print(f"This host is out of the rendezvous: {error.__cause__ or error or type(error).__name__}", flush=True)
+        sys.exit(LOST)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,33 @@
 """What the ranks tell each other after each step's forward pass: every sample's figures and key, and a wish to stop."""
 
 import math
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 
 from pipelines import checkpoints
 from pipelines.data import consumed
 from pipelines.data.loading import Batch
-from pipelines.errors import RankFailure
+from pipelines.errors import CodecmillError, RankFailure
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
 from pipelines.training.step import StepOutput
+
+VISIBLE_SECONDS = 90.0
+"""How long a network file system may show an older state of a folder; NFS does for up to 60 s."""
+
+
+class Stop(IntEnum):
+    """What a rank wants; of several wishes the greatest counts."""
+
+    NO = 0
+    THESE_RANKS = 1
+    """They are to end; others may go on without them."""
+    THE_RUN = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Agreement:
     decibels: list[float]
     rates: list[list[float]]
     samples: str
-    stop: bool
+    stop: Stop
 
     def figures(self, parts: tuple[str, ...]) -> dict[str, float]:
         """The means over the batch, summed exactly: the same bits whatever the number of ranks.
@@ -58,7 +73,7 @@ def means(
     return {name: total / len(losses) for name, total in found.items()}
 
 
-def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop: bool) -> Agreement:
+def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop: Stop) -> Agreement:
     """Gather a step's figures with one collective; each rank gives those of its samples."""
     first = (batch.step - 1) * batch_size
     numbers = [consumed.key_number(*each) for each in zip(batch.positions, batch.keys, strict=True)]
@@ -74,19 +89,46 @@ def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop:
     places = [position - first for position in batch.positions]
     losses, decibels, keys, stops, *rates = ranks.gather(places, columns, batch_size)
     samples = consumed.digest([int(number) for number in keys])
-    return Agreement(losses, decibels, rates, samples, stop=any(stops))
+    return Agreement(losses, decibels, rates, samples, stop=Stop(int(max(stops))))
 
 
 def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) -> checkpoints.Checkpoint | None:
-    """The newest sound checkpoint of a multiple of `interval` steps, if every rank finds the same one.
+    """The newest sound checkpoint of a multiple of `interval` steps that the first rank finds, once all ranks have it.
 
     Raises:
-        RankFailure: they find others, as a rank may that could not read a file at this moment.
+        RankFailure: some do not, as a rank may that could not read a file at this moment.
     """
-    found = checkpoints.latest(directory, interval)
-    mine = [float(found.step), float(int(found.sha256[:12], 16))] if found else [-1.0, -1.0]
-    column = torch.tensor([[each] for each in mine], dtype=torch.float64)
-    steps, digests = ranks.gather([ranks.rank], column, ranks.world_size)
-    if len({*zip(steps, digests, strict=True)}) > 1:
-        raise RankFailure(f"The ranks do not find the same checkpoint in {directory.checkpoints}: steps {steps}.")
+    found = checkpoints.latest(directory, interval) if ranks.is_first else None
+    known = [float(found.step), *_halves(found)] if found else [-1.0, 0.0, 0.0]
+    columns = torch.tensor(known, dtype=torch.float64)[:, None]
+    (step, *halves) = (row[0] for row in ranks.gather([0] if ranks.is_first else [], columns[:, : ranks.is_first], 1))
+    if step < 0:
+        return None
+    if not ranks.is_first:
+        found = _seen(directory, int(step), halves)
+    (have,) = ranks.gather([ranks.rank], torch.tensor([[float(found is not None)]]), ranks.world_size)
+    if not all(have):
+        lacking = ", ".join(str(rank) for rank, has in enumerate(have) if not has)
+        raise RankFailure(
+            f"The checkpoint of step {int(step)} in {directory.checkpoints} is sound to rank 0, but not to rank "
+            f"{lacking}: is it the same file system?"
+        )
     return found
+
+
+def _halves(checkpoint: checkpoints.Checkpoint) -> list[float]:
+    """96 bits of what it is known by, as numbers that float64 holds exactly."""
+    return [float(int(checkpoint.sha256[:12], 16)), float(int(checkpoint.sha256[12:24], 16))]
+
+
+def _seen(directory: RunDirectory, step: int, halves: list[float]) -> checkpoints.Checkpoint | None:
+    """The same checkpoint as the first rank's; of another host, a network file system may show it a while later."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while True:
+        with suppress(CodecmillError):
+            found = checkpoints.of_step(directory, step)
+            if _halves(found) == halves:
+                return found
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(1)

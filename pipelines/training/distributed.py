@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipelines.errors import CodecmillError
@@ -51,8 +51,10 @@ def process_group(device: str) -> Iterator[Ranks]:
     """Join the ranks that torchrun started: gloo on the CPU, NCCL on GPUs (not run where there is none)."""
     local_rank = int(os.environ["LOCAL_RANK"])
     agents_store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    # The agent keeps its store over a restart: without a name of its own, one would find the addresses of the dead.
-    store = PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agents_store)
+    store: Store = agents_store
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The agent keeps its store over a restart: without a name of its own, one would find the addresses of the dead.
+        store = PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", agents_store)
     others: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size, "timeout": COLLECTIVE_TIMEOUT}
     if device == "cuda":
         torch.cuda.set_device(local_rank)
@@ -62,7 +64,9 @@ def process_group(device: str) -> Iterator[Ranks]:
         target = torch.device("cpu")
         dist.init_process_group("gloo", **others)
     yield Ranks(rank, world_size, target)
-    # Only at a good end: after a failure NCCL would wait here for the others, who wait for this rank.
+    # Only at a good end: after a failure NCCL would wait here for the others, who wait for this rank. All leave
+    # together, when the first has saved: a host whose ranks are done takes no others for lost.
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -25,6 +25,15 @@ EXIT_CODES = "exit_codes.json"
 ATTEMPT = "CODECMILL_ATTEMPT"
 """The environment variable by which torchrun's process knows that folder."""
 
+LEAVE = ".tmp-leave"
+"""While this file is in an attempt's folder, the ranks of its host save and end; those of other hosts may go on."""
+
+STOPPED = "stopped"
+"""This file in an attempt's folder says that its ranks ended because the run was to stop."""
+
+LOST = 75
+"""The exit code of an agent that has lost the rendezvous, or found it closed; sysexits.h calls it EX_TEMPFAIL."""
+
 SPOKEN = b"codecmill-failure "
 """Begins the line with which a rank that cannot write down why it failed, as on a full disk, says it."""
 
@@ -122,18 +131,29 @@ class StepProgress:
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 
 
+def explanation(attempt: Path, ending: Ending) -> str | None:
+    """What the first rank that knew why it ended has said of it."""
+    explained = (each for each in _failures(attempt, ending) if each["explained"])
+    return next((str(each["message"]) for each in explained), None)
+
+
+def _failures(attempt: Path, ending: Ending) -> list[dict[str, Any]]:
+    """Those of the last restart, in the order of time."""
+    failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
+    last = max((each["restart"] for each in failures), default=0)
+    return sorted((each for each in failures if each["restart"] == last), key=lambda each: each["monotonic"])
+
+
 def failure(attempt: Path, ending: Ending) -> CodecmillError:
     """Why the ranks ended, from what they and torchrun left in the attempt's folder: the first cause alone.
 
     A RankFailure where a rank was killed, which may go better another time; what a rank raised would be raised again.
     """
     output = f"All output is in {attempt / 'output.log'}."
-    failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
-    last = max((each["restart"] for each in failures), default=0)
-    failures = sorted((each for each in failures if each["restart"] == last), key=lambda each: each["monotonic"])
-    explained = next((each for each in failures if each["explained"]), None)
-    if explained:
-        return CodecmillError(str(explained["message"]))
+    explained = explanation(attempt, ending)
+    if explained is not None:
+        return CodecmillError(explained)
+    failures = _failures(attempt, ending)
     if ending.hung:
         return RankFailure(f"{ending.hung[-1]} {output}")
     exit_codes = read_json(attempt / EXIT_CODES) if (attempt / EXIT_CODES).is_file() else {}

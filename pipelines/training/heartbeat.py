@@ -16,7 +16,7 @@ Doing = Literal["warming up", "a step", "validating", "saving"]
 Beat = Callable[[int, Doing], None]
 """Say that this rank is alive, at which step, and what it is about to do."""
 
-_LAYOUT = struct.Struct("=qqqd")  # process, step, what it does, seconds of the clock that all processes share
+_LAYOUT = struct.Struct("=qqqqd")  # rank, process, step, what it does, seconds of the clock that all processes share
 WARM_UP_SECONDS, COMPILING_SECONDS = 300.0, 1800.0
 """How long a rank may take to its first step, without and with compilation; or training.hang_timeout if it is more."""
 DUMP_SECONDS = 1.0
@@ -27,18 +27,21 @@ def silent(step: int, doing: Doing) -> None:
     """For ranks that nobody watches."""
 
 
-def open_heartbeat(attempt: Path, rank: int) -> Beat:
+def open_heartbeat(attempt: Path, rank: int, place: int) -> Beat:
     """In a rank: the file of its signs of life, and a SIGUSR1 that has it print the stacks of its threads.
 
     To be called first of all: importing torch and finding the other ranks may hang as well.
+
+    Args:
+        place: among the ranks of this host: when hosts come and go, the next rank at the same place has another number.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    with (attempt / f"heartbeat_{rank}").open("w+b") as file:
+    with (attempt / f"heartbeat_{place}").open("w+b") as file:
         file.truncate(_LAYOUT.size)
         memory = mmap.mmap(file.fileno(), _LAYOUT.size)
 
     def beat(step: int, doing: Doing) -> None:
-        _LAYOUT.pack_into(memory, 0, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
+        _LAYOUT.pack_into(memory, 0, rank, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
 
     beat(0, "warming up")
     return beat
@@ -115,8 +118,7 @@ class Watch:
         for file in sorted(self._attempt.glob("heartbeat_*")):
             content = file.read_bytes()
             if len(content) == _LAYOUT.size:
-                process, step, doing, seen = _LAYOUT.unpack(content)
-                rank = int(file.name.removeprefix("heartbeat_"))
+                rank, process, step, doing, seen = _LAYOUT.unpack(content)
                 signs.append(Sign(rank, process, step, get_args(Doing)[doing], time.monotonic() - seen))
         return signs
 

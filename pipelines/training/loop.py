@@ -22,7 +22,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization, schedules
-from pipelines.training.agreement import Agreement, agree, agreed_checkpoint
+from pipelines.training.agreement import Agreement, Stop, agree, agreed_checkpoint
 from pipelines.training.codebooks import absorb
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
@@ -62,6 +62,7 @@ class Training:
     best: checkpoint_format.Best | None = None
     parent: str | None = None
     beat: Beat = silent
+    check_writer: Callable[[], None] = lambda: None
     warm_up_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -93,8 +94,10 @@ class Training:
         self.best = checkpoint.manifest.best
         self.parent = checkpoint.manifest.parent
 
-    def run(self, stop_requested: Callable[[], bool], journal: Journal | None, until: int | None = None) -> None:
+    def run(self, stop_requested: Callable[[], Stop], journal: Journal | None, until: int | None = None) -> Stop:
         """Train to the last step, or until any rank is asked to stop; either way the state is saved.
+
+        Returns what it was asked for, the same on every rank.
 
         Args:
             journal: the first rank, and no other, has it.
@@ -110,9 +113,9 @@ class Training:
                 self.beat(self.step, "a step")
                 started = time.perf_counter()
                 batch = next(batches)
-                figures, stopping = self._train_step(batch, stop_requested() or self.step + 1 == until)
+                figures, stopping = self._train_step(batch, max(stop_requested(), self._stop_at(until)))
                 self.step += 1
-                ending = self.step == training.steps or stopping
+                ending = self.step == training.steps or bool(stopping)
                 saving = self.step % training.checkpoint_interval == 0 or ending
                 if self.step % training.replica_check_interval == 0 or saving:
                     check_replicas(self.module.state_dict(), self.step)
@@ -126,7 +129,11 @@ class Training:
                 if saving:
                     self._save(validation, journal)
                 if stopping:
-                    return
+                    return stopping
+        return Stop.NO
+
+    def _stop_at(self, until: int | None) -> Stop:
+        return Stop.THE_RUN if self.step + 1 == until else Stop.NO
 
     def _system_figures(self) -> dict[str, float]:
         """How busy the machine is, every few seconds."""
@@ -135,7 +142,7 @@ class Training:
         self._next_sample = time.monotonic() + SYSTEM_SECONDS
         return self._system.sample()
 
-    def _train_step(self, batch: Batch, stop: bool) -> tuple[dict[str, Any], bool]:
+    def _train_step(self, batch: Batch, stop: Stop) -> tuple[dict[str, Any], Stop]:
         """One optimiser step; returns its line in the journal, alike on every rank, and whether any wants to stop."""
         training = self.config.training
         rate = optimization.learning_rate(training, self.step)
@@ -258,6 +265,7 @@ class Training:
         if journal is None:
             return
         self.beat(self.step, "saving")
+        self.check_writer()
         journal.sync()
         about = {
             "step": self.step,

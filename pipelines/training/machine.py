@@ -31,7 +31,7 @@ def resolve(config: RunConfig) -> RunConfig:
         processes = _most_ranks(gpus, training) if device == "cuda" and gpus else 1
     threads = training.threads
     if threads == "auto":
-        threads = 1 if processes > 1 or training.virtual_ranks else len(os.sched_getaffinity(0))
+        threads = 1 if processes * training.nodes > 1 or training.virtual_ranks else len(os.sched_getaffinity(0))
     precision = training.precision
     if precision == "auto":
         precision = "bf16" if multiplies_bf16(device) else "float32"
@@ -79,10 +79,12 @@ def check(training: TrainingConfig) -> None:
 
 
 def _most_ranks(gpus: int, training: TrainingConfig) -> int:
-    """One a GPU, as far as there are images for each, and virtual ranks are shared out evenly."""
+    """One a GPU, as far as there are images for each, and virtual ranks are shared out evenly, on any of the hosts."""
     if training.virtual_ranks is None:
-        return min(gpus, training.batch_size)
-    return max(count for count in range(1, gpus + 1) if training.virtual_ranks % count == 0)
+        return max(1, min(gpus, training.batch_size // training.nodes))
+    virtual, hosts = training.virtual_ranks, range(1, training.nodes + 1)
+    fitting = (count for count in range(1, gpus + 1) if all(virtual % (count * host) == 0 for host in hosts))
+    return max(fitting, default=1)
 
 
 def multiplies_bf16(device: str) -> bool:

@@ -53,7 +53,7 @@ def prepare(
         shard_set=shard_set,
         ranks=ranks,
         normalization=normalization,
-        origin=_origin(config, shard_set, checkpoint) if ranks.is_first else {},
+        origin=_origin(_as_trained(config, ranks), shard_set, checkpoint) if ranks.is_first else {},
         module=module,
         beat=beat,
         gradients=gradients.build(module, ranks, training.batch_size, training.virtual_ranks),
@@ -69,6 +69,15 @@ def prepare(
     if training.start_from:
         _start_from(state)
     return state
+
+
+def _as_trained(config: RunConfig, ranks: Ranks) -> RunConfig:
+    """The config with the ranks that there are: their number may shape the bits, the hosts that they are on do not.
+
+    Hosts come and go, so that a run's own config only says how many there may be.
+    """
+    as_trained = {"processes": ranks.world_size, "nodes": 1}
+    return config.model_copy(update={"training": config.training.model_copy(update=as_trained)})
 
 
 def _origin(config: RunConfig, shard_set: ShardSet, checkpoint: checkpoints.Checkpoint | None) -> dict[str, Any]:

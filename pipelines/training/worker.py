@@ -10,21 +10,26 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent
 from pipelines.process_memory import keep_freed_memory
 from pipelines.run_directory import RunDirectory
-from pipelines.training.following import SPOKEN
+from pipelines.training.following import LEAVE, SPOKEN, STOPPED
 from pipelines.training.heartbeat import Beat, open_heartbeat
+
+if TYPE_CHECKING:
+    from pipelines.training.agreement import Stop
 
 
 class StopSignals:
-    """Turns SIGTERM and SIGINT into a wish to stop, which the loop grants at its next step."""
+    """Turns SIGTERM, SIGINT and two files into a wish to stop, which the loop grants at its next step."""
 
-    def __init__(self, stop_request: Path):
-        self._stop_request = stop_request
+    def __init__(self, run: Path, host: Path):
+        self._run = run
+        self._host = host
         self._signalled = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
@@ -32,18 +37,23 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
 
-    def __call__(self) -> bool:
-        return self._signalled or self._stop_request.exists()
+    def __call__(self) -> "Stop":
+        from pipelines.training.agreement import Stop
+
+        if self._run.exists():
+            return Stop.THE_RUN
+        return Stop.THESE_RANKS if self._signalled or self._host.exists() else Stop.NO
 
 
 def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
     keep_freed_memory()
-    beat = open_heartbeat(attempt, int(os.environ["RANK"]))
+    beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]))
     directory = RunDirectory(run)
-    stop_requested = StopSignals(directory.stop_request)
+    stop_requested = StopSignals(directory.stop_request, attempt / LEAVE)
     try:
-        _train(directory, beat, stop_requested, until)
+        if _train(directory, beat, stop_requested, until):
+            (attempt / STOPPED).touch()
     except Exception as error:
         _record_failure(attempt, error)
         sys.stdout.flush()
@@ -54,13 +64,16 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
     os._exit(0)
 
 
-def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, until: int | None) -> None:
+def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, until: int | None) -> bool:
+    """Returns whether the whole run was asked to stop."""
     import torch
 
     from pipelines.data.shard_set import ShardSet
+    from pipelines.training.agreement import Stop
     from pipelines.training.distributed import process_group
     from pipelines.training.journal import Journal
     from pipelines.training.preparation import prepare
+    from pipelines.training.writing import sole_writer
 
     config = directory.read_config()
     training = config.training
@@ -79,15 +92,20 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
     # Every tensor that is about to be written would first be filled with NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     shard_set = ShardSet.open(directory.shard_set())
-    with process_group(str(training.device)) as ranks:
+    with process_group(str(training.device)) as ranks, sole_writer(directory, ranks) as check_writer:
         if ranks.is_first and training.compile:
             print("Compiling the training step", flush=True)
         state = prepare(directory, config, shard_set, ranks, beat)
+        state.check_writer = check_writer
         if ranks.is_first:
             begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
-            print(f"{begun}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
+            print(f"{begun}{_hosts(training.nodes)}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
         with Journal(directory.journal, state.step) if ranks.is_first else nullcontext() as journal:
-            state.run(stop_requested, journal, until)
+            return state.run(stop_requested, journal, until) == Stop.THE_RUN
+
+
+def _hosts(nodes: int) -> str:
+    return f" on {os.environ['GROUP_WORLD_SIZE']} of {nodes} hosts" if nodes > 1 else ""
 
 
 def _record_failure(attempt: Path, error: Exception) -> None:
