@@ -15,7 +15,7 @@ def dask(workers: int) -> TaskRunner[Any]:
         InputError: Dask is not installed.
     """
     try:
-        from prefect_dask import DaskTaskRunner  # pyright: ignore[reportMissingImports]  # an extra
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError as error:
         raise _missing("dask") from error
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")

@@ -9,7 +9,7 @@ from test_command_line import codecmill
 from flows.cli.services import free_port
 from infra.services.configuration import configured
 from infra.services.secrets import NAMES, secrets_of
-from pipelines.doctor.object_store import examine_object_store
+from pipelines.doctor.s3_server import examine_s3
 from pipelines.doctor.services_file import examine_services_file
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
@@ -147,6 +147,6 @@ def test_the_doctor_says_that_s3_is_down(monkeypatch: pytest.MonkeyPatch):
     address = f"http://127.0.0.1:{free_port()}"
     for name, value in (("ENDPOINT_URL_S3", address), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    (found,) = examine_object_store()
+    (found,) = examine_s3()
     assert found.state == "fault"
     assert found.text.startswith(f"{address} cannot be used: Could not connect")
