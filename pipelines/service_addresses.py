@@ -61,14 +61,15 @@ def use_services(root: Root, environment: MutableMapping[str, str] | None = None
     What is set there stays as it is. Without a services.env nothing happens.
 
     Raises:
-        InputError: services.env, or the file of secrets that it names, cannot be read.
+        InputError: services.env cannot be read, or what it names is no file of secrets.
     """
     target = os.environ if environment is None else environment
     if not root.services_file.exists():
         return
     settings = read_variables(root.services_file)
     file = secrets_file(root, settings)
-    secrets = read_variables(file) if file is not None else {}
+    # Who may not read them, or has none, can still look at runs; the servers will say that they want a password.
+    secrets = read_variables(file) if file is not None and os.access(file, os.R_OK) else {}
     chosen = [server for server in _SERVERS if not any(name in target for name in server.chosen_by)]
     for server in chosen:
         for name, source in [

@@ -80,7 +80,11 @@ def _ask_prefect(place: str, claims: list[Claim]) -> "subprocess.Popen[str]":
     runs = [each.entry.flow_run for each in claims if each.entry.flow_run is not None]
     is_server = place.startswith(("http://", "https://"))
     named = [f"{run.id}:{run.run_count}" for run in runs]
-    return _start(["tasks.crashed_flows", *named], {"PREFECT_API_URL" if is_server else "PREFECT_HOME": place} | _QUIET)
+    settings = {"PREFECT_API_URL" if is_server else "PREFECT_HOME": place} | _QUIET
+    if is_server and os.environ.get("PREFECT_API_URL", place) != place:
+        # The environment speaks of another server, whose password is none of this one's business.
+        settings |= dict.fromkeys(("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"), "")
+    return _start(["tasks.crashed_flows", *named], settings)
 
 
 def _start(module: list[str], settings: dict[str, str]) -> "subprocess.Popen[str]":

@@ -55,6 +55,12 @@ def test_a_secret_of_the_environment_stands_over_the_files(root: Root):
     assert used(root, PREFECT_API_AUTH_STRING="me:new")["PREFECT_API_AUTH_STRING"] == "me:new"
 
 
+def test_without_the_secrets_there_are_addresses(root: Root):
+    (root.path / "services/secrets.env").unlink()
+    assert used(root) == ADDRESSES
+    assert [each.state for each in examine_services_file(root)] == ["fault"]
+
+
 def test_without_services_env_nothing_changes(tmp_path: Path):
     assert used(Root(tmp_path)) == {}
 
