@@ -100,6 +100,11 @@ class Lease:
     def _take(self) -> None:
         seen, etag = self._read()
         deadline = time.monotonic() + LEASE_SECONDS
+        if etag is not None and not self._may_be_taken(seen):
+            log.warning(
+                "Run '%s' was last held by process %s on %s: for %.0f s it is looked whether that lives.",
+                *(self._run.path.name, seen.get("process"), seen.get("host"), LEASE_SECONDS),
+            )
         while etag is not None and not self._may_be_taken(seen) and time.monotonic() < deadline:
             time.sleep(min(1.0, RENEW_SECONDS / 4))
             now, newer = self._read()

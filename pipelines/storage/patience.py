@@ -1,6 +1,5 @@
 """What is done about a store that fails: tried again for a while, then explained in one sentence."""
 
-import asyncio
 import errno
 import random
 import time
@@ -100,9 +99,7 @@ def _is_damage(error: Exception) -> bool:
 def _comes_from_outside(error: Exception) -> bool:
     """Whether it is the network's or the store's, and not a fault of the program."""
     libraries = ("botocore.", "aiobotocore.", "aiohttp.", "fsspec.", "s3fs.")
-    return isinstance(error, OSError | TimeoutError | asyncio.TimeoutError) or type(error).__module__.startswith(
-        libraries
-    )
+    return isinstance(error, OSError) or type(error).__module__.startswith(libraries)
 
 
 def _given_up(url: str, verb: str, error: Exception, tries: int, spent: float) -> StoreError:

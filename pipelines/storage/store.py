@@ -70,7 +70,7 @@ def _connection(process: int) -> "S3FileSystem":
         from s3fs import S3FileSystem
     except ImportError as error:
         raise InputError(
-            "What lies at s3:// needs s3fs, which is not installed: pip install 'codecmill[s3]'"
+            "What lies at s3:// needs s3fs, which is not installed: pip install -c requirements.lock -e '.[s3]'"
         ) from error
     files = S3FileSystem(
         # All patience is in one place, pipelines.storage.patience: two that multiply would take half an hour.
