@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -293,12 +293,13 @@ def test_no_secret_is_anywhere_but_in_its_file(services: Running, runs: Runs):
     assert file.stat().st_mode & 0o777 == 0o600
     searched = 0
     for path in services.root.path.rglob("*"):
-        # PostgreSQL's files are read as a dump: on disk, rows are compressed.
-        if path.is_file() and path != file and (services.root.path / "services/postgres") not in path.parents:
-            content = path.read_bytes()
-            searched += 1
-            assert not [name for name, value in secrets.items() if value.encode() in content], path
-    assert searched > 30
+        if path.is_file() and path != file:
+            with suppress(FileNotFoundError):  # PostgreSQL's come and go
+                content = path.read_bytes()
+                searched += 1
+                assert not [name for name, value in secrets.items() if value.encode() in content], path
+    assert searched > 1000
+    # Large values are compressed in PostgreSQL's files.
     dumps = {name: services.dump(name) for name in DATABASES}
     assert NAME in dumps["prefect"]
     assert NAME in dumps["mlflow"]

@@ -27,7 +27,9 @@ def root(tmp_path: Path) -> Root:
     """With services.env and secrets, and lines that are none of codecmill's business."""
     secrets = tmp_path / "services" / "secrets.env"
     secrets.parent.mkdir()
-    secrets_of(secrets, {"PREFECT_API_AUTH_STRING": "me:prefect", "MLFLOW_TRACKING_PASSWORD": "mlflow"})
+    secrets_of(
+        secrets, {"CODECMILL_PREFECT_API_AUTH_STRING": "me:prefect", "CODECMILL_MLFLOW_TRACKING_PASSWORD": "mlflow"}
+    )
     write_services(Root(tmp_path), ADDRESSES | {"LD_PRELOAD": "evil.so"}, secrets)
     return Root(tmp_path)
 
@@ -115,7 +117,7 @@ def test_secrets_are_drawn_once_and_for_the_owner_alone(tmp_path: Path):
     assert secrets_of(file, {}) == first
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "POSTGRES" not in line))
     file.chmod(0o644)
-    again = secrets_of(file, {"AWS_ACCESS_KEY_ID": "mine"})
+    again = secrets_of(file, {"CODECMILL_AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "a cloud's"})
     assert {name for name in NAMES if again[name] != first[name]} == {"POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID"}
     assert read_variables(file) == again
     assert file.stat().st_mode & 0o777 == 0o600
@@ -124,7 +126,7 @@ def test_secrets_are_drawn_once_and_for_the_owner_alone(tmp_path: Path):
 @pytest.mark.parametrize("value", ["", "two words", 'quo"te', "newline\n", "é"])
 def test_a_secret_that_no_file_can_carry_is_refused_without_being_shown(value: str, tmp_path: Path):
     with pytest.raises(InputError, match="POSTGRES_PASSWORD cannot be used") as refused:
-        secrets_of(tmp_path / "secrets.env", {"POSTGRES_PASSWORD": value})
+        secrets_of(tmp_path / "secrets.env", {"CODECMILL_POSTGRES_PASSWORD": value})
     assert not value or value not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 

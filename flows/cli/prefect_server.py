@@ -106,7 +106,7 @@ def embedded_prefect(root: Root) -> Iterator[EmbeddedServer | None]:
     server = EmbeddedServer(root)
     try:
         with _environment(
-            {"PREFECT_API_URL": server.api, "PREFECT_HOME": str(root.prefect_home), **_QUIET, **_SILENT, **_no_proxy()}
+            {"PREFECT_API_URL": server.api, "PREFECT_HOME": str(root.prefect_home), **_QUIET, **_SILENT, **no_proxy()}
         ):
             try:
                 yield server
@@ -149,8 +149,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _no_proxy() -> dict[str, str]:
-    """Prefect's client would ask a proxy of the environment for our server too."""
+def no_proxy() -> dict[str, str]:
+    """What has clients, Prefect's and others, ask our servers themselves, and no proxy of the environment."""
     hosts = ",".join(filter(None, (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST)))
     return {"NO_PROXY": hosts, "no_proxy": hosts}
 

@@ -28,6 +28,15 @@ POSTGRES, S3, PREFECT, MLFLOW, WORKER = (
 _LOGS = {POSTGRES: "postgres.log", S3: "s3.log", PREFECT: "prefect.log", MLFLOW: "mlflow.log", WORKER: "worker.log"}
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 
+_OF_CLIENTS = (
+    "PREFECT_API_AUTH_STRING",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+)
+"""The secrets of whoever uses the services; the others are between the services."""
+
 S3_CLIENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
@@ -116,9 +125,7 @@ class Services:
         name = f"services-{socket.gethostname()}"
         environment = {
             **addresses(self.configuration),
-            **{name: self.secrets[name] for name in ("PREFECT_API_AUTH_STRING", "AWS_ACCESS_KEY_ID")},
-            **{name: self.secrets[name] for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")},
-            "AWS_SECRET_ACCESS_KEY": self.secrets["AWS_SECRET_ACCESS_KEY"],
+            **{name: self.secrets[name] for name in _OF_CLIENTS},
             "PREFECT_HOME": str(self.places.prefect_home),
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from flows.cli.prefect_server import no_proxy
 from infra.services.configuration import DATABASES, Configuration, Places, configured
 from infra.services.parts import Services, addresses
 from infra.services.postgres import cluster
-from infra.services.secrets import NAMES, secrets_of
+from infra.services.secrets import NAMES, PREFIX, secrets_of
 from infra.services.supervision import Supervisor, say
 from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError
@@ -70,8 +71,9 @@ def serve(places: Places, configuration: Configuration, held: int, with_worker: 
     """
     secrets = secrets_of(places.secrets)
     for name in list(os.environ):
-        if name.startswith(_OF_OTHERS) or name in NAMES:
+        if name.startswith(_OF_OTHERS) or name.removeprefix(PREFIX) in NAMES:
             del os.environ[name]
+    os.environ.update(no_proxy())
     databases = cluster(places.postgres)
     databases.make()
     databases.set_password(secrets["POSTGRES_PASSWORD"])

@@ -34,6 +34,10 @@ NAMES = tuple(_drawn())
 """In this order they stand in the file; compose.yaml knows them by the same names."""
 
 
+PREFIX = "CODECMILL_"
+"""Before a name in the environment. A plain AWS_SECRET_ACCESS_KEY may well be that of a cloud, and none of ours."""
+
+
 def secrets_of(file: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The secrets by name: from the environment, else from the file, else drawn; what is new is written down.
 
@@ -43,7 +47,7 @@ def secrets_of(file: Path, environment: Mapping[str, str] | None = None) -> dict
     given = os.environ if environment is None else environment
     kept = read_variables(file) if file.is_file() else {}
     found = {**_drawn(), **{name: kept[name] for name in NAMES if name in kept}}
-    found |= {name: given[name] for name in NAMES if name in given}
+    found |= {name: given[PREFIX + name] for name in NAMES if PREFIX + name in given}
     for name, value in found.items():
         if not (
             0 < len(value) <= _LONGEST and value.isascii() and value.isprintable() and not set(value) & set(" '\"\\")
