@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -85,6 +85,8 @@ class Proxy:
     requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
     takes_conditions: bool = True
+    one_condition: threading.Lock = field(default_factory=threading.Lock)
+    """S3 looks at a condition and writes in one step; moto in two."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def break_(self, kind: Kind, method: str, part: str, times: int = 10**9) -> Fault:
@@ -162,12 +164,14 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
 
         def _passed_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(urlsplit(proxy.upstream).netloc, timeout=60)
+            conditional = self.command == "PUT" and ("If-Match" in self.headers or "If-None-Match" in self.headers)
             try:
                 left = {"connection", "expect"} | (set() if proxy.takes_conditions else {"if-match", "if-none-match"})
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in left}
-                connection.request(self.command, self.path, body=body or None, headers=headers)
-                answer = connection.getresponse()
-                return answer.status, answer.getheaders(), answer.read()
+                with proxy.one_condition if conditional else nullcontext():
+                    connection.request(self.command, self.path, body=body or None, headers=headers)
+                    answer = connection.getresponse()
+                    return answer.status, answer.getheaders(), answer.read()
             except OSError:
                 return 503, [], b""
             finally:

@@ -26,7 +26,7 @@ from pipelines.storage.sending import Sending
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 2.0)
 
 
 def on(machine: Path, lost: Any = lambda: None) -> Lease:
@@ -48,7 +48,7 @@ def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go
     keeper.join()
     begun = time.monotonic()
     there.confirm()
-    assert time.monotonic() - begun < 0.8
+    assert time.monotonic() - begun < 1.8
     assert there.epoch == 2
     with pytest.raises(LostLease, match="was taken over by another machine while this one did not answer"):
         here.confirm()
@@ -60,7 +60,7 @@ def test_a_silent_holder_loses_it_and_cannot_touch_it_any_more(tmp_path: Path, p
     here.confirm()
     begun = time.monotonic()
     there.confirm()
-    assert 1.0 <= time.monotonic() - begun < 5
+    assert 2.0 <= time.monotonic() - begun < 10
     here.keep()  # awake again
     assert lost.is_set()
     here.release()
@@ -72,20 +72,26 @@ def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Prox
     begun = time.monotonic()
     again = on(tmp_path / "here")
     again.confirm()
-    assert time.monotonic() - begun < 0.8
+    assert time.monotonic() - begun < 1.8
     assert again.epoch == 2
 
 
 def test_of_many_who_take_it_at_once_one_gets_it(tmp_path: Path, proxy: Proxy, caplog: pytest.LogCaptureFixture):
-    def take(number: int) -> bool:
+    leases = [on(tmp_path / str(number)) for number in range(6)]
+
+    def take(each: Lease) -> bool:
         try:
-            on(tmp_path / str(number)).confirm()
+            each.confirm()
         except BusyError:
             return False
+        threading.Thread(target=each.keep, daemon=True).start()
         return True
 
     with ThreadPoolExecutor(6) as pool:
-        assert sum(pool.map(take, range(6))) == 1
+        taken = list(pool.map(take, leases))
+    for each in leases:
+        each.release()
+    assert sum(taken) == 1
     assert "takes no conditions" not in caplog.text
 
 
