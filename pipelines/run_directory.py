@@ -101,6 +101,11 @@ class RunDirectory:
         return self.path / "logs"
 
     @property
+    def events(self) -> Path:
+        """Of all attempts: see pipelines.event_log."""
+        return self.logs / "events.jsonl"
+
+    @property
     def pictures(self) -> Path:
         """Validation pictures, one PNG a validated step."""
         return self.path / "pictures"

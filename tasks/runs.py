@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import attendance
 from pipelines.config import RunConfig
+from pipelines.event_log import events
 from pipelines.run_directory import Root
 from pipelines.runs import start_or_continue
 from pipelines.storage.bringing import catch_up
@@ -79,7 +80,9 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
     run = Root(config.root.absolute()).run(config.name)
     with run.locked() as lock, leased(run):
         catch_up(run)
-        yield HeldRun(path=start_or_continue(config).path, lock=lock)
+        path = start_or_continue(config).path
+        with events(run):
+            yield HeldRun(path=path, lock=lock)
 
 
 @contextmanager
@@ -92,5 +95,5 @@ def held_as_it_is(config: RunConfig) -> Iterator[HeldRun]:
     """
     run = Root(config.root.absolute()).existing_run(config.name)
     at_work(config, config.name)
-    with run.locked() as lock:
+    with run.locked() as lock, events(run):
         yield HeldRun(path=run.path, lock=lock)

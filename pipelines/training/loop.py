@@ -1,5 +1,6 @@
 """The training loop of one rank: from the latest checkpoint to the last step, or to the step at which it is stopped."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from pipelines.training.journal import Journal
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
 from pipelines.weights import restore_weights
+
+log = logging.getLogger("codecmill.training")
 
 SYSTEM_SECONDS = 5.0
 
@@ -283,3 +286,4 @@ class Training:
         saved = checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)
         spared = unsent_checkpoints(self.directory) | {self.step - self.step % self.config.training.checkpoint_interval}
         checkpoints.retain(self.directory, saved, self.config.training.keep_latest, spared)
+        log.info("Saved %s", saved.path.name, extra={"step": self.step})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
+from pipelines.event_log import EventLog, events
 from pipelines.process_lifetime import die_with_parent
 from pipelines.process_memory import keep_freed_memory
 from pipelines.run_directory import RunDirectory
@@ -51,9 +52,11 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
     beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]))
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request, attempt / LEAVE)
+    _print_warnings()
     try:
-        if _train(directory, beat, stop_requested, until):
-            (attempt / STOPPED).touch()
+        with events(directory, int(os.environ["RANK"])) as log:
+            if _train(directory, beat, stop_requested, until, log):
+                (attempt / STOPPED).touch()
     except Exception as error:
         _record_failure(attempt, error)
         sys.stdout.flush()
@@ -64,7 +67,14 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
     os._exit(0)
 
 
-def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, until: int | None) -> bool:
+def _print_warnings() -> None:
+    """As Python does by itself where no handler at all listens."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+
+
+def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, until: int | None, log: EventLog) -> bool:
     """Returns whether the whole run was asked to stop."""
     import torch
 
@@ -97,9 +107,11 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
             print("Compiling the training step", flush=True)
         state = prepare(directory, config, shard_set, ranks, beat)
         state.check_writer = check_writer
+        begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
+        begun += f"{_hosts(training.nodes)}, warmed up in {state.warm_up_seconds:.1f} s"
+        log.write(begun, stage="training", step=state.step)
         if ranks.is_first:
-            begun = f"Resuming at step {state.step}" if state.step else "Starting at step 0"
-            print(f"{begun}{_hosts(training.nodes)}, warmed up in {state.warm_up_seconds:.1f} s", flush=True)
+            print(begun, flush=True)
         with Journal(directory.journal, state.step) if ranks.is_first else nullcontext() as journal:
             return state.run(stop_requested, journal, until) == Stop.THE_RUN
 
