@@ -123,7 +123,7 @@ def test_secrets_are_drawn_once_and_for_the_owner_alone(tmp_path: Path):
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("value", ["", "two words", 'quo"te', "newline\n", "é"])
+@pytest.mark.parametrize("value", ["", "two words", 'quo"te', "newline\n", "é", "$HOME", "a,b", "~x", "x" * 201])
 def test_a_secret_that_no_file_can_carry_is_refused_without_being_shown(value: str, tmp_path: Path):
     with pytest.raises(InputError, match="POSTGRES_PASSWORD cannot be used") as refused:
         secrets_of(tmp_path / "secrets.env", {"CODECMILL_POSTGRES_PASSWORD": value})

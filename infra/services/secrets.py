@@ -1,6 +1,7 @@
 """The services' secrets: drawn once, kept in one file that only its owner can read, or given in the environment."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from pipelines.durable_files import sync_folder
 from pipelines.errors import InputError
 from pipelines.service_addresses import read_variables
 
-_LONGEST = 200
+_CARRIED = re.compile(r"[\w.:+/=@%-]{1,200}", re.ASCII)
+"""What shells, compose and rclone take from a line NAME=value as it is."""
 _HEADING = """\
 # Secrets of codecmill's services. Whoever reads this file can do with them what they like: keep it to yourself.
 # To change one, remove its line (another is drawn) or write your own, and start the services again.
@@ -42,17 +44,15 @@ def secrets_of(file: Path, environment: Mapping[str, str] | None = None) -> dict
     """The secrets by name: from the environment, else from the file, else drawn; what is new is written down.
 
     Raises:
-        InputError: one is empty, too long, or has characters that connection strings and files do not carry.
+        InputError: one is empty, too long, or has characters that not everybody reads alike.
     """
     given = os.environ if environment is None else environment
     kept = read_variables(file) if file.is_file() else {}
     found = {**_drawn(), **{name: kept[name] for name in NAMES if name in kept}}
     found |= {name: given[PREFIX + name] for name in NAMES if PREFIX + name in given}
     for name, value in found.items():
-        if not (
-            0 < len(value) <= _LONGEST and value.isascii() and value.isprintable() and not set(value) & set(" '\"\\")
-        ):
-            raise InputError(f"{name} cannot be used: give 1 to {_LONGEST} ASCII characters, no spaces, quotes or \\.")
+        if not _CARRIED.fullmatch(value):
+            raise InputError(f"{name} cannot be used: give 1 to 200 letters, digits and characters of _.:+/=@%-")
     if found != kept:
         _write(file, _HEADING + "".join(f"{name}={found[name]}\n" for name in NAMES))
     file.chmod(0o600)
