@@ -32,7 +32,7 @@ from pipelines.provenance.verifying import verify
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.status import run_status
-from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, patience
+from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, objects, patience
 from pipelines.storage import store as transfers
 from pipelines.storage.bringing import bring, catch_up
 from pipelines.storage.keys import complete_steps
@@ -346,7 +346,7 @@ def test_what_no_further_try_changes_is_said_at_once(
 
 @pytest.mark.full
 def test_parts_of_a_large_object_are_put_together_again(tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(transfers, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(objects, "PART_BYTES", 5 * 2**20)
     content = hashlib.shake_256(b"large").digest(5 * 2**20) * 2 + b"rest"
     (file := tmp_path / "large").write_bytes(content)
     proxy.break_("500", "PUT", "partNumber=2", times=1)

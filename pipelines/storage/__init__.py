@@ -5,8 +5,9 @@ what lies in a store is believed only when its size and digest are what was reco
 """
 
 from pipelines.storage.address import STORE, store_url
+from pipelines.storage.objects import Object
 from pipelines.storage.patience import DamagedObject, MissingObject, StoreError, StoreUnavailable
-from pipelines.storage.store import Object, Store, open_store
+from pipelines.storage.store import Store, open_store
 
 __all__ = [
     "STORE",

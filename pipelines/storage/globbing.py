@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from pipelines.errors import InputError
-from pipelines.storage.store import Object, Store, open_store
+from pipelines.storage.objects import Object
+from pipelines.storage.store import Store, open_store
 
 
 def matching(url: str) -> tuple[Store, str, Iterator[Object]]:

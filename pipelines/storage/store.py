@@ -4,22 +4,20 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pipelines.durable_files import room_for
 from pipelines.errors import CodecmillError, InputError
 from pipelines.file_digests import difference
+from pipelines.storage import objects
 from pipelines.storage.address import checked_url
+from pipelines.storage.objects import Digests, Object, check_content, check_sent, digests
 from pipelines.storage.patience import HalfObject, patiently
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
-
-T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 SILENT_SECONDS = 15.0
@@ -29,29 +27,8 @@ ANSWER_SECONDS = 30.0
 SLOWEST = 64 * 2**10
 """Bytes a second: with `ANSWER_SECONDS` on top, what takes longer is taken for stalled, also where bytes trickle in."""
 
-PART_BYTES = 50 * 2**20
-"""What is larger than two of these is sent in such parts, which decides on its ETag."""
-
 SMALL_BYTES = 2**30
 """The largest object that is read into memory."""
-
-
-@dataclass(frozen=True)
-class Object:
-    """What a store says of an object.
-
-    Attributes:
-        key: below the store's address.
-        sha256: what its sender has written beside it; None in a listing, or where others have sent it.
-        etag: changes with its content; without quotes.
-    """
-
-    key: str
-    size: int
-    etag: str
-    modified: datetime
-    sha256: str | None = None
-    has_plain_etag: bool = True
 
 
 def open_store(url: str) -> "Store":
@@ -82,7 +59,7 @@ def _connection(process: int) -> "S3FileSystem":
         use_listings_cache=False,
         skip_instance_cache=True,
         max_concurrency=2,
-        default_block_size=PART_BYTES,
+        default_block_size=objects.PART_BYTES,
     )
     files.retries = 1
     return files
@@ -140,7 +117,7 @@ class Store:
             content = self._call(self._files._cat_file, self._path(key), seconds=_allowed(about.size))
             if len(content) != about.size:
                 raise HalfObject(f"had {len(content)} bytes instead of {about.size}")
-            _check_content(content, about)
+            check_content(content, about)
             return content
 
         return patiently(self.address(key), "read", attempt)
@@ -188,7 +165,7 @@ class Store:
             DamagedObject: the store has something else afterwards.
             StoreError: it cannot be sent. CodecmillError: the file is not what it should be.
         """
-        found = _digests(file)
+        found = digests(file)
         if sha256 is not None and found.sha256 != sha256:
             raise CodecmillError(f"{file} is not sent: its sha256 is {found.sha256[:16]}..., not {sha256[:16]}....")
         if self._has(key, found):
@@ -199,12 +176,12 @@ class Store:
                 self._files._put_file,
                 str(file),
                 self._path(key),
-                chunksize=PART_BYTES,
+                chunksize=objects.PART_BYTES,
                 seconds=_allowed(found.size),
                 ContentType="application/octet-stream",
                 Metadata={"sha256": found.sha256},
             )
-            _check_sent(self._head(key), found)
+            check_sent(self._head(key), found)
 
         patiently(self.address(key), "sent", attempt)
         return True
@@ -254,7 +231,7 @@ class Store:
             lambda: self._call(self._files._call_s3, "delete_object", Bucket=bucket, Key=name),
         )
 
-    def _has(self, key: str, wanted: "_Digests") -> bool:
+    def _has(self, key: str, wanted: Digests) -> bool:
         there = self.find(key)
         return there is not None and (there.size, there.sha256) == (wanted.size, wanted.sha256)
 
@@ -276,7 +253,7 @@ class Store:
 
     def _unlike_etag(self, key: str, file: Path, size: int) -> str | None:
         """How a file differs from what the store says of an object, as the rest of a sentence."""
-        found, about = _digests(file), self._head(key)
+        found, about = digests(file), self._head(key)
         if about is None:
             raise FileNotFoundError(key)
         if (found.size, about.size) != (size, size):
@@ -299,51 +276,6 @@ def _refusal(error: OSError) -> str:
     """S3's own name of an error."""
     response = getattr(error.__cause__, "response", None)
     return str(response["Error"].get("Code")) if response else ""
-
-
-@dataclass(frozen=True)
-class _Digests:
-    """Of a file; `etag` is what S3 gives it when it is sent: its MD5, or that of its parts' MD5s."""
-
-    size: int
-    sha256: str
-    md5: str
-    etag: str
-
-
-def _digests(file: Path) -> _Digests:
-    sha256, md5, parts, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), [], 0
-    with file.open("rb") as stream:
-        while part := stream.read(PART_BYTES):
-            sha256.update(part)
-            md5.update(part)
-            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
-            size += len(part)
-    etag = md5.hexdigest()
-    if size >= 2 * PART_BYTES:
-        etag = f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
-    return _Digests(size, sha256.hexdigest(), md5.hexdigest(), etag)
-
-
-def _check_sent(about: Object | None, sent: _Digests) -> None:
-    if about is None:
-        raise HalfObject("was not there afterwards")
-    if about.size != sent.size:
-        raise HalfObject(f"had {about.size} bytes afterwards instead of {sent.size}")
-    if about.has_plain_etag and about.etag != sent.etag:
-        raise HalfObject(f"had ETag {about.etag} afterwards instead of {sent.etag}")
-
-
-def _check_content(content: bytes, about: Object) -> None:
-    """Compare with the sha256 that its sender wrote beside it, or with the ETag where that is an MD5."""
-    if about.sha256 is not None:
-        found, recorded, what = hashlib.sha256(content).hexdigest(), about.sha256, "sha256"
-    elif about.has_plain_etag and "-" not in about.etag:
-        found, recorded, what = hashlib.md5(content, usedforsecurity=False).hexdigest(), about.etag, "MD5"
-    else:
-        raise HalfObject("had no checksum to compare it with")
-    if found != recorded:
-        raise HalfObject(f"had {what} {found[:16]}... instead of {recorded[:16]}...")
 
 
 def _allowed(size: int) -> float:
