@@ -20,7 +20,7 @@ from test_tracking import free_port
 from pipelines.doctor import Finding, storage
 from pipelines.doctor.machine import examine_machine
 from pipelines.doctor.servers import examine_mlflow, examine_prefect
-from pipelines.doctor.storage import examine_storage
+from pipelines.doctor.storage import examine_storage, locks_of_other_hosts
 from pipelines.run_directory import Root
 
 
@@ -138,3 +138,28 @@ def test_a_server_that_never_answers_is_given_up_and_its_password_is_not_shown(
         (found,) = faults(examine_mlflow(Root(tmp_path)))
     assert "http://me:***@127.0.0.1" in found.text
     assert "timed out" in found.text
+
+
+MOUNTS = """\
+22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+60 22 0:50 / /shared/with\\040space rw - nfs4 server:/a rw,vers=4.2,local_lock=none
+61 22 0:51 / /old rw - nfs server:/b rw,vers=3,nolock,local_lock=all
+62 22 0:52 / /fast rw - lustre mgs:/c rw,localflock
+63 22 0:53 / /good rw - lustre mgs:/c rw,flock
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "text"),
+    [
+        ("/home/me", None),
+        ("/shared/with space/root", None),
+        ("/old/root", "are this host's alone on nfs, mounted with local_lock=all, nolock"),
+        ("/older/root", None),
+        ("/fast", "are this host's alone on lustre"),
+        ("/good/root", None),
+    ],
+)
+def test_locks_that_other_hosts_do_not_see_are_noted(folder: str, text: str | None):
+    found = [finding.text for finding in locks_of_other_hosts(Path(folder), MOUNTS)]
+    assert found == ([] if text is None else [text])

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ def examine_storage(root: Root) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory(prefix=".tmp-doctor-", dir=folder) as scratch:
             yield good("root", f"{path} can be written")
             yield _locks(Path(scratch))
+            yield from locks_of_other_hosts(folder, Path("/proc/self/mountinfo").read_text())
             yield _links(Path(scratch))
             yield _clock(Path(scratch))
             yield _room(folder)
@@ -48,6 +50,27 @@ def _locks(scratch: Path) -> Finding:
         for descriptor in descriptors:
             os.close(descriptor)
     return fault("locks", "do not exclude each other here", "Keep the root on a file system with flock.")
+
+
+def locks_of_other_hosts(folder: Path, mounts: str) -> Iterator[Finding]:
+    """A note where a network file system is mounted so that its locks hold nobody off on other hosts.
+
+    Args:
+        mounts: `/proc/self/mountinfo`.
+    """
+    kind, options = "", set[str]()
+    length = -1
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])  # of a space: \040
+        if folder.is_relative_to(point) and len(point) >= length:
+            length, kind = len(point), after.split()[0]
+            options = set(after.split()[-1].split(","))
+    local = {"nolock", "local_lock=flock", "local_lock=all"} & options
+    if (kind.startswith("nfs") and local) or (kind == "lustre" and "flock" not in options):
+        text = f"are this host's alone on {kind}" + (f", mounted with {', '.join(sorted(local))}" if local else "")
+        remedy = "Do not work on one run from several hosts, or have the root mounted with locks that all of them see."
+        yield note("locks of other hosts", text, remedy)
 
 
 def _links(scratch: Path) -> Finding:

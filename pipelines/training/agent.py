@@ -16,6 +16,7 @@ def main() -> None:
     die_with_parent()
     os.environ.update(parent_environment())  # the ranks' parent is this process
     from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
@@ -33,6 +34,8 @@ def main() -> None:
         with contextlib.suppress(CodecmillError, OSError):  # on a full disk the ranks have said why
             write_json(Path(os.environ[ATTEMPT]) / EXIT_CODES, codes)
         sys.exit(1)
+    except SignalException as error:  # the ranks have been asked to save and end
+        sys.exit(128 + error.sigval)
     except (RendezvousError, DistError) as error:
         print(f"This host is out of the rendezvous: {error.__cause__ or error or type(error).__name__}", flush=True)
         sys.exit(LOST)
