@@ -62,8 +62,7 @@ class Rounds:
             self._trainer.on_line("Another host has left, and its ranks have saved; those that are here go on")
             return True
         if ending.code == LOST:
-            self._meet()
-            return not self.is_finished()
+            return self._meet() and not self.is_finished()
         if explanation(folder, ending) is not None:
             return False  # it would come to that again
         newest = self._newest_step()
@@ -74,16 +73,19 @@ class Rounds:
         self._trainer.on_line("The ranks of this host have failed, with those of another perhaps; they begin anew")
         return True
 
-    def _meet(self) -> None:
-        """Wait for the rendezvous, unless the others finish meanwhile."""
+    def _meet(self) -> bool:
+        """Wait for the rendezvous; False where the others finish meanwhile, or nobody is left to be helped."""
         deadline = time.monotonic() + MEET_SECONDS
-        while not self._meeting.answers() and not self.is_finished():
+        while not self._meeting.answers():
+            if self.is_finished() or (self._trainer.lock is None and not is_led(self._trainer.directory)):
+                return False
             if time.monotonic() > deadline:
                 raise RankFailure(
                     f"The rendezvous at {self._meeting} does not answer. Bring it back, or the way to it, and go on "
                     f"with: codecmill resume {self._trainer.directory.path.name}"
                 )
             time.sleep(LOOK_SECONDS)
+        return True
 
 
 def help_along(directory: RunDirectory, on_line: Listen) -> None:
@@ -118,7 +120,7 @@ def _help_once(directory: RunDirectory, meeting: rendezvous.Rendezvous, on_line:
     if rounds.is_finished():
         return
     folder, ending = rounds.run()
-    if rounds.is_finished():
+    if rounds.is_finished() or (ending.code == LOST and not is_led(directory)):
         return
     if (folder / STOPPED).exists():
         raise Interrupted(
