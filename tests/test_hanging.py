@@ -3,17 +3,21 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make
-from test_training import begin, ranks_alive, result, steps_done, train, wait_for
+from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
 
 from pipelines.errors import RankFailure
 from pipelines.run_directory import RunDirectory
 from pipelines.training import launch
+from pipelines.training.heartbeat import Watch
 
 HUNG = r"Rank \d \(process (\d+), stopped\) gave no sign of life for [4-7] s, .* after it began .*It was killed"
 
@@ -50,6 +54,30 @@ def test_a_stopped_rank_is_named_and_the_ranks_are_started_again(tiny: dict[str,
     assert any("Resuming at step" in line for line in stops.lines)
     assert any('"<no Python frame>"' in line or "most recent call first" in line for line in stops.lines), "no stacks"
     assert result(directory) == result(undisturbed)
+
+
+BEATS = """
+import sys
+from pathlib import Path
+from pipelines.training.heartbeat import open_heartbeat
+beat = open_heartbeat(Path(sys.argv[1]), 0, 0)
+print("beating", flush=True)
+while True:
+    beat(1, "a step")
+"""
+
+
+def test_who_looks_in_the_midst_of_a_sign_sees_a_rank_that_is_alive(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", BEATS, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE) as rank:
+        try:
+            assert rank.stdout and rank.stdout.readline()
+            watch = Watch(tmp_path, timeout=60, compiles=False)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                watch.look()
+                assert watch.found == [] and rank.poll() is None
+        finally:
+            rank.kill()
 
 
 def test_without_a_restart_the_failure_says_which_rank_hung(tiny: dict[str, Any]):

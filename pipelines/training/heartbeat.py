@@ -41,7 +41,8 @@ def open_heartbeat(attempt: Path, rank: int, place: int) -> Beat:
         memory = mmap.mmap(file.fileno(), _LAYOUT.size)
 
     def beat(step: int, doing: Doing) -> None:
-        _LAYOUT.pack_into(memory, 0, rank, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
+        # Not by pack_into: that clears all of it first, and who looks in that moment finds a time of zero.
+        memory[:] = _LAYOUT.pack(rank, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
 
     beat(0, "warming up")
     return beat
@@ -119,7 +120,8 @@ class Watch:
             content = file.read_bytes()
             if len(content) == _LAYOUT.size:
                 rank, process, step, doing, seen = _LAYOUT.unpack(content)
-                signs.append(Sign(rank, process, step, get_args(Doing)[doing], time.monotonic() - seen))
+                if process:  # it has made its first
+                    signs.append(Sign(rank, process, step, get_args(Doing)[doing], time.monotonic() - seen))
         return signs
 
 
