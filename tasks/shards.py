@@ -26,6 +26,9 @@ from tasks.retrying import unless_explained
 RESTARTS = 2
 """Of the pool of processes."""
 
+LONGEST_SECONDS = 6 * 3600.0
+"""Of one task. Only a process can be held to it: in threads Prefect says with each task that it cannot."""
+
 LITTLE_BYTES = 8 * 2**20
 """Of images: threads have encoded so many sooner than processes have started, which takes them four seconds."""
 
@@ -37,7 +40,6 @@ LITTLE_BYTES = 8 * 2**20
     retries=2,
     retry_delay_seconds=5,
     retry_condition_fn=unless_explained,
-    timeout_seconds=6 * 3600,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
@@ -62,7 +64,9 @@ def encode_all(orders: Sequence[EncodingOrder], data: DataConfig) -> Iterator[in
         futures: dict[PrefectFuture[int], EncodingOrder] = {}
         try:
             with _runner(data, orders) as runner:
-                futures.update({runner.submit(encode, {"order": order}): order for order in left})
+                limited = encode.with_options(timeout_seconds=LONGEST_SECONDS)
+                each = limited if isinstance(runner, ProcessPoolTaskRunner) else encode
+                futures.update({runner.submit(each, {"order": order}): order for order in left})
                 for future in as_completed(list(futures)):
                     count = future.result()
                     left.remove(futures[future])

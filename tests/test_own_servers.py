@@ -72,9 +72,20 @@ class Running:
 
     def mlflow(self, path: str, **parameters: Any) -> Any:
         environment = self.environment
-        login = (environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"])
         url = f"{environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{path}"
-        return httpx.get(url, params=parameters, auth=login, timeout=60).raise_for_status().json()
+        return httpx.get(url, params=parameters, auth=self.login, timeout=60).raise_for_status().json()
+
+    @property
+    def login(self) -> tuple[str, str]:
+        """To MLflow."""
+        environment = self.environment
+        return environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"]
+
+    def metrics(self, server: str) -> str:
+        """What a server tells Prometheus."""
+        name, _, password = self.environment["PREFECT_API_AUTH_STRING"].partition(":")
+        login = self.login if server == "MLFLOW_TRACKING_URI" else (name, password)
+        return httpx.get(f"{self.environment[server]}/metrics", auth=login, timeout=60).raise_for_status().text
 
     def dump(self, database: str) -> str:
         """All that a database holds, as SQL."""
@@ -326,12 +337,19 @@ def test_nobody_gets_in_without_a_password(services: Running, runs: Runs):
         objects = httpx.get(f"{address['AWS_ENDPOINT_URL_S3']}/codecmill?list-type=2", headers=headers)
         assert objects.status_code in (400, 401, 403)
         assert "<Contents>" not in objects.text
+        for figures in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            assert httpx.get(f"{address[figures]}/metrics", headers=headers).status_code == 401
     command = ["psql", "--host=127.0.0.1", f"--port={services.postgres_port()}", f"--username={USER}", "mlflow"]
     entered = subprocess.run(
         [*command, "--command=SELECT 1"], env={**os.environ, "PGPASSWORD": "wrong"}, capture_output=True
     )
     assert entered.returncode == 2
     assert b"password authentication failed" in entered.stderr
+
+
+def test_prometheus_finds_figures(services: Running, runs: Runs):
+    assert 'mlflow_http_request_total{method="POST",status="200"}' in services.metrics("MLFLOW_TRACKING_URI")
+    assert "python_info{" in services.metrics("PREFECT_API_URL")
 
 
 def command_line(process: int) -> list[bytes]:

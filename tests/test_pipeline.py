@@ -111,6 +111,8 @@ def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it
     done = command(first, tmp_path, "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 12
+    told = ("Starting Prefect's server", "shards ", "training ", "upload ", "evaluation ", "registration ")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(told)] == []
     run = directory_of(first)
     registered = read_json(run.promotion_file)
     assert registered["alias"] == "champion"

@@ -61,6 +61,11 @@ class Places:
         return self.folder / "mlflow-accounts.ini"
 
     @property
+    def mlflow_metrics(self) -> Path:
+        """Counters for Prometheus, which MLflow keeps in files."""
+        return self.folder / "mlflow-metrics"
+
+    @property
     def logs(self) -> Path:
         return self.folder / "logs"
 

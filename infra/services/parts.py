@@ -92,6 +92,7 @@ class Services:
             "PGPASSWORD": self.secrets["POSTGRES_PASSWORD"],
             "PREFECT_SERVER_API_AUTH_STRING": self.secrets["PREFECT_API_AUTH_STRING"],
             "PREFECT_UI_API_URL": self.configuration.prefect_api,
+            "PREFECT_SERVER_METRICS_ENABLED": "true",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
@@ -117,6 +118,7 @@ class Services:
         }
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
         command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+        command += ["--expose-prometheus", str(self.places.mlflow_metrics)]
         return self._start(MLFLOW, command, environment, port, "/health")
 
     def worker(self) -> Service:
