@@ -162,7 +162,7 @@ def test_killed_at_any_step_it_resumes_to_the_same_bits(tiny: dict[str, Any], pr
     for at in (3, 8):
         train_and_kill(killed, at)
     train(killed)
-    assert len(list(killed.logs.iterdir())) == 3
+    assert len(list(killed.logs.glob("attempt_*"))) == 3
     assert beginnings(killed)[0] == 0
     assert beginnings(killed)[2] >= 5, "there was a checkpoint to go on from"
     assert result(killed) == result(undisturbed)
@@ -221,7 +221,7 @@ def test_a_codec_on_two_ranks_resumes_to_the_same_bits(tiny: dict[str, Any]):
         process.wait()
         wait_for(lambda: not ranks_alive(parts), seconds=10)
     train(parts)
-    assert len(list(parts.logs.iterdir())) == 3
+    assert len(list(parts.logs.glob("attempt_*"))) == 3
     assert result(parts) == result(whole)
 
 
