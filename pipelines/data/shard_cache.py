@@ -157,7 +157,7 @@ class ShardCache:
 
     def _make_room(self, wanted: ShardRow, spared: Collection[str]) -> None:
         """Evict what was used least recently; what will be needed soon only where nothing else is left."""
-        # Claims first: one that ends meanwhile has left its tar by then, and the other way round it would be in neither.
+        # Claims first: one that ends meanwhile has left its tar by then; the other way round it would be in neither.
         claimed = {file.name.removeprefix(".tmp-").partition(".tar-")[0] for file in self.folder.glob(".tmp-*.tar-*")}
         here: dict[str, int] = {}
         for name in self._bytes:
