@@ -90,8 +90,11 @@ def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterat
         ) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file so that after a crash at any moment it is either whole or as it was before.
+
+    Args:
+        mode: whom it lets in from its first moment on, less what the process's umask takes away.
 
     Raises:
         CodecmillError: the disk is full.
@@ -100,7 +103,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     with room_for(_existing(path.parent), path.name, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -172,9 +175,18 @@ def read_json(path: Path) -> Any:
         raise CodecmillError(f"{path} cannot be read: {error}.") from error
 
 
+def sync_file(path: Path) -> None:
+    """Make what was written to a file durable."""
+    _sync(path, os.O_RDONLY)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames inside a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from flows.cli.services import free_port
 from pipelines import storage
+from pipelines.run_directory import RunDirectory
 
+PROJECT = Path(__file__).parents[1]
 BUCKET = "mill"
 AWS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -28,7 +32,7 @@ AWS = {
 @contextmanager
 def s3_server(port: int | None = None) -> Iterator[str]:
     """The address of an S3 server (moto's) with an empty bucket, in a process of its own."""
-    port = port or _free_port()
+    port = port or free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -48,12 +52,6 @@ def s3_server(port: int | None = None) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _answers(port: int) -> bool:
@@ -205,3 +203,15 @@ def the_store() -> storage.Store:
     url = storage.store_url()
     assert url is not None
     return storage.open_store(url)
+
+
+def in_a_process(script: str, directory: RunDirectory, stderr: int | None = None) -> "subprocess.Popen[str]":
+    """A script that works on a run, in a process of its own, which can be killed; its output can be read."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(directory.path)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from object_store import Proxy, the_store
-from test_training import PROJECT, begin, beginnings, ranks_alive, steps_done, wait_for
+from object_store import Proxy, in_a_process, the_store
+from test_training import begin, beginnings, ranks_alive, steps_done, wait_for
 
 from pipelines.errors import BusyError
 from pipelines.run_directory import Root, RunDirectory
@@ -173,14 +172,7 @@ with directory.locked(wait=30) as lock, leased(directory):
 
 
 def start(directory: RunDirectory) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(directory.path)],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return in_a_process(TRAIN, directory, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import make, picture
-from object_store import AWS, Fault, Kind, Proxy, the_store
+from object_store import AWS, Fault, Kind, Proxy, in_a_process, the_store
 from test_checkpoints import save
 from test_pipeline import clean_environment, directory_of, under_way
 from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
@@ -59,14 +59,8 @@ with directory.locked(wait=30) as lock:
 
 
 def start(directory: RunDirectory) -> "subprocess.Popen[str]":
-    """A training with its uploads in a process of its own, which can be killed."""
-    return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(directory.path)],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """A training with its uploads."""
+    return in_a_process(TRAIN, directory)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.services.configuration import USER
-from pipelines.durable_files import sync_folder
+from pipelines.durable_files import write_bytes
 from pipelines.errors import InputError
 from pipelines.service_addresses import read_variables
 
@@ -54,18 +54,7 @@ def secrets_of(file: Path, environment: Mapping[str, str] | None = None) -> dict
         if not _CARRIED.fullmatch(value):
             raise InputError(f"{name} cannot be used: give 1 to 200 letters, digits and characters of _.:+/=@%-")
     if found != kept:
-        _write(file, _HEADING + "".join(f"{name}={found[name]}\n" for name in NAMES))
+        lines = "".join(f"{name}={found[name]}\n" for name in NAMES)
+        write_bytes(file, (_HEADING + lines).encode("ascii"), mode=0o600)
     file.chmod(0o600)
     return found
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, and at no moment readable by anybody else."""
-    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as written:
-        written.write(text)
-        written.flush()
-        os.fsync(written.fileno())
-    temporary.replace(file)
-    sync_folder(file.parent)

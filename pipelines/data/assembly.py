@@ -1,7 +1,6 @@
 """Putting shards together: the samples of several sources, wherever they lie, become a tar with its index."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from isal import isal_zlib
 
 from pipelines.data.shard_format import ShardRow, SourceRow, Split, canonical, write_sources
 from pipelines.data.shard_index import write_index
-from pipelines.durable_files import link_or_copy
+from pipelines.durable_files import link_or_copy, sync_file
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
 
@@ -75,7 +74,7 @@ def _finish(folder: Path, outline: Outline, rows: Sequence[SourceRow], tar_sha25
     tar, index, sources = (folder / f"{outline.name}{suffix}" for suffix in (".tar", ".index", ".sources.jsonl"))
     write_sources(sources, rows)
     for file in (tar, index, sources):
-        _sync(file)
+        sync_file(file)
     return ShardRow(
         name=outline.name,
         split=outline.split,
@@ -99,11 +98,3 @@ def _contents(pieces: Sequence[Piece]) -> Iterator[bytes]:
                 if len(content) != size or isal_zlib.crc32(content) != checksum:
                     raise CodecmillError(f"{piece.file} is damaged. Delete it and run: codecmill shards")
                 yield content
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

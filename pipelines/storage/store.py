@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.durable_files import room_for
+from pipelines.durable_files import room_for, sync_file
 from pipelines.errors import CodecmillError, InputError
 from pipelines.file_digests import difference
 from pipelines.storage import objects
@@ -146,11 +146,7 @@ class Store:
         try:
             with room_for(target.parent, target.name, size):
                 patiently(self.address(key), "fetched", attempt, seconds)
-                descriptor = os.open(temporary, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync_file(temporary)
                 temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
