@@ -55,6 +55,7 @@ class Cluster:
             CodecmillError: the cluster cannot be opened, or a server runs on it.
         """
         self._check_the_way()
+        self._forget_dead_server()
         quoted = password.replace("'", "''")
         self._tell([f"ALTER ROLE {USER} PASSWORD '{quoted}';"])
 
@@ -72,6 +73,24 @@ class Cluster:
         whom = ("--host=127.0.0.1", f"--port={port}", f"--username={USER}", f"--dbname={DATABASES[0]}")
         asked = [str(self.programs / "pg_isready"), "--quiet", "--timeout=2", *whom]
         return subprocess.run(asked, check=False, capture_output=True).returncode == 0
+
+    def _forget_dead_server(self) -> None:
+        """Remove the note of a server that no longer serves this folder.
+
+        PostgreSQL takes any process of its user with the noted number for its server: one that was killed and that
+        nobody has waited for yet, or, after a restart of a machine or container, another that has the number now. A
+        server works in its folder, whatever its number.
+        """
+        note = self.folder / "postmaster.pid"
+        if not note.is_file():
+            return
+        number = note.read_text(encoding="utf-8").partition("\n")[0].strip()
+        try:
+            is_served = Path(f"/proc/{number}/cwd").samefile(self.folder)
+        except OSError:  # gone, dead or another user's
+            is_served = False
+        if not is_served:
+            note.unlink()
 
     def _tell(self, statements: list[str]) -> None:
         """Carry out statements, one a line, in a cluster that nobody serves; no list of processes shows them."""
