@@ -1,5 +1,6 @@
 """Training for real: torchrun, gloo ranks, kills, and the same bits after every interruption."""
 
+import getpass
 import hashlib
 import os
 import re
@@ -135,8 +136,12 @@ def result(directory: RunDirectory) -> dict[str, str]:
     return files | {"journal": str(lines)}
 
 
-def test_two_ranks_train_to_the_last_step_and_leave_all_that_was_asked_for(tiny: dict[str, Any]):
+def test_two_ranks_train_to_the_last_step_and_leave_what_was_asked_for_and_nothing_else(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     directory = begin(make(tiny, training={"processes": 2}))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     last = train(directory)
     assert last.step == 12
     assert checkpoints.steps_on_disk(directory) == [5, 10, 12]
@@ -149,6 +154,8 @@ def test_two_ranks_train_to_the_last_step_and_leave_all_that_was_asked_for(tiny:
     assert last.manifest.best is not None
     output = (directory.logs / "attempt_01" / "output.log").read_text()
     assert "Starting at step 0" in output
+    left = {each.name for each in (tmp_path / "temporary").iterdir()}
+    assert left <= {f"torchinductor_{getpass.getuser()}"}, "torch's cache of compiled code serves the next runs"
     before = result(directory)
     assert train(directory).step == 12, "a finished training is done at once"
     assert result(directory) == before

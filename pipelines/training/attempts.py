@@ -91,6 +91,7 @@ def _command(trainer: Trainer, folder: Path) -> list[str]:
         *(sys.executable, "-m", "pipelines.training.agent"),
         *(_meeting_arguments(trainer, trainer.meeting) if trainer.meeting else ("--standalone",)),
         *(f"--nproc-per-node={training.processes}", f"--max-restarts={training.max_restarts}"),
+        f"--log-dir={os.devnull}",  # else each attempt leaves a folder of empty folders in /tmp
         *("-m", "pipelines.training.worker", str(trainer.directory.path.absolute()), str(folder.absolute())),
         *([str(trainer.until)] if trainer.until is not None else []),
     ]
