@@ -232,6 +232,17 @@ def children(process: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+def test_orders_begin_large_and_end_small_so_that_workers_end_together(config: RunConfig):
+    sizes: list[int] = []
+
+    def counted(orders: Sequence[EncodingOrder]) -> Iterator[int]:
+        sizes.extend(len(order.jobs) for order in orders)
+        yield from run_here(orders)
+
+    create_shards(varied(config, workers=2), run_parts=counted)
+    assert sizes == [3, 3, 2, 2, 2], "each a fourth of what is left of twelve, and two at least"
+
+
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: RunConfig, folder: Path, tmp_path: Path):
     for number in range(12, 24):
         picture(number, 300, 300).save(folder / f"{number}.png")

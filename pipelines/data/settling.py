@@ -21,8 +21,8 @@ from pipelines.progress import Progress, report
 RunParts = Callable[[Sequence[EncodingOrder]], Iterator[int]]
 """Calls `encode_sources` on every order, anywhere, in any order; yields an order's number of jobs when it is done."""
 
-LARGEST_ORDER = 64
-"""Sources that one order names at most."""
+SMALLEST_ORDER, LARGEST_ORDER = 2, 64
+"""Sources that one order names at least, the last one apart, and at most."""
 
 LISTED = 20
 """Broken images that an error lists."""
@@ -131,8 +131,10 @@ class Settling:
         return replace(part, spans=[]) if part else None
 
     def _orders(self, jobs: list[Job]) -> list[EncodingOrder]:
-        """Small enough to keep all workers busy to the end, large enough to be worth a task."""
-        size = min(LARGEST_ORDER, math.ceil(len(jobs) / (4 * self.data.workers)))
+        """Each a part of what is left: large ones first, and small ones last, so that all workers end together.
+
+        That is guided self-scheduling (Polychronopoulos and Kuck, 1987): whoever is quicker takes more orders.
+        """
         settings = PatchSettings(
             patch_size=self.data.patch_size,
             patches=self.data.patches,
@@ -142,16 +144,17 @@ class Settling:
             background=self.data.background,
             seed=self.seed,
         )
-        starts = range(0, len(jobs), size)
-        return [
-            EncodingOrder(
-                folder=self.parts,
-                settings=settings,
-                compression=self.data.compression,
-                jobs=tuple(jobs[i : i + size]),
+        orders: list[EncodingOrder] = []
+        start = 0
+        while start < len(jobs):
+            share = math.ceil((len(jobs) - start) / (2 * self.data.workers))
+            end = start + min(max(share, SMALLEST_ORDER), LARGEST_ORDER)
+            named = tuple(jobs[start:end])
+            orders.append(
+                EncodingOrder(folder=self.parts, settings=settings, compression=self.data.compression, jobs=named)
             )
-            for i in starts
-        ]
+            start = end
+        return orders
 
     def _check_broken(self) -> None:
         broken = [row for row in self.set_aside if row.status == "broken"]
