@@ -16,9 +16,11 @@ from test_training import PROJECT
 from flows.cli.choices import choices
 from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
 from flows.cli.demo import find_photographs
+from flows.cli.endings import Terminated
 from flows.cli.options import COMMANDS, parse
+from flows.cli.starting import stops_explained
 from pipelines.config import ModelConfig, RunConfig
-from pipelines.errors import InputError
+from pipelines.errors import InputError, Interrupted
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import Root
 from pipelines.weights import load_weights
@@ -390,3 +392,13 @@ def test_export_takes_the_best_checkpoint_and_says_so(tmp_path: Path):
     assert done.stdout == "Wrote step 7 of 'small', its best in validation, to out.pt\n", done.stderr
     weights = torch.load(tmp_path / "out.pt", weights_only=True)["encoder_state_dict"]["w"]
     assert torch.equal(weights, torch.full((3, 4), 1.0))
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
+def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: Path, stop: BaseException, code: int):
+    with (
+        pytest.raises(Interrupted, match="the same command goes on from there") as found,
+        stops_explained(Root(tmp_path).run("none")),
+    ):
+        raise stop
+    assert found.value.exit_code == code

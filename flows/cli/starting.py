@@ -95,15 +95,20 @@ def _raise_what_went_unreported(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+_REPEAT = "Stopped. What is done is kept, and the same command goes on from there."
+
+
+def _exit_code(stop: BaseException) -> int:
+    return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+
+
 @contextmanager
 def going_on_by_repeating() -> Iterator[None]:
     """Say of Ctrl-C and SIGTERM that the same command goes on from there."""
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        code = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
-        text = "Stopped. What was trained is saved, and the same command goes on from there."
-        raise Interrupted(text, code) from None
+        raise Interrupted(_REPEAT, _exit_code(stop)) from None
 
 
 @contextmanager
@@ -112,10 +117,10 @@ def stops_explained(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        code = 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+        code = _exit_code(stop)
         found = status.run_status(run) if run.config_file.is_file() else None
         flag = listing.root_flag(run.root.path)
-        if found is None:
-            raise Interrupted("Stopped before anything was saved.", code) from None
+        if found is None:  # no run, but shards perhaps
+            raise Interrupted(_REPEAT, code) from None
         saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
         raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None
