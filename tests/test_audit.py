@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import make
+from processes import PROJECT, clean_environment
 from test_distributed import run_ranks
-from test_pipeline import clean_environment
-from test_training import PROJECT, begin, beginnings, train, train_and_kill
+from trainings import begin, beginnings, train, train_and_kill
 
 from pipelines.durable_files import read_json
 from pipelines.provenance.audit import audit

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import PROJECT
+from processes import PROJECT
 
 from infra.chaos import run as campaign
 from infra.chaos.results import Ending, Kill, faults_of, report_of, table

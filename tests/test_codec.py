@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import PROJECT
 from safetensors.torch import save_file
-from test_training import PROJECT
 
 from pipelines.codec import picture_codec
 from pipelines.codec.container import OVERHEAD, CodedPicture, parse

@@ -21,15 +21,15 @@ from uuid import uuid4
 
 import pytest
 from conftest import make, picture
-from test_pipeline import clean_environment
-from test_training import PROJECT, ranks_alive, steps_done, wait_for
+from processes import PROJECT, clean_environment, wait_for
+from trainings import directory_of, ranks_alive, steps_done
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import read_json
 from pipelines.evaluation.stage import evaluate_run
-from pipelines.run_directory import Root, RunDirectory
+from pipelines.run_directory import RunDirectory
 from pipelines.status import run_status
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -99,10 +99,6 @@ def written(config: RunConfig, tmp_path: Path) -> str:
     file = tmp_path / f"{config.name}.json"
     file.write_text(config.model_dump_json())
     return str(file)
-
-
-def directory_of(config: RunConfig) -> RunDirectory:
-    return Root(config.root).run(config.name)
 
 
 def finish(command: Command) -> None:

@@ -15,17 +15,16 @@ from typing import Any
 import httpx
 import pytest
 from conftest import make
-from test_training import ranks_alive, steps_done, wait_for
+from processes import PROJECT, wait_for
+from trainings import directory_of, ranks_alive, steps_done
 
 from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_prefect
-from pipelines.run_directory import Root, RunDirectory
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
-PROJECT = Path(__file__).parent.parent
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
@@ -144,10 +143,6 @@ def running_services(home: Path) -> Iterator[Services]:
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     with running_services(tmp_path_factory.mktemp("prefect")) as services:
         yield services
-
-
-def directory_of(config: RunConfig) -> RunDirectory:
-    return Root(config.root).run(config.name)
 
 
 def flow_process(flow_run: str) -> int:

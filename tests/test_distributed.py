@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make
 from safetensors.torch import load_file
-from test_training import begin, train
+from trainings import begin, train
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.model.build import build_model

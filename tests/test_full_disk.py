@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_training import PROJECT, begin, result, train
+from processes import PROJECT
+from trainings import begin, result, train
 
 # Runs where a small disk is mounted: trains to a step, fills the disk but for some bytes, expects the error, makes
 # room, and goes on. For shards the disk is full before there is anything.
@@ -17,7 +18,7 @@ BODY = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from test_training import begin, result, steps_done, train
+from trainings import begin, result, steps_done, train
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+from processes import PROJECT, wait_for
+from trainings import begin, ranks_alive, result, steps_done, train
 
 from pipelines.errors import RankFailure
 from pipelines.run_directory import RunDirectory

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_training import PROJECT, TRAIN, begin, result, steps_done, train, wait_for
+from processes import PROJECT, wait_for
+from trainings import TRAIN, begin, result, steps_done, train
 
 from pipelines.durable_files import write_json
 from pipelines.evaluation.stage import _training_seconds

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import make
+from processes import PROJECT, clean_environment, wait_for
 from test_dead_runs import Command, start, written  # noqa: F401  # start is a fixture
-from test_deployment import PREFECT, PROJECT, answers, ask, directory_of, flow_process, long, running_services
-from test_pipeline import clean_environment
-from test_training import ranks_alive, steps_done, wait_for
+from test_deployment import PREFECT, answers, ask, flow_process, long, running_services
+from trainings import directory_of, ranks_alive, steps_done
 
 from flows.cli.services import free_port
 from pipelines.durable_files import read_json

@@ -16,31 +16,16 @@ from typing import Any
 import pytest
 import yaml
 from conftest import make, picture
-from test_training import (
-    begin,
-    beginnings,
-    ranks_alive,
-    result,
-    steps_done,
-    train,
-    train_and_kill,
-    wait_for,
-)
+from processes import PROJECT, clean_environment, wait_for
+from trainings import begin, beginnings, directory_of, ranks_alive, result, steps_done, train, train_and_kill
 
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json
-from pipelines.run_directory import Root, RunDirectory
+from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected
 from pipelines.training.attempts import GRACE_SECONDS
 from pipelines.training.journal import read
-
-PROJECT = Path(__file__).parent.parent
-
-
-def clean_environment() -> dict[str, str]:
-    servers = ("PREFECT", "MLFLOW")
-    return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
 
 
 def with_config(config: RunConfig, tmp_path: Path, *words: str) -> list[str]:
@@ -89,10 +74,6 @@ def under_way(config: RunConfig, tmp_path: Path, *words: str) -> "Iterator[subpr
             yield process
         finally:
             process.kill()
-
-
-def directory_of(config: RunConfig) -> RunDirectory:
-    return Root(config.root).run(config.name)
 
 
 def the_sentence(said: str) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment
-from test_training import PROJECT
+from processes import PROJECT, clean_environment
 
 # Mounts a folder onto itself, only to be read, proves it, and runs the rest of its arguments.
 READ_ONLY = """

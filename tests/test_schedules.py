@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
+from processes import wait_for
 from safetensors.torch import load_file
-from test_training import begin, ranks_alive, result, start, steps_done, train, wait_for
+from trainings import begin, ranks_alive, result, start, steps_done, train
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.model.build import build_model

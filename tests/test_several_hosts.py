@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
+from processes import PROJECT, wait_for
 from pydantic import ValidationError
-from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+from trainings import begin, ranks_alive, result, steps_done, train
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig

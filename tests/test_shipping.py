@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment, directory_of
-from test_tracking import end, free_port, points, serve
-from test_training import PROJECT, begin, ranks_alive, result, start, steps_done, wait_for
+from processes import PROJECT, clean_environment, wait_for
+from test_tracking import end, points, serve
+from trainings import begin, directory_of, ranks_alive, result, start, steps_done
 
+from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.durable_files import read_json
 from pipelines.run_directory import Root, RunDirectory

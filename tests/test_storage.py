@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from conftest import make, picture
 from object_store import AWS, Fault, Kind, Proxy, in_a_process, the_store
+from processes import PROJECT, clean_environment, wait_for
 from test_checkpoints import save
-from test_pipeline import clean_environment, directory_of, under_way
-from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+from test_pipeline import under_way
+from trainings import begin, directory_of, ranks_alive, result, steps_done, train
 
 from flows.__main__ import main
 from pipelines import checkpoints, storage

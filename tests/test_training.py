@@ -1,12 +1,8 @@
 """Training for real: torchrun, gloo ranks, kills, and the same bits after every interruption."""
 
 import getpass
-import hashlib
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,123 +13,20 @@ import pytest
 import torch
 from conftest import make
 from PIL import Image
+from processes import wait_for
+from trainings import agent_of, begin, beginnings, ranks_alive, result, start, steps_done, train, train_and_kill
 
-from pipelines import checkpoint_format, checkpoints
-from pipelines.config import RunConfig
+from pipelines import checkpoints
 from pipelines.data.images import Normalization
 from pipelines.data.loading import training_batches
 from pipelines.data.shard_set import ShardSet
-from pipelines.data.shards import create_shards
-from pipelines.durable_files import read_json, write_json
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, Interrupted, RankFailure
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
 from pipelines.run_directory import RunDirectory
-from pipelines.runs import start_or_continue
 from pipelines.training import launch
 from pipelines.training.journal import read
-
-PROJECT = Path(__file__).parent.parent
-
-
-def begin(config: RunConfig) -> RunDirectory:
-    """A run with its shard set, ready to train."""
-    directory = start_or_continue(config)
-    shard_set = create_shards(directory.read_config())
-    write_json(directory.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
-    return directory
-
-
-def train(directory: RunDirectory) -> checkpoints.Checkpoint:
-    with directory.locked(wait=5) as lock:
-        return launch.train(directory, lock, on_line=print)
-
-
-TRAIN = """
-import sys
-from pathlib import Path
-from pipelines.run_directory import RunDirectory
-from pipelines.training import launch
-directory = RunDirectory(Path(sys.argv[1]))
-with directory.locked(wait=30) as lock:
-    launch.train(directory, lock, on_line=lambda line: print(line, flush=True))
-"""
-
-
-def start(directory: RunDirectory) -> subprocess.Popen[bytes]:
-    """`train` in a process of its own, which can be killed."""
-    return subprocess.Popen([sys.executable, "-c", TRAIN, str(directory.path)], cwd=PROJECT, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.01)
-
-
-def steps_done(directory: RunDirectory) -> int:
-    return max((line["step"] for line in read(directory.journal)), default=0)
-
-
-def ranks_alive(directory: RunDirectory) -> list[int]:
-    """The processes that have this run's directory on their command line."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                words = (process / "cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"pipelines.training.worker" in words and os.fsencode(directory.path.absolute()) in words:
-                found.append(int(process.name))
-    return sorted(found)
-
-
-def agent_of(directory: RunDirectory) -> int:
-    """The process of torchrun itself, which has the ranks' command line in its own."""
-    (agent,) = [
-        process
-        for process in ranks_alive(directory)
-        if b"pipelines.training.agent" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    ]
-    return agent
-
-
-def beginnings(directory: RunDirectory) -> list[int]:
-    """The steps from which ranks have gone on, one for each time that they began, oldest first; 0 is the start."""
-    logs = [file.read_text() for file in sorted(directory.logs.glob("attempt_*/output.log"))]
-    return [int(step) for log in logs for step in re.findall(r"(?:Resuming|Starting) at step (\d+)", log)]
-
-
-def train_and_kill(directory: RunDirectory, at: int, seconds: float = 60) -> int:
-    """Train in a process of its own, killed when a step is done, one more at least than there were.
-
-    Returns the last step that was done.
-    """
-    at, begun = max(at, steps_done(directory) + 1), len(beginnings(directory))
-    process = start(directory)
-    wait_for(lambda: steps_done(directory) >= at and len(beginnings(directory)) > begun, seconds)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not ranks_alive(directory), 30)
-    return steps_done(directory)
-
-
-def result(directory: RunDirectory) -> dict[str, str]:
-    """The digests of everything that training computes, timings apart."""
-    last = checkpoints.latest(directory)
-    assert last is not None
-    files = {
-        name: hashlib.sha256((last.path / name).read_bytes()).hexdigest()
-        for name in (checkpoint_format.WEIGHTS, checkpoint_format.STATE_TENSORS, checkpoint_format.STATE_SCALARS)
-    }
-    timings = {"time", "train/images_per_second", "train/data_wait_fraction"}
-    lines = [
-        {k: v for k, v in line.items() if k not in timings and not k.startswith("system/")}
-        for line in read(directory.journal)
-    ]
-    return files | {"journal": str(lines)}
 
 
 def test_two_ranks_train_to_the_last_step_and_leave_what_was_asked_for_and_nothing_else(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import make
 from pydantic import ValidationError
-from test_training import begin, beginnings, result, train, train_and_kill
 from torch import Tensor
+from trainings import begin, beginnings, result, train, train_and_kill
 
 from pipelines.data.images import HALF
 from pipelines.model.autoencoder import Autoencoder
