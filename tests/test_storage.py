@@ -33,8 +33,7 @@ from pipelines.provenance.verifying import verify
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.status import run_status
-from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, objects, patience
-from pipelines.storage import store as transfers
+from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, objects, patience, s3
 from pipelines.storage.bringing import bring, catch_up
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.sending import Sending
@@ -238,16 +237,16 @@ def test_a_checkpoint_that_the_training_deletes_meanwhile_is_sent_to_its_end(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "USUAL_SECONDS", 0.2)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(transfers, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(transfers, "SLOWEST", 2**30)
+    monkeypatch.setattr(s3, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(s3, "SLOWEST", 2**30)
 
 
 @contextmanager
 def fresh_connection() -> Iterator[None]:
     """Read the environment's keys anew."""
-    transfers._connection.cache_clear()
+    s3._connection.cache_clear()
     yield
-    transfers._connection.cache_clear()
+    s3._connection.cache_clear()
 
 
 FETCH = "x/object could not be fetched, "
