@@ -23,6 +23,7 @@ def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_a_whole_run_works_from_images_that_may_only_be_read(tiny: dict[str, Any], tmp_path: Path, photos: Path):
     sources = tmp_path / "sources"
     shutil.copytree(photos, sources / "below")

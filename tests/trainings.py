@@ -1,6 +1,7 @@
 """What tests do with trainings: begin them, kill them, and say what they end with."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -115,3 +116,23 @@ def result(directory: RunDirectory) -> dict[str, str]:
         for line in read(directory.journal)
     ]
     return files | {"journal": str(lines)}
+
+
+class Undisturbed:
+    """What trainings end with that nothing disturbs, for those to be compared with that something has disturbed.
+
+    Each is trained once for all tests, in a root of its own; what its name and its root are changes nothing.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._known: dict[str, dict[str, str]] = {}
+
+    def __call__(self, config: RunConfig) -> dict[str, str]:
+        key = json.dumps(config.model_dump(mode="json", exclude={"name", "root"}), sort_keys=True)
+        if key not in self._known:
+            name = f"undisturbed-{len(self._known)}"
+            directory = begin(config.model_copy(update={"name": name, "root": self._root}))
+            train(directory)
+            self._known[key] = result(directory)
+        return self._known[key]
