@@ -18,7 +18,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 test-full: .venv/ready
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m full --durations=30
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

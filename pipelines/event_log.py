@@ -7,12 +7,11 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
-from pipelines.progress import Progress, listen
+from pipelines.progress import Progress, Spacing, listen
 from pipelines.run_directory import RunDirectory
 
 LOGGER = "codecmill"
@@ -33,8 +32,8 @@ class EventLog(logging.Handler):
         super().__init__(logging.INFO)
         self._run = run.path.name
         self._rank = rank
-        self._last: dict[str, tuple[float, str]] = {}
-        self._spacing = threading.Lock()
+        self._spacing = Spacing(SECONDS, with_messages=True)
+        self._hearing = threading.Lock()
         run.events.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(run.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
@@ -69,13 +68,10 @@ class EventLog(logging.Handler):
 
     def hear(self, progress: Progress) -> None:
         """Take in a report; of many that only count, one now and then."""
-        done = 0 < progress.total <= progress.done
-        with self._spacing:
-            seen, message = self._last.get(progress.stage, (-SECONDS, ""))
-            now = time.monotonic()
-            if not done and progress.message in ("", message) and now - seen < SECONDS:
+        with self._hearing:
+            if not self._spacing.is_due(progress):
                 return
-            self._last[progress.stage] = now, progress.message
+            self._spacing.note(progress)
         text = f"{progress.done} of {progress.total} {progress.unit}" + f"  {progress.message}".rstrip()
         step = progress.done if progress.unit == "steps" else None
         self.write(text, stage=progress.stage, step=step, values=progress.values)

@@ -1,10 +1,9 @@
 """Progress as plain lines, for a pipe, a file or Prefect's log: the first and last of each stage, some between."""
 
 import threading
-import time
 from collections.abc import Callable
 
-from pipelines.progress import Progress
+from pipelines.progress import Progress, Spacing
 from pipelines.stage_view import StageView, clock
 
 PLAIN_SECONDS = 5.0
@@ -16,9 +15,8 @@ class PlainLines:
 
     def __init__(self, write: Callable[[str], None], seconds: float = PLAIN_SECONDS):
         self._write = write
-        self._seconds = seconds
         self._stages: dict[str, StageView] = {}
-        self._told: dict[str, tuple[float, Progress, bool]] = {}
+        self._spacing = Spacing(seconds)
         self._lock = threading.Lock()
 
     def __call__(self, report: Progress) -> None:
@@ -28,20 +26,18 @@ class PlainLines:
                 view = self._stages[report.stage] = StageView.begun(report)
             else:
                 view.hear(report)
-            told = self._told.get(report.stage)
-            is_due = told is None or told[1].unit != report.unit or time.monotonic() - told[0] >= self._seconds
-            if is_due or (view.is_done and told is not None and not told[2]):
+            if self._spacing.is_due(report):
                 self._tell(view)
 
     def close(self) -> None:
         """Write the last report of every stage, where it was held back."""
         with self._lock:
             for stage, view in self._stages.items():
-                if self._told[stage][1] != view.latest:
+                if self._spacing.last_told(stage) != view.latest:
                     self._tell(view)
 
     def _tell(self, view: StageView) -> None:
-        self._told[view.latest.stage] = (time.monotonic(), view.latest, view.is_done)
+        self._spacing.note(view.latest)
         self._write(plain_line(view))
 
 

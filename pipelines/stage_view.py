@@ -47,7 +47,7 @@ class StageView:
         self._see_end(progress, now)
 
     def _see_end(self, progress: Progress, now: float) -> None:
-        self.ended = now if progress.total > 0 and progress.done >= progress.total else None
+        self.ended = now if progress.is_done else None
 
     @property
     def is_done(self) -> bool:

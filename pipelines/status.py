@@ -1,18 +1,14 @@
 """What of a run is done and what is missing, read from its files only; what is damaged is said, never raised."""
 
-import fcntl
-import os
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.config import RunConfig
-from pipelines.durable_files import read_json
-from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.tolerant_reading import first_object, is_file, last_figures, modified, number, size_of, text
+from pipelines.run_files import RunFiles
+from pipelines.tolerant_reading import is_file, number, size_of, text
 
 State = Literal["done", "running", "interrupted", "missing", "damaged"]
 
@@ -74,42 +70,11 @@ def all_runs(root: Root) -> list[RunStatus]:
 
 def run_status(run: RunDirectory) -> RunStatus:
     """What the files of one run tell."""
-    return _Reader(run).status()
+    return _Judge(run).status()
 
 
-def lock_owner(run: RunDirectory) -> int | None:
-    """The process that holds a run's lock right now (0 when it does not say which), or None."""
-    try:
-        descriptor = os.open(run.lock_file, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        # Shared and without waiting: whoever wants the lock in this very instant tries again for some time.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition(" ")[0].strip()
-        return int(text) if text.isascii() and text.isdecimal() else 0
-    else:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-class _Reader:
-    """Reads a run's files, collecting what is damaged instead of raising it."""
-
-    def __init__(self, run: RunDirectory):
-        self.run = run
-        self.problems: list[str] = []
-        self.owner = lock_owner(run)
-        self.config = self._config()
-        self.shard_set = self._json(run.shard_set_file)
-        self.checkpoint, self.step, manifest = self._latest_checkpoint()
-        self.evaluated_step, self.weights_sha256 = self._evaluated(manifest)
-        self.journal = last_figures(run.journal)
-        self.evaluation = self._json(run.evaluation(self.evaluated_step) / "evaluation.json") if self.checkpoint else {}
-        self.promotion = self._json(run.promotion_file)
-        self.mlflow = self._json(run.mlflow_file)
+class _Judge(RunFiles):
+    """Says of each stage what the run's files tell of it."""
 
     def status(self) -> RunStatus:
         stages = (self._shards(), self._training(), self._evaluation(), self._registration())
@@ -134,61 +99,11 @@ class _Reader:
             registered_version=text(self.promotion, "version"),
             alias=text(self.promotion, "alias"),
             report=report.absolute() if report.is_file() else None,
-            started=self._started(),
+            started=self.started(),
             size=size_of(self.run.path),
             problems=tuple(self.problems),
             next_command=self._next(state),
         )
-
-    def _config(self) -> RunConfig | None:
-        try:
-            return self.run.read_config()
-        except CodecmillError as error:
-            self.problems.append(str(error))
-            return None
-
-    def _json(self, path: Path) -> dict[str, Any]:
-        """The object in a file; empty when there is no file, or none that can be read."""
-        if not path.exists():
-            return {}
-        try:
-            content = read_json(path)
-        except CodecmillError as error:
-            self.problems.append(str(error))
-            return {}
-        if isinstance(content, dict):
-            return content
-        self.problems.append(f"{path} holds no object.")
-        return {}
-
-    def _latest_checkpoint(self) -> tuple[Path | None, int, dict[str, Any]]:
-        """The newest checkpoint whose files have the sizes that its manifest names, its step and its manifest."""
-        for folder in sorted(self.run.checkpoints.glob("step_*"), reverse=True):
-            before = len(self.problems)
-            manifest = self._json(folder / "checkpoint.json")
-            step = manifest.get("step")
-            if isinstance(step, int) and folder.name == f"step_{step:08d}" and self._sizes_match(folder, manifest):
-                return folder.absolute(), step, manifest
-            if len(self.problems) == before:
-                self.problems.append(f"{folder} is no complete checkpoint; the one before it is used.")
-        return None, 0, {}
-
-    def _evaluated(self, newest: dict[str, Any]) -> tuple[int, str | None]:
-        """The step whose checkpoint stands for the run, that of the best validation, and its weights' sha256."""
-        best = newest.get("best")
-        step = best.get("step") if isinstance(best, dict) else None
-        if isinstance(step, int | float) and 0 <= step < 1e12 and step != self.step:  # damage may say infinity
-            manifest = self._json(self.run.checkpoints / f"step_{int(step):08d}" / "checkpoint.json")
-            if self._sizes_match(self.run.checkpoints / f"step_{int(step):08d}", manifest) and manifest:
-                return int(step), _weights_sha256(manifest)
-        return self.step, _weights_sha256(newest)
-
-    def _sizes_match(self, folder: Path, manifest: dict[str, Any]) -> bool:
-        files = manifest.get("files", {})
-        try:
-            return all((folder / name).stat().st_size == record["bytes"] for name, record in files.items())
-        except (OSError, ValueError, AttributeError, TypeError, KeyError):  # ValueError: no file has such a name
-            return False
 
     def _shards(self) -> StageStatus:
         path, fingerprint = text(self.shard_set, "path"), text(self.shard_set, "fingerprint")
@@ -261,14 +176,6 @@ class _Reader:
         training = number(self.journal, "train/psnr")
         return training, "training" if training is not None else None
 
-    def _started(self) -> datetime:
-        """The first step's time or the config's, whichever is earlier: a resume may have written the config anew."""
-        times = [modified(self.run.config_file)]
-        first = first_object(self.run.journal)
-        if (time := number(first, "time")) is not None and 0 < time < times[0]:
-            times.append(time)
-        return datetime.fromtimestamp(min(times), UTC)
-
     def _next(self, state: State) -> str:
         name = self.run.path.name
         if state == "done":
@@ -276,9 +183,3 @@ class _Reader:
         if state == "running":
             return f"codecmill status {name}"
         return f"codecmill resume {name}" if self.config else "codecmill run --name ANOTHER"
-
-
-def _weights_sha256(manifest: dict[str, Any]) -> str | None:
-    files = manifest.get("files")
-    weights = files.get("model.safetensors") if isinstance(files, dict) else None
-    return text(weights, "sha256") if isinstance(weights, dict) else None

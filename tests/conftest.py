@@ -1,6 +1,9 @@
 """What most tests need: a few generated pictures, and a config small enough to train in seconds."""
 
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,9 @@ import numpy as np
 import pytest
 from object_store import AWS, BUCKET, Proxy, proxy_to, s3_server
 from PIL import Image
+from trainings import Undisturbed
 
+from flows.cli.prefect_server import EmbeddedServer
 from pipelines import storage, tracking
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
@@ -47,12 +52,42 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root.mlflow_database
 
 
+@pytest.fixture(scope="session")
+def empty_prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with Prefect's tables and nothing in it: making one takes 3 seconds of a server's first start."""
+    root = Root(tmp_path_factory.mktemp("prefect"))
+    server = EmbeddedServer(root)
+    try:
+        server.wait_ready()
+    finally:
+        server.close()
+    return root.prefect_home / "prefect.db"
+
+
+@pytest.fixture
+def used_root(tiny: dict[str, Any], empty_database: Path, empty_prefect_database: Path) -> Root:
+    """The root of `tiny` with the databases that a first command has made, for tests of something else."""
+    root = Root(Path(tiny["root"]))
+    root.prefect_home.mkdir(parents=True)
+    shutil.copy(empty_database, root.mlflow_database)
+    with (
+        closing(sqlite3.connect(empty_prefect_database)) as made,
+        closing(sqlite3.connect(root.prefect_home / "prefect.db")) as copy,
+    ):
+        made.backup(copy)
+    return root
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, photos: Path) -> dict[str, Any]:
+    return tiny_config(tmp_path / "root", photos)
+
+
+def tiny_config(root: Path, photos: Path) -> dict[str, Any]:
     """A config as nested dictionaries, to be varied: twelve steps of a small model on the generated pictures."""
     return {
         "name": "tiny",
-        "root": str(tmp_path / "root"),
+        "root": str(root),
         "data": {"images": str(photos), "patch_size": 32, "workers": 1, "validation_fraction": 0.2},
         "model": {"channels": 8, "latent_channels": 4, "downsamplings": 2},
         "training": {
@@ -69,6 +104,11 @@ def tiny(tmp_path: Path, photos: Path) -> dict[str, Any]:
             "replica_check_interval": 3,
         },
     }
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture(scope="session")

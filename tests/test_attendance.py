@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from test_training import PROJECT
+from processes import PROJECT
 
 from pipelines.attendance import Entry, anyone_dead, claimed, present, sign_in, sign_out
 from pipelines.run_directory import Root

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import make
+from processes import PROJECT, clean_environment
 from test_distributed import run_ranks
-from test_pipeline import clean_environment
-from test_training import PROJECT, begin, beginnings, train, train_and_kill
+from trainings import begin, beginnings, train, train_and_kill
 
 from pipelines.durable_files import read_json
 from pipelines.provenance.audit import audit
@@ -30,12 +30,11 @@ def trained(tiny: dict[str, Any]) -> RunDirectory:
     return directory
 
 
-@pytest.mark.parametrize("then", [3, pytest.param(1, marks=pytest.mark.full)])
-def test_a_run_that_was_killed_and_changed_its_ranks_passes(tiny: dict[str, Any], then: int):
+def test_a_run_that_was_killed_and_changed_its_ranks_passes(tiny: dict[str, Any]):
     training = {"steps": 90, "checkpoint_interval": 7, "processes": 2}
     directory = begin(make(tiny, training=training))
     assert train_and_kill(directory, 40) < 90
-    start_or_continue(make(tiny, training=training | {"processes": then}))
+    start_or_continue(make(tiny, training=training | {"processes": 3}))
     train(directory)
     first, second = beginnings(directory)
     assert (first, second % 7) == (0, 0)

@@ -19,14 +19,13 @@ import numpy as np
 import pytest
 from conftest import make, picture
 from PIL import Image
-from test_pipeline import clean_environment
+from processes import PROJECT, clean_environment
 
 from pipelines.data.images import ImageError, open_image
 from pipelines.data.picture_limits import MAX_PIXELS
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 
-PROJECT = Path(__file__).parent.parent
 BOMB_SIDE = 12_000
 """A bomb of 144 million pixels: 432 MB in RGB, some kB on disk."""
 

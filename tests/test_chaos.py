@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import PROJECT
+from processes import PROJECT
 
 from infra.chaos import run as campaign
 from infra.chaos.results import Ending, Kill, faults_of, report_of, table
@@ -199,7 +199,7 @@ def test_runs_that_are_killed_anywhere_end_identical_to_one_that_is_left_alone(t
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_at_a_crash_point_ends_identical(tmp_path: Path):
     folder = tmp_path / "points"
-    command = [sys.executable, "-m", "infra.chaos.points", "--points", "3", "--seed", "2", "--root", str(folder)]
+    command = [sys.executable, "-m", "infra.chaos.points", "--points", "2", "--seed", "2", "--root", str(folder)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads((folder / "points.json").read_text())

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_command_line import codecmill
-from test_training import begin, train
+from processes import codecmill
+from trainings import begin, train
 
 from pipelines import checkpoints, tracking
 from pipelines.cleaning import find_removable, remove

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 from conftest import make, picture
-from test_pipeline import clean_environment
+from processes import PROJECT, clean_environment, wait_for
 from test_several_hosts import NAMESPACES
-from test_training import PROJECT, wait_for
 
 from pipelines.config import RunConfig
 from pipelines.data.shards import create_shards

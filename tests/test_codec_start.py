@@ -9,8 +9,8 @@ import torch
 from conftest import make
 from safetensors.torch import load_file
 from test_distributed import run_ranks
-from test_training import begin
 from torch import Tensor
+from trainings import begin
 
 from pipelines.config import ModelConfig
 from pipelines.data.block_statistics import MOST_PATCHES, block_transform

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from conftest import make
+from processes import PROJECT, clean_environment
 from test_codec import picture
-from test_pipeline import clean_environment, command
-from test_training import PROJECT
+from test_pipeline import command
+from trainings import begin, train
 
 import pipelines.codec
 from pipelines.data.images import open_image
@@ -140,8 +141,6 @@ def test_what_cannot_be_coded_is_named(trained: RunDirectory, tmp_path: Path, wo
 
 
 def test_a_model_without_an_entropy_model_says_how_to_get_one(tiny: dict[str, Any], tmp_path: Path):
-    from test_training import begin, train
-
     directory = begin(make(tiny, name="plain"))
     train(directory)
     picture(20, 20).save(tmp_path / "a.png")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import PROJECT, codecmill
 from test_checkpoints import save
-from test_training import PROJECT
 
 from flows.cli.choices import choices
 from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
@@ -26,18 +26,6 @@ from pipelines.run_directory import Root
 from pipelines.weights import load_weights
 
 PICTURE = Path(__file__).parents[1] / "infra" / "report.jpg"
-
-
-def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    sources = str(Path(__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-m", "flows", *typed],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": sources, "COLUMNS": "80", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def refused(*typed: str, cwd: Path, **environment: str) -> str:

@@ -21,18 +21,19 @@ from uuid import uuid4
 
 import pytest
 from conftest import make, picture
-from test_pipeline import clean_environment
-from test_training import PROJECT, ranks_alive, steps_done, wait_for
+from processes import PROJECT, clean_environment, wait_for
+from trainings import begin, directory_of, ranks_alive, steps_done, train
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.shard_set import ShardSet
+from pipelines.data.shards import create_shards
 from pipelines.durable_files import read_json
 from pipelines.evaluation.stage import evaluate_run
-from pipelines.run_directory import Root, RunDirectory
+from pipelines.run_directory import RunDirectory
 from pipelines.status import run_status
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600), pytest.mark.usefixtures("used_root")]
 
 MARK = "CODECMILL_TEST_MARK"
 PATIENCE_SECONDS = 120.0
@@ -101,10 +102,6 @@ def written(config: RunConfig, tmp_path: Path) -> str:
     return str(file)
 
 
-def directory_of(config: RunConfig) -> RunDirectory:
-    return Root(config.root).run(config.name)
-
-
 def finish(command: Command) -> None:
     assert command.process.wait(300) == 0, command.log.read_text()
 
@@ -147,7 +144,7 @@ def list_runs(root: Path) -> float:
 def test_killed_in_training_it_is_crashed_and_killed_by_the_next_command(
     tiny: dict[str, Any], tmp_path: Path, start: Callable[..., Command]
 ):
-    config = make(tiny, name="killed", training={"steps": 2500, "checkpoint_interval": 100})
+    config = make(tiny, name="killed", training={"steps": 1500, "checkpoint_interval": 100})
     run = directory_of(config)
     command = start("run", "--config", written(config, tmp_path))
     wait_for(lambda: steps_done(run) >= 150 and run.mlflow_file.is_file(), 120)
@@ -173,7 +170,7 @@ def test_killed_in_training_it_is_crashed_and_killed_by_the_next_command(
     assert names == ["Crashed", "Completed"]
     assert mlflow_statuses(config.root) == ["FINISHED"]
     assert not list((config.root / "at_work").glob("*.json"))
-    assert steps_done(run) == 2500
+    assert steps_done(run) == 1500
 
 
 def test_the_flow_killed_alone_takes_all_with_it_and_resume_puts_its_record_right(
@@ -214,8 +211,8 @@ def test_killed_in_the_evaluation_it_believes_nothing_half_written_and_ends_with
     tiny: dict[str, Any], tmp_path: Path, large: Path, start: Callable[..., Command]
 ):
     config = make(tiny, name="judged", data={"images": str(large), "test_fraction": 0.5})
-    run = directory_of(config)
-    finish(start("train", "--config", written(config, tmp_path)))
+    run = begin(config)
+    train(run)
     command = start("resume", "judged", "--root", str(config.root))
     begun = "evaluation/.tmp-step_*/pictures/*"
     wait_for(lambda: len(list(run.path.glob(begun))) >= 2, 120)
@@ -251,7 +248,7 @@ def test_killed_in_the_evaluation_it_believes_nothing_half_written_and_ends_with
 
 @dataclass
 class Cutting:
-    """`codecmill shards` of large pictures: the same in a root of its own, left alone, and in one to be disturbed."""
+    """`codecmill shards` of large pictures, to be disturbed, and the same in a root of its own, left alone."""
 
     config: RunConfig
     undisturbed: RunConfig
@@ -265,9 +262,9 @@ class Cutting:
         assert len(pool) == 2
         return command, pool
 
-    def check(self, start: Callable[..., Command]) -> None:
+    def check(self) -> None:
         """The disturbed set is the undisturbed one, byte for byte."""
-        finish(start("shards", "--config", written(self.undisturbed, self.tmp_path)))
+        create_shards(self.undisturbed)
         sets = [
             {file.name: file.read_bytes() for end in ("tar", "index") for file in root.glob(f"shards/*/*.{end}")}
             for root in (self.config.root, self.undisturbed.root)
@@ -303,7 +300,7 @@ def test_the_command_killed_while_it_writes_shards_goes_on_and_ends_with_the_sam
     wait_for(lambda: not running(root), PATIENCE_SECONDS)
     finish(start("shards", "--config", written(cutting.config, cutting.tmp_path)))
     assert [state for _, state in prefect_states(root)] == ["Crashed", "Completed"]
-    cutting.check(start)
+    cutting.check()
 
 
 def test_a_pool_process_killed_while_it_encodes_is_replaced_and_the_bytes_are_the_same(
@@ -319,4 +316,4 @@ def test_a_pool_process_killed_while_it_encodes_is_replaced_and_the_bytes_are_th
     assert [state for _, state in prefect_states(root)] == ["Completed"]
     states = {state for _, state in prefect_states(root, "task_run")}
     assert states == {"Completed", "Crashed"}, "what was killed is told from what was done"
-    cutting.check(start)
+    cutting.check()

@@ -15,17 +15,16 @@ from typing import Any
 import httpx
 import pytest
 from conftest import make
-from test_training import ranks_alive, steps_done, wait_for
+from processes import PROJECT, wait_for
+from trainings import directory_of, ranks_alive, steps_done
 
 from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_prefect
-from pipelines.run_directory import Root, RunDirectory
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
-PROJECT = Path(__file__).parent.parent
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
@@ -105,6 +104,7 @@ def running_services(home: Path) -> Iterator[Services]:
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # it looks for work every ten seconds else
         "PYTHONPATH": str(PROJECT),
     }
     started: list[subprocess.Popen[bytes]] = []
@@ -144,10 +144,6 @@ def running_services(home: Path) -> Iterator[Services]:
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     with running_services(tmp_path_factory.mktemp("prefect")) as services:
         yield services
-
-
-def directory_of(config: RunConfig) -> RunDirectory:
-    return Root(config.root).run(config.name)
 
 
 def flow_process(flow_run: str) -> int:
@@ -215,7 +211,7 @@ def test_a_deployed_pipeline_completes(services: Services, tiny: dict[str, Any])
 
 
 def test_a_killed_flow_is_retried_and_goes_on_from_its_checkpoint(services: Services, tiny: dict[str, Any]):
-    config = make(tiny, name="killed", training={"steps": 2500, "processes": 2, "checkpoint_interval": 50})
+    config = make(tiny, name="killed", training={"steps": 800, "processes": 2, "checkpoint_interval": 50})
     flow_run = services.run("training/training", config)
     run = directory_of(config)
     wait_for(lambda: steps_done(run) >= 120, 180)
@@ -231,7 +227,7 @@ def test_a_killed_flow_is_retried_and_goes_on_from_its_checkpoint(services: Serv
     wait_for(lambda: output.is_file() and f"Resuming at step {saved.step}" in output.read_text(), 180)
     services.wait_for_state(flow_run, "Completed", "Failed", "Crashed")
     assert services.state(flow_run) == "Completed", services.logs(flow_run)
-    assert steps_done(run) == 2500
+    assert steps_done(run) == 800
 
 
 def test_cancelling_stops_the_ranks_within_30_seconds_with_their_state_saved(services: Services, tiny: dict[str, Any]):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import make
 from safetensors.torch import load_file
-from test_training import begin, train
+from trainings import begin, train
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.model.build import build_model
+from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import digest
 from pipelines.training.journal import read
 
@@ -118,21 +119,63 @@ QUANTISERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["vq", *(pytest.param(name, marks=pytest.mark.full) for name in [*QUANTISERS][1:])])
-def test_every_quantiser_trains_on_two_ranks_as_on_one(tiny: dict[str, Any], name: str):
-    """Plainly data-parallel; that both ranks hold the same bits is proved after each step, or the training fails."""
+# Trains runs one after the other on the same ranks: to start those takes longest.
+ONE_AFTER_THE_OTHER = """
+from contextlib import nullcontext
+from pathlib import Path
+from pipelines.data.shard_set import ShardSet
+from pipelines.run_directory import RunDirectory
+from pipelines.training.agreement import Stop
+from pipelines.training.journal import Journal
+from pipelines.training.preparation import prepare
+for folder in FOLDERS:
+    print(folder, file=sys.stderr, flush=True)
+    directory = RunDirectory(Path(folder))
+    shard_set = ShardSet.open(directory.shard_set())
+    state = prepare(directory, directory.read_config(), shard_set, ranks)
+    with Journal(directory.journal) if ranks.is_first else nullcontext() as journal:
+        state.run(lambda: Stop.NO, journal)
+"""
+
+
+def of_quantiser(tiny: dict[str, Any], name: str, processes: int) -> RunDirectory:
+    training = {"processes": processes, "steps": 6, "replica_check_interval": 1, "precision": "float64"}
+    return begin(make(tiny, name=f"{name.replace(' ', '-')}-on-{processes}", model=QUANTISERS[name], training=training))
+
+
+def check_learned_alike(one: RunDirectory, two: RunDirectory) -> None:
+    """Both learned, and the same; what is no parameter stayed as it was."""
     weights = []
-    for processes in (1, 2):
-        training = {"processes": processes, "steps": 6, "replica_check_interval": 1, "precision": "float64"}
-        config = make(tiny, name=f"on-{processes}", model=QUANTISERS[name], training=training)
-        directory = begin(config)
-        weights.append(load_file(train(directory).path / checkpoint_format.WEIGHTS))
+    for directory in (one, two):
         assert [line["step"] for line in read(directory.journal)] == list(range(1, 7))
+        weights.append(load_file(checkpoints.folder_of(directory, 6) / checkpoint_format.WEIGHTS))
+    config = one.read_config()
     start = build_model(config.model, config.seed).double().state_dict()
     stays = (".statistics", ".total") if config.model.codebook_decay is None else (".statistics",)
     for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=1e-9, atol=1e-9, msg=key)
-        assert torch.equal(value, start[key]) == key.endswith(stays), key
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-9, atol=1e-9, msg=f"{one.path.name}: {key}")
+        assert torch.equal(value, start[key]) == key.endswith(stays), f"{one.path.name}: {key}"
+
+
+def test_a_codebook_trains_on_two_ranks_as_on_one(tiny: dict[str, Any]):
+    """Plainly data-parallel; that both ranks hold the same bits is proved after each step, or the training fails."""
+    one, two = (of_quantiser(tiny, "vq", processes) for processes in (1, 2))
+    for directory in (one, two):
+        train(directory)
+    check_learned_alike(one, two)
+
+
+@pytest.mark.full
+def test_every_other_quantiser_trains_on_two_ranks_as_on_one(tiny: dict[str, Any], tmp_path: Path):
+    others = [name for name in QUANTISERS if name != "vq"]
+    trained = {}
+    for processes in (1, 2):
+        (folder := tmp_path / str(processes)).mkdir()
+        trained[processes] = [of_quantiser(tiny, name, processes) for name in others]
+        paths = [str(directory.path) for directory in trained[processes]]
+        run_ranks(folder, processes, ONE_AFTER_THE_OTHER.replace("FOLDERS", repr(paths)))
+    for one, two in zip(trained[1], trained[2], strict=True):
+        check_learned_alike(one, two)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from test_command_line import codecmill
-from test_tracking import free_port
+from processes import codecmill
 
+from flows.cli.services import free_port
 from pipelines.doctor import Finding, storage
 from pipelines.doctor.machine import examine_machine
 from pipelines.doctor.servers import examine_mlflow, examine_prefect

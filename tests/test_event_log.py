@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment
+from processes import PROJECT, clean_environment
 
 from pipelines.event_log import events
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root, RunDirectory
-
-PROJECT = Path(__file__).parents[1]
 
 
 def lines(run: RunDirectory) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_training import PROJECT, begin, result, train
+from processes import PROJECT
+from trainings import Undisturbed
 
 # Runs where a small disk is mounted: trains to a step, fills the disk but for some bytes, expects the error, makes
 # room, and goes on. For shards the disk is full before there is anything.
@@ -17,7 +18,7 @@ BODY = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from test_training import begin, result, steps_done, train
+from trainings import begin, result, steps_done, train
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError
@@ -101,6 +102,7 @@ def on_a_small_disk(
 def test_it_says_where_room_is_needed_and_goes_on_to_the_same_bits(
     tiny: dict[str, Any],
     tmp_path: Path,
+    undisturbed: Undisturbed,
     what: str,
     size: str,
     left: int,
@@ -108,8 +110,6 @@ def test_it_says_where_room_is_needed_and_goes_on_to_the_same_bits(
     training: dict[str, Any],
     message: str,
 ):
-    undisturbed = begin(make(tiny, name="small", root=str(tmp_path / "undisturbed"), training=training))
-    train(undisturbed)
     config = make(tiny, name="small", root=str(tmp_path / "full"), training=training)
     places = {"checkpoints": "runs/small/checkpoints", "run": "runs/small", "shards": "shards"}
     found = on_a_small_disk(tmp_path / "full" / places[what], size, left, config, what, first, tmp_path)
@@ -120,4 +120,4 @@ def test_it_says_where_room_is_needed_and_goes_on_to_the_same_bits(
     saved = {"checkpoints": found["steps"] - 2, "run": first, "shards": None}
     assert found["saved"] == saved[what]
     assert found["saved"] is None or first <= found["saved"] < found["steps"] < training["steps"]
-    assert found["result"] == result(undisturbed)
+    assert found["result"] == undisturbed(config)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+from processes import PROJECT, wait_for
+from trainings import Undisturbed, begin, ranks_alive, result, steps_done
 
 from pipelines.errors import RankFailure
 from pipelines.run_directory import RunDirectory
@@ -34,18 +35,17 @@ class StopsOne:
     def __call__(self, line: str) -> None:
         self.lines.append(line)
         if "Starting at step" in line and self.process is None:
-            wait_for(lambda: steps_done(self._directory) >= 3)
+            wait_for(lambda: steps_done(self._directory) >= 12)
             self.process = ranks_alive(self._directory)[-1]
             os.kill(self.process, signal.SIGSTOP)
             self.at = time.monotonic()
 
 
 @pytest.mark.full
-def test_a_stopped_rank_is_named_and_the_ranks_are_started_again(tiny: dict[str, Any]):
-    training = {"processes": 2, "steps": 300, "checkpoint_interval": 2}
-    undisturbed = begin(make(tiny, name="undisturbed", training=training))
-    train(undisturbed)
-    directory = begin(make(tiny, name="hung", training=training | {"hang_timeout": 4, "max_restarts": 1}))
+def test_a_stopped_rank_is_named_and_the_ranks_are_started_again(tiny: dict[str, Any], undisturbed: Undisturbed):
+    training = {"processes": 2, "steps": 300}
+    patience = {"checkpoint_interval": 10, "hang_timeout": 4, "max_restarts": 1}
+    directory = begin(make(tiny, name="hung", training=training | patience))
     stops = StopsOne(directory)
     with directory.locked(wait=5) as lock:
         launch.train(directory, lock, on_line=stops)
@@ -53,7 +53,7 @@ def test_a_stopped_rank_is_named_and_the_ranks_are_started_again(tiny: dict[str,
     assert [int(match[1]) for match in found] == [stops.process]
     assert any("Resuming at step" in line for line in stops.lines)
     assert any('"<no Python frame>"' in line or "most recent call first" in line for line in stops.lines), "no stacks"
-    assert result(directory) == result(undisturbed)
+    assert result(directory) == undisturbed(make(tiny, training=training))
 
 
 BEATS = """

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from test_command_line import refused
-from test_training import begin, train
+from trainings import begin, train
 
 from flows.cli.config_file import as_yaml, effective_config
 from pipelines import checkpoints

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_training import PROJECT, TRAIN, begin, result, steps_done, train, wait_for
+from processes import PROJECT, wait_for
+from trainings import TRAIN, Undisturbed, begin, result, steps_done
 
 from pipelines.durable_files import write_json
 from pipelines.evaluation.stage import _training_seconds
@@ -48,12 +49,10 @@ def python(folder: Path, offset: int, code: str, *arguments: str, **environment:
 
 @pytest.mark.full
 def test_a_training_whose_clock_jumps_goes_on_to_the_same_bits_and_its_figures_stay_true(
-    tiny: dict[str, Any], tmp_path: Path
+    tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed
 ):
-    training = {"processes": 2, "steps": 300, "checkpoint_interval": 40, "hang_timeout": 20}
-    undisturbed = begin(make(tiny, name="undisturbed", training=training))
-    train(undisturbed)
-    directory = begin(make(tiny, name="jumping", training=training))
+    training = {"processes": 2, "steps": 300}
+    directory = begin(make(tiny, training=training | {"checkpoint_interval": 40, "hang_timeout": 20}))
     begun = time.monotonic()
     with python(tmp_path / "clock", 0, TRAIN, str(directory.path)) as process:
         for step, offset in JUMPS.items():
@@ -68,7 +67,7 @@ def test_a_training_whose_clock_jumps_goes_on_to_the_same_bits_and_its_figures_s
     assert all(0 <= line["train/data_wait_fraction"] <= 1 for line in lines)
     assert len(list(directory.logs.glob("attempt_*"))) == 1, "no rank was taken for one that hangs"
     assert 0 < _training_seconds(directory, 300) < took
-    assert result(directory) == result(undisturbed)
+    assert result(directory) == undisturbed(make(tiny, training=training))
 
 
 def test_the_first_failure_is_the_cause_though_the_clock_was_set_back_before_the_second(tmp_path: Path):

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from conftest import make
 from object_store import Proxy, in_a_process, the_store
-from test_training import begin, beginnings, ranks_alive, steps_done, wait_for
+from processes import wait_for
+from trainings import begin, beginnings, ranks_alive, steps_done
 
 from pipelines.errors import BusyError
 from pipelines.run_directory import Root, RunDirectory

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import make
 from test_distributed import run_ranks
-from test_training import begin, result, train
+from trainings import begin, result, train
 
 from pipelines import checkpoints
 from pipelines.data.order import SampleOrder

@@ -7,19 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make
+from conftest import make, tiny_config
+from processes import PROJECT, clean_environment, wait_for
 from test_dead_runs import Command, start, written  # noqa: F401  # start is a fixture
-from test_deployment import PREFECT, PROJECT, answers, ask, directory_of, flow_process, long, running_services
-from test_pipeline import clean_environment
-from test_training import ranks_alive, steps_done, wait_for
+from test_deployment import PREFECT, Services, answers, ask, flow_process, long, running_services
+from trainings import directory_of, ranks_alive, steps_done
 
 from flows.cli.services import free_port
 from pipelines.durable_files import read_json
+from pipelines.run_directory import RunDirectory
 from pipelines.status import run_status
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
@@ -32,11 +33,26 @@ def signs_of_life(api: str, flow_run: str) -> list[datetime]:
     return sorted(datetime.fromisoformat(each["occurred"].replace("Z", "+00:00")) for each in found)
 
 
-def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_within_3_minutes(
-    tiny: dict[str, Any], tmp_path: Path
-):
-    (tmp_path / "home").mkdir()
-    with running_services(tmp_path / "home") as services:
+@dataclass(frozen=True)
+class Orphan:
+    """A flow run that was killed together with its worker, at a time of the monotonic clock."""
+
+    services: Services
+    flow_run: str
+    run: RunDirectory
+    killed: float
+
+    def crashed(self) -> dict[str, Any] | None:
+        states = ask(self.services.api, "GET", f"flow_run_states/?flow_run_id={self.flow_run}")
+        return next((state for state in states if state["name"] == "Crashed"), None)
+
+
+@pytest.fixture(scope="module")
+def orphan(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[Orphan]:
+    """Killed once for the module: until it is taken for dead two minutes pass, which the tests in between can use."""
+    folder = tmp_path_factory.mktemp("orphan")
+    (folder / "home").mkdir()
+    with running_services(folder / "home") as services:
         created = subprocess.run(
             [*PREFECT, "automation", "create", "--from-file", "infra/automations.yaml"],
             cwd=PROJECT,
@@ -46,7 +62,7 @@ def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_wit
             timeout=60,
         )
         assert created.returncode == 0, created.stdout + created.stderr
-        config = long(tiny, "orphaned")
+        config = long(tiny_config(folder / "root", photos), "orphaned")
         flow_run = services.run("training/training", config)
         run = directory_of(config)
         wait_for(lambda: steps_done(run) >= 20, 180)
@@ -58,10 +74,12 @@ def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_wit
         os.kill(victim, signal.SIGKILL)
         killed = time.monotonic()
         services.worker.wait()
-        wait_for(lambda: not ranks_alive(run), 30)
-        assert services.state(flow_run) == "Running", "nobody is left to say otherwise"
-        services.wait_for_state(flow_run, "Crashed", seconds=180)
-        print(f"Crashed after {time.monotonic() - killed:.0f} s")
+        yield Orphan(services, flow_run, run, killed)
+
+
+def test_of_a_flow_killed_together_with_its_worker_nothing_is_left_but_a_wrong_record(orphan: Orphan):
+    wait_for(lambda: not ranks_alive(orphan.run), 30)
+    assert orphan.services.state(orphan.flow_run) == "Running", "nobody is left to say otherwise"
 
 
 @dataclass
@@ -201,3 +219,12 @@ def test_where_prefect_stays_away_the_command_says_what_is_done_and_resume_goes_
     )
     wait_for(lambda: server.states("flow_runs")["codecmill alone"] == "Crashed", 120)
     wait_for(lambda: not list((config.root / "at_work").glob("*.json")), 120)
+
+
+def test_a_flow_killed_together_with_its_worker_is_crashed_by_the_automation_within_3_minutes(orphan: Orphan):
+    left = 180 - (time.monotonic() - orphan.killed)
+    wait_for(lambda: orphan.crashed() is not None, max(left, 1))
+    found = orphan.crashed()
+    assert found is not None and "no sign of life" in found["message"]
+    killed = datetime.now(UTC) - timedelta(seconds=time.monotonic() - orphan.killed)
+    assert datetime.fromisoformat(found["timestamp"]) - killed < timedelta(minutes=3)

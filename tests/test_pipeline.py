@@ -16,31 +16,26 @@ from typing import Any
 import pytest
 import yaml
 from conftest import make, picture
-from test_training import (
+from processes import PROJECT, clean_environment, wait_for
+from trainings import (
+    Undisturbed,
     begin,
     beginnings,
+    directory_of,
     ranks_alive,
     result,
     steps_done,
     train,
     train_and_kill,
-    wait_for,
 )
 
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json
-from pipelines.run_directory import Root, RunDirectory
+from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected
 from pipelines.training.attempts import GRACE_SECONDS
 from pipelines.training.journal import read
-
-PROJECT = Path(__file__).parent.parent
-
-
-def clean_environment() -> dict[str, str]:
-    servers = ("PREFECT", "MLFLOW")
-    return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
 
 
 def with_config(config: RunConfig, tmp_path: Path, *words: str) -> list[str]:
@@ -89,10 +84,6 @@ def under_way(config: RunConfig, tmp_path: Path, *words: str) -> "Iterator[subpr
             yield process
         finally:
             process.kill()
-
-
-def directory_of(config: RunConfig) -> RunDirectory:
-    return Root(config.root).run(config.name)
 
 
 def the_sentence(said: str) -> str:
@@ -212,11 +203,12 @@ def _check_from_python(first: RunConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_a_signal_the_command_says_what_is_saved_and_resume_ends_the_run(
     tiny: dict[str, Any], tmp_path: Path, number: signal.Signals, code: int
 ):
-    config = make(tiny, name="stopped", training={"steps": 3000, "checkpoint_interval": 100_000, "processes": 2})
+    config = make(tiny, name="stopped", training={"steps": 400, "checkpoint_interval": 100_000, "processes": 2})
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
     process = subprocess.Popen(
@@ -240,16 +232,17 @@ def test_stopped_by_a_signal_the_command_says_what_is_saved_and_resume_ends_the_
     again = resumed(config)
     assert again.returncode == 0, again.stderr
     assert f"Resuming at step {saved.step}" in (run.logs / "attempt_02" / "output.log").read_text()
-    assert steps_done(run) == 3000
+    assert steps_done(run) == 400
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 @pytest.mark.parametrize("when", ["while it waits for ranks that do not end", "while they save"])
-def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(tiny: dict[str, Any], tmp_path: Path, when: str):
-    training = {"steps": 300, "checkpoint_interval": 20, "processes": 2}
-    undisturbed = begin(make(tiny, name="undisturbed", training=training))
-    train(undisturbed)
-    config = make(tiny, name="twice", training=training)
+def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(
+    tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed, when: str
+):
+    training = {"steps": 300, "processes": 2}
+    config = make(tiny, name="twice", training=training | {"checkpoint_interval": 20})
     run = directory_of(config)
     with under_way(config, tmp_path, "train") as process:
         wait_for(lambda: steps_done(run) >= 50, 120)
@@ -269,14 +262,14 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(tiny: dict[str, Any], tm
         assert "codecmill: Ended at once." in said
     wait_for(lambda: not ranks_alive(run), 30)
     assert [found.step for found in checkpoints.sound_checkpoints(run)] == checkpoints.steps_on_disk(run)[::-1]
-    again = command(config, tmp_path, "train")
-    assert again.returncode == 0, again.stderr
+    train(run)
     first, second = beginnings(run)
     assert (first, second >= 40) == (0, True)
-    assert result(run) == result(undisturbed)
+    assert result(run) == undisturbed(make(tiny, training=training))
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_a_run_that_is_under_way_is_not_begun_a_second_time(tiny: dict[str, Any], tmp_path: Path):
     config = make(tiny, name="both", training={"steps": 100_000, "checkpoint_interval": 1000})
     run = directory_of(config)
@@ -297,14 +290,12 @@ def test_a_run_that_is_under_way_is_not_begun_a_second_time(tiny: dict[str, Any]
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 @pytest.mark.parametrize("damage", ["a flipped byte", "no checkpoint.json"])
 def test_past_a_damaged_checkpoint_a_run_goes_on_from_the_one_before_to_the_same_bits(
-    tiny: dict[str, Any], tmp_path: Path, damage: str
+    tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed, damage: str
 ):
-    training = {"steps": 40, "checkpoint_interval": 4}
-    undisturbed = begin(make(tiny, name="undisturbed", training=training))
-    train(undisturbed)
-    config = make(tiny, name="damaged", training=training)
+    config = make(tiny, name="damaged", training={"steps": 40, "checkpoint_interval": 4})
     run = begin(config)
     train_and_kill(run, 14)
     *_, before, newest = checkpoints.steps_on_disk(run)
@@ -321,18 +312,17 @@ def test_past_a_damaged_checkpoint_a_run_goes_on_from_the_one_before_to_the_same
     assert again.returncode == 0, again.stderr
     assert f"Skipping a damaged checkpoint: {file}" in again.stderr
     assert beginnings(run) == [0, before]
-    assert result(run) == result(undisturbed)
+    assert result(run) == undisturbed(config)
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_a_shard_that_is_gone_is_made_anew_unless_the_images_have_changed(
-    tiny: dict[str, Any], photos: Path, tmp_path: Path
+    tiny: dict[str, Any], photos: Path, tmp_path: Path, undisturbed: Undisturbed
 ):
     images = tmp_path / "images"
     shutil.copytree(photos, images)
     training = {"steps": 40, "checkpoint_interval": 4}
-    undisturbed = begin(make(tiny, name="undisturbed", data={"images": str(images)}, training=training))
-    train(undisturbed)
     config = make(tiny, name="bereft", data={"images": str(images)}, training=training)
     run = begin(config)
     train_and_kill(run, 14)
@@ -361,13 +351,13 @@ def test_a_shard_that_is_gone_is_made_anew_unless_the_images_have_changed(
     assert tar.read_bytes() == bytes_before
     assert read_json(run.shard_set_file) == began_with
     assert beginnings(run) == [0, saved[-1]]
-    assert result(run) == result(undisturbed)
+    assert result(run) == undisturbed(make(tiny, training=training))
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_settings_that_shaped_the_weights_cannot_change_under_a_name(tiny: dict[str, Any], tmp_path: Path):
-    config = make(tiny, name="fixed")
-    assert command(config, tmp_path, "train").returncode == 0
+    begin(make(tiny, name="fixed"))
     changed = make(tiny, name="fixed", training={"learning_rate": 0.5})
     refused = command(changed, tmp_path, "train")
     assert refused.returncode == 2
@@ -389,13 +379,14 @@ def test_threads_and_processes_make_the_same_shards(tiny: dict[str, Any], tmp_pa
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_a_run_keeps_the_shard_set_that_it_began_with(tiny: dict[str, Any], photos: Path, tmp_path: Path):
     """Whether images come or go in between."""
     images = tmp_path / "images"
     shutil.copytree(photos, images)
     config = make(tiny, name="kept", data={"images": str(images)})
-    assert command(config, tmp_path, "train").returncode == 0
-    run = directory_of(config)
+    run = begin(config)
+    train(run)
     began_with = read_json(run.shard_set_file)
     picture(99, 100, 100).save(images / "new.png")
     longer = make(tiny, name="kept", data={"images": str(images)}, training={"steps": 15})
@@ -412,6 +403,7 @@ def test_a_run_keeps_the_shard_set_that_it_began_with(tiny: dict[str, Any], phot
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_a_run_is_evaluated_again_and_tried_on_other_images(tiny: dict[str, Any], photos: Path, tmp_path: Path):
     config = make(tiny, name="tried")
     assert command(config, tmp_path, "run").returncode == 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_training import wait_for
+from processes import wait_for
 
 from flows.cli.services import free_port
 from infra.services.postgres import SYSTEM_USER, Cluster, cluster

@@ -7,7 +7,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from test_services import environment, wait_gone
+from processes import wait_gone
+from test_services import environment
 
 POOL = """
 import os, time

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import picture
+from processes import codecmill
 from test_checkpoints import save
-from test_command_line import HEAVY, codecmill
-from test_training import begin, train
+from test_command_line import HEAVY
+from trainings import begin, train
 
 from pipelines import checkpoints, tracking, versions
 from pipelines.config import ModelConfig, RunConfig

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment
-from test_training import PROJECT
+from processes import PROJECT, clean_environment
 
 # Mounts a folder onto itself, only to be read, proves it, and runs the rest of its arguments.
 READ_ONLY = """
@@ -24,6 +23,7 @@ def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 def test_a_whole_run_works_from_images_that_may_only_be_read(tiny: dict[str, Any], tmp_path: Path, photos: Path):
     sources = tmp_path / "sources"
     shutil.copytree(photos, sources / "below")

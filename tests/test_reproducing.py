@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment
-from test_training import PROJECT, begin, ranks_alive, start, steps_done, train, wait_for
+from processes import PROJECT, clean_environment, wait_for
+from trainings import begin, ranks_alive, start, steps_done, train
 
 from pipelines import checkpoints
 from pipelines.errors import CodecmillError

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
+from processes import wait_for
 from safetensors.torch import load_file
-from test_training import begin, ranks_alive, result, start, steps_done, train, wait_for
+from trainings import begin, ranks_alive, result, start, steps_done, train
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.model.build import build_model
@@ -62,9 +63,13 @@ def weights(directory: RunDirectory, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "model", [{"quantizer": "noise"}, pytest.param(CODEC, marks=pytest.mark.full)], ids=["noise", "codec"]
+    ("model", "kills"),
+    [({"quantizer": "noise"}, (15, 25)), pytest.param(CODEC, (25,), marks=pytest.mark.full)],
+    ids=["noise", "codec"],
 )
-def test_from_then_on_the_encoder_stays_and_a_killed_run_ends_the_same(model: dict[str, Any], tiny: dict[str, Any]):
+def test_from_then_on_the_encoder_stays_and_a_killed_run_ends_the_same(
+    model: dict[str, Any], kills: tuple[int, ...], tiny: dict[str, Any]
+):
     training = {"steps": 40, "hard_from": 0.5, "checkpoint_interval": 10, "keep_latest": 9}
     whole = begin(make(tiny, name="whole", model=model, training=training))
     train(whole)
@@ -78,7 +83,7 @@ def test_from_then_on_the_encoder_stays_and_a_killed_run_ends_the_same(model: di
         assert torch.equal(middle[name], end[name]) == name.startswith(encoding), name
 
     killed = begin(make(tiny, name="killed", model=model, training=training))
-    for reached in (15, 25):
+    for reached in kills:
         process = start(killed)
         wait_for(lambda reached=reached: steps_done(killed) >= reached)
         os.killpg(process.pid, signal.SIGKILL)

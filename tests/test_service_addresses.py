@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_command_line import codecmill
+from processes import codecmill
 
 from flows.cli.services import free_port
 from infra.services.configuration import configured

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
+from processes import PROJECT, wait_for
 from pydantic import ValidationError
-from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+from trainings import Undisturbed, begin, ranks_alive, result, steps_done
 
 from pipelines import checkpoints
 from pipelines.config import RunConfig
@@ -192,15 +193,16 @@ config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
 print(json.dumps(test_several_hosts.inside(config, Path(sys.argv[2]))))
 """
 
+LONG = {"virtual_ranks": 2, "validation_interval": 100, "steps": 400}
+
 NAMESPACES = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 @pytest.mark.full
-def test_either_host_may_be_cut_off_and_come_back_and_the_bits_are_the_same(tiny: dict[str, Any], tmp_path: Path):
-    training = {"virtual_ranks": 2, "checkpoint_interval": 10, "validation_interval": 100, "steps": 400}
-    undisturbed = begin(make(tiny, name="undisturbed", training=training))
-    train(undisturbed)
-    config = make(tiny, name="cut", training=training | {"nodes": 2})
+def test_either_host_may_be_cut_off_and_come_back_and_the_bits_are_the_same(
+    tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed
+):
+    config = make(tiny, name="cut", training=LONG | {"checkpoint_interval": 10, "nodes": 2})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     program = [sys.executable, "-c", INSIDE, str(tmp_path / "config.json"), str(slow_disk(tmp_path))]
     done = subprocess.run([*NAMESPACES, *program], cwd=PROJECT, capture_output=True, text=True, timeout=240)
@@ -210,7 +212,7 @@ def test_either_host_may_be_cut_off_and_come_back_and_the_bits_are_the_same(tiny
     for name in ("helper", "leader"):
         assert seen[name]["stopped"] < 30, f"the {name} was cut off"
     assert seen["codes"] == [0, 0]
-    assert seen["result"] == result(undisturbed)
+    assert seen["result"] == undisturbed(make(tiny, training=LONG))
 
 
 def free_address() -> str:
@@ -227,28 +229,26 @@ def at_work(directory: RunDirectory, meeting: str, slow: Path | None = None) -> 
         yield process
 
 
-def test_two_hosts_train_the_bits_of_one(tiny: dict[str, Any]):
+def test_two_hosts_train_the_bits_of_one(tiny: dict[str, Any], undisturbed: Undisturbed):
     """Without a store of its own: the host that is first serves it where the address is its own."""
-    one = begin(make(tiny, name="one", training={"virtual_ranks": 2}))
-    train(one)
     two, meeting = begin(make(tiny, name="two", training={"virtual_ranks": 2, "nodes": 2})), free_address()
     with at_work(two, meeting) as leader:
         wait_for(two.training_file.exists)
         with at_work(two, meeting) as helper:
             assert [process.wait(60) for process in (leader, helper)] == [0, 0]
     assert (rounds(two, 2), rounds(two, 1)) == ([0], [])
-    assert result(two) == result(one)
+    assert result(two) == undisturbed(make(tiny, training={"virtual_ranks": 2}))
     recorded = checkpoints.latest(two)
     assert recorded is not None and recorded.manifest.config is not None
     assert recorded.manifest.config["training"]["processes"] == 2, "ranks that there were"
 
 
 @pytest.mark.full
-def test_a_helper_leaves_the_place_to_meet_is_lost_and_the_leader_is_killed(tiny: dict[str, Any], tmp_path: Path):
-    training = {"virtual_ranks": 2, "checkpoint_interval": 50, "steps": 400}
-    undisturbed = begin(make(tiny, name="undisturbed", training=training))
-    train(undisturbed)
-    directory, meeting = begin(make(tiny, name="left", training=training | {"nodes": 2})), free_address()
+def test_a_helper_leaves_the_place_to_meet_is_lost_and_the_leader_is_killed(
+    tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed
+):
+    directory = begin(make(tiny, name="left", training=LONG | {"checkpoint_interval": 50, "nodes": 2}))
+    meeting = free_address()
     slow = slow_disk(tmp_path)
     with ended(start_store(meeting)) as store, at_work(directory, meeting, slow) as leader:
         wait_for(directory.training_file.exists)
@@ -272,7 +272,7 @@ def test_a_helper_leaves_the_place_to_meet_is_lost_and_the_leader_is_killed(tiny
                 assert helper.wait(60) == 0
     assert saved in rounds(directory, 2)
     assert len(rounds(directory, 1)) == 2
-    assert result(directory) == result(undisturbed)
+    assert result(directory) == undisturbed(make(tiny, training=LONG))
 
 
 @pytest.mark.parametrize(

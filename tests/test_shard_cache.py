@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import picture
 from object_store import BUCKET, Proxy
-from test_training import wait_for
+from processes import wait_for
 
 from pipelines import storage
 from pipelines.config import RunConfig

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from conftest import make
-from test_pipeline import clean_environment, directory_of
-from test_tracking import end, free_port, points, serve
-from test_training import PROJECT, begin, ranks_alive, result, start, steps_done, wait_for
+from processes import PROJECT, clean_environment, wait_for
+from test_tracking import end, points, serve
+from trainings import Undisturbed, begin, directory_of, ranks_alive, result, start, steps_done
 
+from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.durable_files import read_json
 from pipelines.run_directory import Root, RunDirectory
@@ -91,13 +92,11 @@ def serving(handler: type[Broken] | None) -> Iterator[str]:
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("used_root")
 @pytest.mark.parametrize("handler", [None, Broken, Slow], ids=["refused", "500", "slow"])
 def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(
-    tiny: dict[str, Any], tmp_path: Path, handler: type[Broken] | None
+    tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed, handler: type[Broken] | None
 ):
-    undisturbed = begin(make(tiny, name="undisturbed"))
-    with undisturbed.locked(wait=5) as lock:
-        launch.train(undisturbed, lock, on_line=print)
     run = begin(make(tiny, name="away"))
     warnings: list[str] = []
     with serving(handler) as address, pytest.MonkeyPatch.context() as patch:
@@ -110,7 +109,7 @@ def test_what_mlflow_missed_while_it_was_away_arrives_with_sync(
             launch.train(run, lock, on_line=print)
     assert len(warnings) == 1, "an absence is said once"
     assert "MLflow gets what it is missing later" in warnings[0]
-    assert result(run) == result(undisturbed)
+    assert result(run) == undisturbed(make(tiny))
     assert not run.mlflow_file.exists()
 
     sync = [sys.executable, "-m", "flows", "sync", "away", "--root", str(run.root.path)]

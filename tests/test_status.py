@@ -12,7 +12,8 @@ import pytest
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json, write_json
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.status import all_runs, lock_owner, run_status
+from pipelines.run_files import lock_owner
+from pipelines.status import all_runs, run_status
 
 
 def begin(root: Path, name: str = "r", steps: int = 20) -> RunDirectory:

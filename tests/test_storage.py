@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from conftest import make, picture
 from object_store import AWS, Fault, Kind, Proxy, in_a_process, the_store
+from processes import PROJECT, clean_environment, wait_for
 from test_checkpoints import save
-from test_pipeline import clean_environment, directory_of, under_way
-from test_training import PROJECT, begin, ranks_alive, result, steps_done, train, wait_for
+from test_pipeline import under_way
+from trainings import Undisturbed, begin, directory_of, ranks_alive, result, steps_done, train
 
 from flows.__main__ import main
 from pipelines import checkpoints, storage
@@ -32,8 +33,7 @@ from pipelines.provenance.verifying import verify
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.status import run_status
-from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, objects, patience
-from pipelines.storage import store as transfers
+from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, objects, patience, s3
 from pipelines.storage.bringing import bring, catch_up
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.sending import Sending
@@ -237,16 +237,16 @@ def test_a_checkpoint_that_the_training_deletes_meanwhile_is_sent_to_its_end(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "USUAL_SECONDS", 0.2)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(transfers, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(transfers, "SLOWEST", 2**30)
+    monkeypatch.setattr(s3, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(s3, "SLOWEST", 2**30)
 
 
 @contextmanager
 def fresh_connection() -> Iterator[None]:
     """Read the environment's keys anew."""
-    transfers._connection.cache_clear()
+    s3._connection.cache_clear()
     yield
-    transfers._connection.cache_clear()
+    s3._connection.cache_clear()
 
 
 FETCH = "x/object could not be fetched, "
@@ -356,11 +356,8 @@ LONG = {"steps": 400, "checkpoint_interval": 50, "validation_interval": 200}
 
 @pytest.mark.full
 def test_a_killed_training_goes_on_elsewhere_with_nothing_but_the_address_to_the_same_bits(
-    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy, undisturbed: Undisturbed
 ):
-    alone = begin(make(tiny, name="alone", training=LONG))
-    train(alone)
-    expected = result(alone)
     there = begin(make(tiny, training=LONG))
     process = start(there)
     wait_for(lambda: complete_steps(the_store(), "tiny") != [] and steps_done(there) > 100, 60)
@@ -373,7 +370,7 @@ def test_a_killed_training_goes_on_elsewhere_with_nothing_but_the_address_to_the
 
     out, _ = start(elsewhere(tmp_path)).communicate(timeout=120)
     assert "Resuming at step" in out and "WARNING" not in out
-    assert result(elsewhere(tmp_path)) == expected
+    assert result(elsewhere(tmp_path)) == undisturbed(make(tiny, training=LONG))
 
 
 @pytest.mark.full

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flows.cli.services import free_port
 from pipelines import checkpoint_format, checkpoints, tracking
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_mlflow
@@ -506,12 +507,6 @@ def test_a_kill_while_the_database_is_made_leaves_none(tmp_path: Path, monkeypat
     assert child.wait(30) == -signal.SIGKILL
     assert not root.mlflow_database.exists()
     assert tracking.champion(root) is None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_dead_server_is_a_quick_clear_error(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,6 @@ def test_new_images_start_a_fine_tuning_from_the_champion_once_there_are_enough(
     before = tracking.champion(root)
     assert before is not None
     assert before.run == Path(first["run"]).name
-    assert look(config, tmp_path) is None
 
     for number in range(2):
         picture(50 + number, 96, 96).save(images / f"new {number}.png")

@@ -1,0 +1,60 @@
+"""What tests do with processes: start codecmill, wait, and see who is there still."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment, less the servers that it names."""
+    servers = ("PREFECT", "MLFLOW")
+    return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
+
+
+def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`codecmill TYPED` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *typed],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "80", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.01)
+
+
+def wait_gone(pids: set[int], seconds: float) -> set[int]:
+    """Those of the processes that are there still when the seconds are over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(is_alive, pids)):
+        time.sleep(0.05)
+    return set(filter(is_alive, pids))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and more than an entry that its parent has not read."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it may go while it is read
+        return False
+
+
+def descendants(pid: int) -> set[int]:
+    """All that a process, and what it started, has started, as far as they are there."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return {int(child) for child in children}.union(*(descendants(int(child)) for child in children))
