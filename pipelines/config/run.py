@@ -74,6 +74,11 @@ class RunConfig(Section):
         batch, virtual, nodes = self.training.batch_size, self.training.virtual_ranks, self.training.nodes
         processes = 1 if self.training.processes == "auto" else self.training.processes
         ranks = f"training.processes {processes}" + (f" on training.nodes {nodes}" if nodes > 1 else "")
+        if virtual is not None and self.training.parallel == "fsdp":
+            raise ValueError(
+                f"training.parallel fsdp takes no training.virtual_ranks, and {virtual} are asked for: their gradients "
+                "lie whole on every rank"
+            )
         if nodes * processes > batch:
             raise ValueError(
                 f"{ranks} is more than training.batch_size {batch}: each rank needs at least one image of the global "

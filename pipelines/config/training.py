@@ -27,6 +27,11 @@ class TrainingConfig(Section):
         "CODECMILL_RENDEZVOUS says where they meet",
     )
     processes: CountOrAuto = Field(default="auto", description="Ranks a host: a count, or auto (one a GPU; 1 without)")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="What each rank holds: ddp, everything; fsdp, its share of weights and moments, for models that "
+        "one GPU does not hold",
+    )
     virtual_ranks: int | None = Field(
         default=None,
         ge=1,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
@@ -29,9 +29,9 @@ from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
 from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.journal import Journal
+from pipelines.training.state import State
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
-from pipelines.weights import restore_weights
 
 log = logging.getLogger("codecmill.training")
 
@@ -50,6 +50,7 @@ class Training:
     origin: dict[str, Any]
     module: TrainingStep
     gradients: Gradients
+    state: State
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -80,8 +81,7 @@ class Training:
                 f"go on with {self.shard_set.fingerprint[:16]}. Start a new run, with --training.start_from "
                 f"{checkpoint.path}"
             )
-        restore_weights(self.model, checkpoint)
-        optimization.restore(checkpoint, self.model, self.optimizer, self.scaler)
+        self.state.restore(checkpoint)
         self._bad.in_a_row = checkpoints.read_training_state(checkpoint).bad_in_a_row
         self.step = checkpoint.step
         self.best = checkpoint.manifest.best
@@ -111,7 +111,7 @@ class Training:
                 ending = self.step == training.steps or bool(stopping)
                 saving = self.step % training.checkpoint_interval == 0 or ending
                 if self.step % training.replica_check_interval == 0 or saving:
-                    check_replicas(self.module.state_dict(), self.step)
+                    check_replicas(self.state.replicas(), self.step)
                 seconds = time.perf_counter() - started
                 figures |= {"train/images_per_second": training.batch_size / seconds}
                 figures["train/data_wait_fraction"] = batch.wait / seconds
@@ -147,8 +147,7 @@ class Training:
         self.scaler.unscale_(self.optimizer)
         if schedules.encoder_stays(self.config, self.step):
             schedules.keep_encoder(self.model)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf).item()
+        norm = self.state.clip(training.gradient_clip)
         scaled = self.scaler.is_enabled()
         self._bad.note_norm(norm, scaled, self.step + 1)
         is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
@@ -224,11 +223,9 @@ class Training:
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
         if validation and self._is_best(validation):
             self.best = checkpoint_format.Best(step=self.step, psnr=validation.psnr, loss=validation.means["loss"])
-        if journal is None:
-            return
         self.beat(self.step, "saving")
-        self.check_writer()
-        journal.sync()
+        if journal:
+            journal.sync()
         about = {
             "step": self.step,
             "position": self.step * self.config.training.batch_size,
@@ -240,9 +237,10 @@ class Training:
             "validation": validation.figures() if validation else {},
             "best": self.best,
         }
-        tensors, scalars = optimization.state(self.model, self.optimizer, self.scaler)
-        scalars["bad_in_a_row"] = self._bad.in_a_row
-        saved = checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)
+        scalars = {"bad_in_a_row": self._bad.in_a_row}
+        saved = self.state.save(self.directory, about, scalars, self.check_writer)
+        if saved is None:
+            return
         spared = unsent_checkpoints(self.directory) | {self.step - self.step % self.config.training.checkpoint_interval}
         checkpoints.retain(self.directory, saved, self.config.training.keep_latest, spared)
         log.info("Saved %s", saved.path.name, extra={"step": self.step})
