@@ -7,7 +7,6 @@ from torch import Tensor
 from pipelines.checkpoint_format import STATE_TENSORS, WEIGHTS
 from pipelines.checkpoints import Checkpoint, check_file
 from pipelines.errors import CodecmillError
-from pipelines.file_digests import differing
 from pipelines.sharding_format import Part, read_sharding
 from pipelines.stored_tensors import StoredTensor, of_file, of_shards, sha256_as_one_file
 from pipelines.tensor_files import TensorFile, read_tensors
@@ -22,9 +21,12 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if not checkpoint.manifest.is_sharded:
         return read_tensors(checkpoint.path / WEIGHTS)
     weights = stored_weights(checkpoint)
-    how = differing(sha256_as_one_file(weights), checkpoint.sha256)
-    if how:
-        raise CodecmillError(f"The file that the shards in {checkpoint.path} would make {how}.")
+    found = sha256_as_one_file(weights)
+    if found != checkpoint.sha256:
+        raise CodecmillError(
+            f"The shards in {checkpoint.path} do not make the weights that its checkpoint.json names: their sha256 is "
+            f"{found[:16]}... instead of {checkpoint.sha256[:16]}..."
+        )
     return {name: weight[...] for name, weight in weights.items()}
 
 

@@ -279,8 +279,6 @@ class _Reader:
 
 
 def _weights_sha256(manifest: dict[str, Any]) -> str | None:
-    if of_shards := text(manifest, "weights_sha256"):
-        return of_shards
     files = manifest.get("files")
     weights = files.get("model.safetensors") if isinstance(files, dict) else None
-    return text(weights, "sha256") if isinstance(weights, dict) else None
+    return text(weights, "sha256") if isinstance(weights, dict) else text(manifest, "weights_sha256")

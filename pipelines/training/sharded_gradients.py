@@ -6,6 +6,8 @@ let go of; what the batch says of them is added up where their share lies. Tried
 run, and was not run so far.
 """
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ class ShardedGradients:
         for parameter in whole:
             parameter.data = parameter.data.to(ranks.device)
         self._whole = [parameter for parameter in whole if parameter.requires_grad]
+        # It warns of views that come out of a part, which nobody is to change in place: here nobody does.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
         # From the inside out: what an inner part has is not the outer one's. Only one part is whole on a GPU at a time.
         for part in reversed([*model.modules()]):
