@@ -53,6 +53,10 @@ def losses(directory: RunDirectory) -> list[float]:
     return [line["train/loss"] for line in read(directory.journal)]
 
 
+def norms(directory: RunDirectory) -> list[float]:
+    return [line["train/gradient_norm"] for line in read(directory.journal)]
+
+
 def digests(directory: RunDirectory) -> dict[str, Any]:
     """Of a last checkpoint's files, and the journal without what is measured."""
     last = checkpoints.latest(directory)
@@ -64,7 +68,8 @@ def digests(directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-FLOAT64 = {"precision": "float64", "replica_check_interval": 1}
+FLOAT64 = {"precision": "float64", "replica_check_interval": 1, "gradient_clip": 0.01}
+"""Every gradient is shortened, by a norm that all ranks must agree on."""
 
 
 def test_two_ranks_with_shares_train_as_with_replicas_and_go_on_to_the_same_bits(tiny: dict[str, Any], tmp_path: Path):
@@ -87,6 +92,8 @@ def test_two_ranks_with_shares_train_as_with_replicas_and_go_on_to_the_same_bits
     )
     expected = losses(double["replicas"])
     assert len(expected) == 12
+    assert min(norms(double["replicas"])) > FLOAT64["gradient_clip"]
+    assert norms(double["shares"]) == pytest.approx(norms(double["replicas"]), rel=1e-9)
     assert losses(double["shares"]) == pytest.approx(expected, rel=1e-9)
     assert losses(double["changing"]) == pytest.approx(expected, rel=1e-9)
     assert digests(single["stopped"]) == digests(single["alone"])
@@ -109,7 +116,7 @@ def test_two_ranks_with_shares_train_as_with_replicas_and_go_on_to_the_same_bits
 
 @pytest.mark.full
 def test_shares_that_are_killed_resume_to_the_same_bits_and_then_on_one_rank_with_all(tiny: dict[str, Any]):
-    training = {"parallel": "fsdp", "processes": 2, "steps": 40}
+    training = {"parallel": "fsdp", "processes": 2, "steps": 40, "checkpoint_interval": 1}
     alone = begin(make(tiny, name="alone", training=training))
     train(alone)
     killed = begin(make(tiny, name="killed", training=training))
@@ -160,6 +167,11 @@ def test_whatever_is_trained_in_shares_goes_on_to_the_same_bits(tiny: dict[str, 
 def test_what_cannot_be_shared_out_is_refused(tiny: dict[str, Any]):
     with pytest.raises(ValidationError, match=r"training\.parallel fsdp takes no training\.virtual_ranks, and 2 are"):
         make(tiny, training={"parallel": "fsdp", "virtual_ranks": 2})
+    by_the_loss = QUANTISERS["vq by the loss"]
+    with pytest.raises(ValidationError, match=r"fp16 takes no codes of vq that the loss learns: .* Use bf16"):
+        make(tiny, training={"parallel": "fsdp", "precision": "fp16"}, model=by_the_loss)
+    make(tiny, training={"parallel": "fsdp", "precision": "fp16"}, model=QUANTISERS["vq"])
+    make(tiny, training={"parallel": "ddp", "precision": "fp16"}, model=by_the_loss)
 
 
 def test_a_run_may_go_on_with_shares(tiny: dict[str, Any]):

@@ -68,17 +68,14 @@ class RunConfig(Section):
                 f"patches of {needed:.0f} pixels, but data.patch_size is {self.data.patch_size}"
             )
         self._check_ranks()
+        if self.training.parallel == "fsdp":
+            self._check_shares()
         return self
 
     def _check_ranks(self) -> None:
         batch, virtual, nodes = self.training.batch_size, self.training.virtual_ranks, self.training.nodes
         processes = 1 if self.training.processes == "auto" else self.training.processes
         ranks = f"training.processes {processes}" + (f" on training.nodes {nodes}" if nodes > 1 else "")
-        if virtual is not None and self.training.parallel == "fsdp":
-            raise ValueError(
-                f"training.parallel fsdp takes no training.virtual_ranks, and {virtual} are asked for: their gradients "
-                "lie whole on every rank"
-            )
         if nodes * processes > batch:
             raise ValueError(
                 f"{ranks} is more than training.batch_size {batch}: each rank needs at least one image of the global "
@@ -94,6 +91,19 @@ class RunConfig(Section):
                 f"training.virtual_ranks {virtual} is no multiple of the {left * processes} ranks that there are while "
                 f"{left} of training.nodes {nodes} are at work: take a multiple of "
                 f"{processes * math.lcm(*range(1, nodes + 1))}"
+            )
+
+    def _check_shares(self) -> None:
+        if self.training.virtual_ranks is not None:
+            raise ValueError(
+                f"training.parallel fsdp takes no training.virtual_ranks, and {self.training.virtual_ranks} are asked "
+                "for: their gradients lie whole on every rank"
+            )
+        has_whole_gradients = self.model.quantizer == "vq" and self.model.codebook_decay is None
+        if has_whole_gradients and self.training.precision == "fp16":
+            raise ValueError(
+                "training.parallel fsdp with training.precision fp16 takes no codes of vq that the loss learns: "
+                "torch's scaler takes gradients in shares or whole, not both. Use bf16, or give model.codebook_decay"
             )
 
     def _check_distortion(self) -> None:

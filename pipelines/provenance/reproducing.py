@@ -18,6 +18,9 @@ from pipelines.run_directory import Root, RunDirectory
 from pipelines.training import launch
 from pipelines.training.following import Listen
 
+EARLIER: dict[str, bool | int | str] = {"parallel": "ddp"}
+"""What legs do not say that were trained before there was a choice."""
+
 
 class Reproduction(Section):
     """What came of training a checkpoint again.
@@ -50,7 +53,7 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
     with run.locked() as lock:
         _lay_out(run, chain, recorded)
         for leg in chain.manifest.legs:
-            _train(run, lock, recorded, dict(leg.training), leg.until, on_line)
+            _train(run, lock, recorded, EARLIER | leg.training, leg.until, on_line)
         again = _train(run, lock, recorded, {}, chain.manifest.step, on_line)
         was, now = chain.manifest.files, again.manifest.files
         differing = tuple(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
