@@ -40,17 +40,16 @@ def prepare(
         if checkpoint
         else Normalization.resolve(config.data.normalization, shard_set.measured)
     )
-    model = _initial_model(config, normalization, shard_set, ranks, is_fresh=checkpoint is None)
-    parent = None
-    if checkpoint is None and training.start_from:
-        parent = _start_from(directory, training, model, ranks)
+    model = _built(config, normalization, shard_set, ranks, is_fresh=checkpoint is None)
+    is_child = checkpoint is None and bool(training.start_from)
+    parent = _start_from(directory, training, model, ranks) if is_child else None
     if training.parallel == "ddp":
         model.to(ranks.device)  # else it is more than a GPU holds: its parts go there one after the other, as shares
     module = TrainingStep(model, normalization, config.loss, training, ranks.device.type)
     if training.compile:
         torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion
         module.compile(dynamic=False)
-    shared_out = gradients.build(module, ranks, training)
+    computing = gradients.build(module, ranks, training)  # may put shares in the weights' place: first
     optimizer = optimization.build(model, training)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=training.precision == "fp16")
     prepared = Training(
@@ -62,7 +61,7 @@ def prepare(
         origin=_origin(_as_trained(config, ranks), shard_set, checkpoint) if ranks.is_first else {},
         module=module,
         beat=beat,
-        gradients=shared_out,
+        gradients=computing,
         optimizer=optimizer,
         scaler=scaler,
         state=state.build(module, optimizer, scaler, ranks, training),
@@ -74,9 +73,7 @@ def prepare(
     return prepared
 
 
-def _initial_model(
-    config: RunConfig, normalization: Normalization, shard_set: ShardSet, ranks: Ranks, is_fresh: bool
-) -> Model:
+def _built(config: RunConfig, normalization: Normalization, shard_set: ShardSet, ranks: Ranks, is_fresh: bool) -> Model:
     """The model with its first weights, on the CPU: where it is not fresh, a checkpoint's take their place."""
     training = config.training
     dtype = torch.float64 if training.precision == "float64" else torch.float32
