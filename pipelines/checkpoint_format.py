@@ -1,9 +1,9 @@
 """What lies in a checkpoint's folder, and what its manifest says of it and of where it comes from."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from pipelines.config import ModelConfig, RunConfig, Section
 from pipelines.data.images import Normalization
@@ -11,12 +11,15 @@ from pipelines.errors import CodecmillError, first_fault
 from pipelines.sealed_json import read_sealed
 
 FORMAT_VERSION = 1
+SHARDED_VERSION = 2
+"""Of a checkpoint whose tensors lie in the shares of ranks. Others stay as they were: older codecmills read them."""
 WEIGHTS = "model.safetensors"
 STATE_TENSORS = "training_state.safetensors"
 STATE_SCALARS = "training_state.json"
+SHARDING = "sharding.json"
 MANIFEST = "checkpoint.json"
 
-SHAPING = ("steps", "processes", "device", "threads", "compile")
+SHAPING = ("steps", "processes", "parallel", "device", "threads", "compile")
 """The learning rate's course depends on the number of steps, the order of sums on the others."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
@@ -97,6 +100,21 @@ class Manifest(Section):
     legs: tuple[Leg, ...] = ()
     """What the earlier steps were trained under, where config, commit and versions are not those of all steps."""
     files: dict[FileName, FileRecord]
+    weights_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of a sharded checkpoint, what the sha256 of its `model.safetensors` would be; others have that file."""
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.format_version == SHARDED_VERSION
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.is_sharded != (self.weights_sha256 is not None):
+            raise ValueError("weights_sha256 belongs to sharded checkpoints, and to no others")
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude=set() if self.is_sharded else {"weights_sha256"})
 
     def run_config(self) -> RunConfig | None:
         """The config that it was trained with; None where it does not say.
@@ -115,7 +133,14 @@ class Manifest(Section):
 
 def file_names(manifest: Manifest) -> list[str]:
     """The files that a checkpoint has, or should have, beside its manifest."""
-    return sorted({WEIGHTS, STATE_TENSORS, STATE_SCALARS, *manifest.files})
+    tensors = {SHARDING} if manifest.is_sharded else {WEIGHTS, STATE_TENSORS}
+    return sorted({*tensors, STATE_SCALARS, *manifest.files})
+
+
+def weights_sha256(manifest: Manifest) -> str | None:
+    """What a checkpoint is known by: the sha256 of its weights as one file; None where it does not say."""
+    weights = manifest.files.get(WEIGHTS)
+    return manifest.weights_sha256 or (weights.sha256 if weights else None)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -126,9 +151,10 @@ def read_manifest(path: Path) -> Manifest:
     """
     raw, is_sealed = read_sealed(path / MANIFEST)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, SHARDED_VERSION):
         raise CodecmillError(
-            f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION}."
+            f"{path / MANIFEST} has format version {version!r}; this codecmill reads {FORMAT_VERSION} and "
+            f"{SHARDED_VERSION}."
         )
     raw.pop("digest", None)  # for a day, what is now the seal
     try:

@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codecmill.checkpoints")
 
-PLAIN_TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-"""Of torch's types of numbers, those that others are copied from. There are complex, quantised and 4-bit ones, too."""
-
-LARGEST_HEADER = 2 * 2**20
-"""Bytes. Adam's moments of the largest model are named in half of it; safetensors takes 30 us a tensor."""
-
-LISTED = 20
-"""Tensors that a message names."""
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -49,6 +40,8 @@ class Checkpoint:
 
     path: Path
     manifest: Manifest
+    unread: frozenset[str] = frozenset()
+    """Files whose bytes are verified by whoever reads them."""
 
     @property
     def step(self) -> int:
@@ -56,8 +49,8 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """What a checkpoint is known by: the sha256 of its weights' file."""
-        return self.manifest.files[WEIGHTS].sha256
+        """What a checkpoint is known by: the sha256 of its weights' file, or of what that would be."""
+        return self.manifest.weights_sha256 or self.manifest.files[WEIGHTS].sha256
 
 
 def folder_of(run: RunDirectory, step: int) -> Path:
@@ -86,9 +79,9 @@ def save(
         write_bytes(building / WEIGHTS, to_bytes(_packed(weights)))
         write_bytes(building / STATE_TENSORS, to_bytes(_packed(state_tensors)))
         write_json(building / STATE_SCALARS, dict(state_scalars))
-        files = {name: _record(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
+        files = {name: record_of(building / name) for name in (WEIGHTS, STATE_TENSORS, STATE_SCALARS)}
         manifest = Manifest(format_version=FORMAT_VERSION, run=run.path.name, files=files, **about)
-        write_sealed(building / MANIFEST, manifest.model_dump(mode="json"))
+        write_sealed(building / MANIFEST, manifest.as_json())
     return Checkpoint(final, manifest)
 
 
@@ -96,56 +89,27 @@ def _packed(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def record_of(file: Path) -> FileRecord:
+    """A file's size and sha256, as manifests name them."""
+    return FileRecord(bytes=file.stat().st_size, sha256=file_sha256(file))
+
+
+def open_checkpoint(path: Path, but_shards: bool = False) -> Checkpoint:
     """The checkpoint in a folder, all its bytes verified.
+
+    Args:
+        but_shards: of a sharded one leave those files to whoever reads them, and look at their sizes alone: a rank
+            needs a few of many.
 
     Raises:
         CodecmillError: a file is missing, cut, altered, or of a version that this codecmill does not read.
     """
     manifest = read_manifest(path)
-    for name in file_names(manifest):
-        _check(path / name, manifest.files.get(name))
-    return Checkpoint(path, manifest)
-
-
-def read_tensors(file: Path) -> dict[str, "Tensor"]:
-    """The named tensors in a safetensors file, on the CPU.
-
-    Raises:
-        CodecmillError: it is none, is damaged, or holds complex numbers or other than plain ones.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-        if header > LARGEST_HEADER:
-            raise ValueError(f"its header is said to have {header} bytes")
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CodecmillError(f"{file} is no intact safetensors file: {error}.") from error
-    check_plain(tensors, str(file))
-    return tensors
-
-
-def check_plain(values: Mapping[str, object], source: str) -> None:
-    """Of values that somebody else may have written, all must be tensors that can be copied into weights.
-
-    Raises:
-        CodecmillError: some are none.
-    """
-    import torch
-
-    def is_plain(value: object) -> bool:
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
-            return False
-        return str(value.dtype).removeprefix("torch.") in PLAIN_TYPES
-
-    strange = sorted(name for name, value in values.items() if not is_plain(value))
-    if strange:
-        named = ", ".join(strange[:LISTED]) + (f" and {len(strange) - LISTED} more" if len(strange) > LISTED else "")
-        raise CodecmillError(f"{source} holds something that is no plain tensor of numbers: {named}.")
+    named = file_names(manifest)
+    unread = {name for name in named if manifest.is_sharded and but_shards and name.endswith(".safetensors")}
+    for name in named:
+        check_file(path / name, manifest.files.get(name), only_size=name in unread)
+    return Checkpoint(path, manifest, frozenset(unread))
 
 
 def read_training_state(checkpoint: Checkpoint) -> TrainingState:
@@ -161,14 +125,17 @@ def read_training_state(checkpoint: Checkpoint) -> TrainingState:
         raise CodecmillError(f"{file} is damaged: {first_fault(error)}.") from error
 
 
-def _check(path: Path, expected: FileRecord | None) -> None:
-    how = difference(path, expected.bytes, expected.sha256) if expected else "is not named by its checkpoint"
+def check_file(path: Path, expected: FileRecord | None, only_size: bool = False) -> None:
+    """Compare a file of a checkpoint with what its manifest says of it.
+
+    Raises:
+        CodecmillError: it is another one.
+    """
+    if expected is None:
+        raise CodecmillError(f"{path} is not named by its checkpoint.")
+    how = difference(path, expected.bytes, None if only_size else expected.sha256)
     if how:
         raise CodecmillError(f"{path} {how}.")
-
-
-def _record(path: Path) -> FileRecord:
-    return FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def steps_on_disk(run: RunDirectory) -> list[int]:
@@ -186,13 +153,13 @@ def sound_checkpoints(run: RunDirectory, interval: int = 1) -> Iterator[Checkpoi
             log.warning("Skipping a damaged checkpoint: %s", error)
 
 
-def of_step(run: RunDirectory, step: int) -> Checkpoint:
-    """The checkpoint of a step, all its bytes verified.
+def of_step(run: RunDirectory, step: int, but_shards: bool = False) -> Checkpoint:
+    """The checkpoint of a step, its bytes verified; see `open_checkpoint`.
 
     Raises:
         CodecmillError: there is none, or it is damaged.
     """
-    found = open_checkpoint(folder_of(run, step))
+    found = open_checkpoint(folder_of(run, step), but_shards)
     if found.step != step:
         raise CodecmillError(f"{found.path / MANIFEST} is of step {found.step}.")
     return found

@@ -137,7 +137,7 @@ def built_folder(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".tmp-{final.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    building = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    building = folder_being_built(final, os.getpid())
     former = final.with_name(f".tmp-{final.name}-former-{os.getpid()}")
     try:
         with room_for(final.parent, final.name, 0):
@@ -151,6 +151,11 @@ def built_folder(final: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
+
+
+def folder_being_built(final: Path, process: int) -> Path:
+    """Where a process builds a folder by `built_folder`."""
+    return final.with_name(f".tmp-{final.name}-{process}")
 
 
 def json_bytes(value: Any) -> bytes:

@@ -14,9 +14,10 @@ def unheard(_: int) -> None:
     """For those who do not want to be told."""
 
 
-def difference(file: Path, size: int | None, sha256: str, heard: Heard = unheard) -> str | None:
-    """How a file differs from its recorded size (None: unknown) and sha256, as the rest of a sentence; None if it does
-    not. A file of another size is not read, and what is no regular file is not opened: a pipe would never end.
+def difference(file: Path, size: int | None, sha256: str | None, heard: Heard = unheard) -> str | None:
+    """How a file differs from its recorded size and sha256 (None: not to be looked at), as the rest of a sentence; None
+    if it does not. A file of another size is not read, and what is no regular file is not opened: a pipe would never
+    end.
     """
     try:
         about = file.stat()
@@ -24,7 +25,7 @@ def difference(file: Path, size: int | None, sha256: str, heard: Heard = unheard
             return "is no regular file"
         if size is not None and about.st_size != size:
             return f"has {about.st_size} bytes instead of {size}"
-        return differing(file_sha256(file, heard), sha256)
+        return differing(file_sha256(file, heard), sha256) if sha256 is not None else None
     except FileNotFoundError:
         return "is missing"
     except (OSError, ValueError) as error:

@@ -118,4 +118,4 @@ def lock_owner(run: RunDirectory) -> int | None:
 def _weights_sha256(manifest: dict[str, Any]) -> str | None:
     files = manifest.get("files")
     weights = files.get("model.safetensors") if isinstance(files, dict) else None
-    return text(weights, "sha256") if isinstance(weights, dict) else None
+    return text(weights, "sha256") if isinstance(weights, dict) else text(manifest, "weights_sha256")

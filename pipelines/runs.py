@@ -9,6 +9,7 @@ from pipelines.run_directory import Root, RunDirectory
 CHANGEABLE = {
     "training.nodes",
     "training.processes",
+    "training.parallel",
     "training.device",
     "training.checkpoint_interval",
     "training.validation_interval",
@@ -26,7 +27,7 @@ CHANGEABLE = {
     "evaluation.promotion_metric",
     "evaluation.promotion_margin",
 }
-"""What does not touch the trained bits (but for the order of sums over another number of processes)."""
+"""What does not touch the trained bits (but for the order of sums over other processes, or otherwise shared out)."""
 
 INEXACT = {"training.precision", "training.compile", "training.threads"}
 """What another machine may not have as it was, and rounds otherwise: may change where somebody says so."""

@@ -2,17 +2,20 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pipelines import checkpoint_format, checkpoints
+from pipelines import checkpoints
+from pipelines.checkpoint_tensors import read_weights as read_weights_of
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
+from pipelines.stored_tensors import StoredTensor
+from pipelines.tensor_files import check_plain, read_tensors
 
 log = logging.getLogger("codecmill.weights")
 
@@ -63,7 +66,21 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, root
     return report
 
 
-def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool, source: str) -> LoadReport:
+def copy_all(into: Tensor, source: Tensor | StoredTensor) -> None:
+    into.copy_(source[...])
+
+
+Copy = Callable[[Tensor, Tensor | StoredTensor], None]
+"""Fills a tensor; where a rank has a share of it, with the rows of that."""
+
+
+def apply_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor] | Mapping[str, StoredTensor],
+    strict: bool,
+    source: str,
+    copy: Copy = copy_all,
+) -> LoadReport:
     """Copy named tensors into a model, in place; see `load_weights` for `strict` and the errors."""
     own = model.state_dict()
     shared = own.keys() & weights.keys()
@@ -85,7 +102,7 @@ def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], strict: bool,
         raise CodecmillError(f"Nothing in {source} fits the model by name and shape ({report.differences()}).")
     with torch.no_grad():
         for name in report.loaded:
-            own[name].copy_(weights[name])
+            copy(own[name], weights[name])
     return report
 
 
@@ -97,7 +114,7 @@ def restore_weights(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Non
     """
     apply_weights(
         model,
-        checkpoints.read_tensors(checkpoint.path / checkpoint_format.WEIGHTS),
+        read_weights_of(checkpoint),
         strict=True,
         source=str(checkpoint.path),
     )
@@ -117,11 +134,11 @@ def read_weights(source: str | Path, root: Root | None = None) -> dict[str, Tens
 
 def _from_path(path: Path, source: str) -> dict[str, Tensor]:
     if path.is_dir():
-        return checkpoints.read_tensors(checkpoints.open_checkpoint(path).path / checkpoint_format.WEIGHTS)
+        return read_weights_of(checkpoints.open_checkpoint(path))
     if not path.is_file():
         raise InputError(f"There are no weights at {source}: no such file or folder.")
     if path.suffix == ".safetensors":
-        return checkpoints.read_tensors(path)
+        return read_tensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged or hostile bytes lead to
@@ -139,13 +156,13 @@ def _from_classic(content: object, source: str) -> dict[str, Tensor]:
     weights = {
         f"{part}.{name}": tensor for part in PARTS for name, tensor in (states.get(f"{part}_state_dict") or {}).items()
     }
-    checkpoints.check_plain(weights, source)
+    check_plain(weights, source)
     return weights
 
 
 def export_classic(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
     """Write a checkpoint's weights as the classic single torch file, readable with `weights_only=True`."""
-    weights = checkpoints.read_tensors(checkpoint.path / checkpoint_format.WEIGHTS)
+    weights = read_weights_of(checkpoint)
     states = {
         f"{part}_state_dict": {
             name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")

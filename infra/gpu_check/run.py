@@ -1,7 +1,8 @@
 """Whether the promises hold on this machine's GPUs: `infra/gpu-check`, some minutes.
 
-Small complete runs: one that is killed and resumed ends as one that was left alone; with two GPUs and more, virtual
-ranks give the same bits on one and on all; and what a codec's files decode to is the same with and without a GPU.
+Small complete runs: one that is killed and resumed ends as one that was left alone, with replicas of the model and with
+shares of it (DDP and FSDP); with two GPUs and more, virtual ranks give the same bits on one and on all; and what a
+codec's files decode to is the same with and without a GPU.
 `--device cpu` goes the same way with gloo, to try this program where there is no GPU.
 """
 
@@ -43,7 +44,8 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     make_pictures(folder / "pictures")
     on_device = {"training.device": arguments.device, "training.processes": ranks}
-    checks = [_killed_and_resumed(folder, on_device), _decoded_everywhere(folder, on_device)]
+    checks = [_killed_and_resumed(folder, on_device, parallel) for parallel in ("ddp", "fsdp")]
+    checks.append(_decoded_everywhere(folder, on_device))
     if ranks > 1:
         checks.append(_virtual_ranks(folder, on_device))
     return 0 if all(checks) else 1
@@ -64,10 +66,11 @@ def _describe(device: str) -> int:
     return len(names)
 
 
-def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any]) -> bool:
-    alone = SmallRun(folder, "alone", STEPS, on_device)
+def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any], parallel: str) -> bool:
+    choices = {**on_device, "training.parallel": parallel}
+    alone = SmallRun(folder, f"alone-{parallel}", STEPS, choices)
     alone.finish()
-    killed = SmallRun(folder, "killed", STEPS, on_device)
+    killed = SmallRun(folder, f"killed-{parallel}", STEPS, choices)
     process = killed.start()
     while killed.last_step() < STEPS // 2 and process.poll() is None:
         time.sleep(0.01)
@@ -81,7 +84,7 @@ def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any]) -> bool:
         differing.append("nothing: it had ended before it was killed")
     if orphans:
         differing.append(f"{orphans} processes left")
-    return _told(f"killed at step {caught} of {STEPS} and resumed, it ends as if left alone", differing)
+    return _told(f"{parallel}, killed at step {caught} of {STEPS} and resumed, ends as if left alone", differing)
 
 
 def _virtual_ranks(folder: Path, on_device: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import NamedTuple
 
@@ -128,7 +128,8 @@ def _told(requests: Iterator[_Request], ahead: ReadAhead | None) -> Iterator[_Re
 def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_size: int) -> Iterator[Batch]:
     """The middle of every patch of the validation split, in stored order; a rank takes every `world_size`-th batch.
 
-    With virtual ranks the batches are the same whatever the number of ranks, and so are the model's bits on them.
+    With virtual ranks the batches are the same whatever the number of ranks, and so are the model's bits on them. Where
+    ranks hold shares of the model, a pass takes all of them: who has a batch less gets a blank one, without positions.
     """
     places = [(0, shard, i) for shard, samples in enumerate(shard_set.counts("validation")) for i in range(samples)]
     size = max(1, config.training.batch_size // (config.training.virtual_ranks or world_size))
@@ -145,6 +146,8 @@ def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_
             yield from _batches(pool, config, requests, crop)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    if config.training.parallel == "fsdp" and len(shares) < -(-len(places) // (world_size * size)):
+        yield replace(blank_batch(config, world_size, rank), keys=[], positions=[])
 
 
 def blank_batch(config: RunConfig, world_size: int, rank: int) -> Batch:

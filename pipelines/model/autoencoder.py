@@ -176,8 +176,10 @@ class Autoencoder(nn.Module):
         stride: pixels a latent, in each direction; H and W must be multiples of it.
         parts: of a bit stream, none.
         encoding: how the names of parameters begin that decide on the latents.
+        units: types of its parts that are called once, and whose weights can be elsewhere until then.
     """
 
+    units = (ResidualBlock, EncoderStage, DecoderStage)
     parts: tuple[str, ...] = ()
     encoding = ("encoder.",)
 

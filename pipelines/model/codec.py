@@ -16,7 +16,7 @@ from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.entropy.factorized import Factorized
 from pipelines.model.entropy.hyperprior import HYPER_STRIDE, Hyperprior
 from pipelines.model.tiling import regions
-from pipelines.model.transforms import Analysis, Synthesis
+from pipelines.model.transforms import Analysis, Bottleneck, Network, Synthesis
 
 if TYPE_CHECKING:
     from pipelines.data.images import Normalization
@@ -58,10 +58,12 @@ class TransformCodec(nn.Module):
         stride: pixels a latent, in each direction; H and W must be multiples of it.
         parts: what the columns of `Coded.bits` are.
         encoding: how the names of parameters begin that decide on the symbols.
+        units: types of its parts that are called once, and whose weights can be elsewhere until then.
         hard: of no dimension, whether training goes on with rounded latents and an encoder that stays.
         tables: of the probabilities that symbols are coded with, `laplace.frequency_tables`.
     """
 
+    units = (Bottleneck, Network, Hyperprior)
     encoding = ("encoder.", "entropy.analysis.", "gain")
     hard: Tensor
     tables: Tensor

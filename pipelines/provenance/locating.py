@@ -44,7 +44,7 @@ def find(what: str, root: Root, scratch: Path, every: bool = False) -> Found:
     if what.startswith(ADDRESSES):
         return _at_address(what, root, scratch)
     place = Path(what).absolute()
-    if place.name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS):
+    if place.name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS, checkpoint_format.SHARDING):
         place = place.parent
     if (place / checkpoint_format.MANIFEST).exists() or (place.is_dir() and place.parent.name == "checkpoints"):
         return found_at(place, root)
@@ -94,8 +94,7 @@ def readable(folder: Path) -> checkpoint_format.Manifest | None:
 
 def _weights_of(folder: Path) -> str | None:
     manifest = readable(folder)
-    weights = manifest.files.get(checkpoint_format.WEIGHTS) if manifest else None
-    return weights.sha256 if weights else None
+    return checkpoint_format.weights_sha256(manifest) if manifest else None
 
 
 def _best(run: RunDirectory, folders: tuple[Path, ...]) -> Path:

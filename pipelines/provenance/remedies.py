@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from pipelines.checkpoint_format import WEIGHTS
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.provenance.chain import Chain
@@ -17,7 +18,11 @@ def of_checkpoint(folder: Path, run: RunDirectory | None) -> str:
 
 def of_parent(sha256: str, root: Root) -> str:
     found = with_weights(sha256, root)
-    return f"Copy {found / 'model.safetensors'} there." if found else "Restore it from a copy of the parent checkpoint."
+    if found and (found / WEIGHTS).is_file():
+        return f"Copy {found / WEIGHTS} there."
+    if found:
+        return f"Restore it from a copy; its tensors lie sharded in {found}."
+    return "Restore it from a copy of the parent checkpoint."
 
 
 def of_config(folder: Path) -> str:

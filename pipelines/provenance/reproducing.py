@@ -18,7 +18,8 @@ from pipelines.run_directory import Root, RunDirectory
 from pipelines.training import launch
 from pipelines.training.following import Listen
 
-COMPARED = (checkpoint_format.WEIGHTS, checkpoint_format.STATE_TENSORS, checkpoint_format.STATE_SCALARS)
+EARLIER: dict[str, bool | int | str] = {"parallel": "ddp"}
+"""What legs do not say that were trained before there was a choice."""
 
 
 class Reproduction(Section):
@@ -52,17 +53,16 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
     with run.locked() as lock:
         _lay_out(run, chain, recorded)
         for leg in chain.manifest.legs:
-            _train(run, lock, recorded, dict(leg.training), leg.until, on_line)
+            _train(run, lock, recorded, EARLIER | leg.training, leg.until, on_line)
         again = _train(run, lock, recorded, {}, chain.manifest.step, on_line)
-        differing = tuple(
-            name for name in COMPARED if again.manifest.files[name].sha256 != chain.manifest.files[name].sha256
-        )
+        was, now = chain.manifest.files, again.manifest.files
+        differing = tuple(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
     if not differing:
         shutil.rmtree(run.path)
     return Reproduction(
         checkpoint=chain.folder,
         step=chain.manifest.step,
-        sha256=chain.manifest.files[checkpoint_format.WEIGHTS].sha256,
+        sha256=str(checkpoint_format.weights_sha256(chain.manifest)),
         sha256_again=again.sha256,
         differing=differing,
         other_versions=tuple(_other_versions(chain.manifest)),

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipelines import checkpoint_format
+from pipelines.checkpoints import Checkpoint
 from pipelines.config import Section
 from pipelines.errors import CodecmillError
 from pipelines.provenance import remedies
@@ -92,6 +93,7 @@ def _opened(folder: Path, found: Found, ledger: Ledger) -> Chain | None:
 
 def _verify_files(chain: Chain, ledger: Ledger) -> None:
     way_out = remedies.of_checkpoint(chain.folder, chain.run)
+    before = len(ledger.problems)
     for name in checkpoint_format.file_names(chain.manifest):
         record, known = chain.manifest.files.get(name), len(ledger.problems)
         if record is None:
@@ -102,3 +104,20 @@ def _verify_files(chain: Chain, ledger: Ledger) -> None:
             del ledger.problems[known:]
             ledger.note(f"{chain.folder} was deleted meanwhile, as one too many.")
             return
+    if chain.manifest.is_sharded and len(ledger.problems) == before:
+        _verify_weights(chain, ledger, way_out)
+
+
+def _verify_weights(chain: Chain, ledger: Ledger, way_out: str) -> None:
+    """Whether sound shards make the weights that their checkpoint is known by."""
+    from pipelines.checkpoint_tensors import stored_weights
+    from pipelines.stored_tensors import sha256_as_one_file
+
+    file = chain.folder / checkpoint_format.SHARDING
+    try:
+        found = sha256_as_one_file(stored_weights(Checkpoint(chain.folder, chain.manifest)))
+    except CodecmillError as error:
+        ledger.wrong(file, f"does not fit its shards: {error}".rstrip("."), way_out)
+        return
+    if found != chain.manifest.weights_sha256:
+        ledger.wrong(file, f"makes weights with another sha256 than its checkpoint's, {found[:16]}...", way_out)

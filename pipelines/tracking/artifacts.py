@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import checkpoint_format
-from pipelines.durable_files import read_json
 from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected, patience_for
 from pipelines.tracking.marks import write_marks
@@ -70,10 +69,10 @@ def log_checkpoint(run: RunDirectory, folder: Path) -> str:
     with connected(run.root) as client:
         marks = opened(run)
         where = f"{CHECKPOINTS}/{folder.name}"
-        files = read_json(folder / checkpoint_format.MANIFEST)["files"]
-        sha256 = files[checkpoint_format.WEIGHTS]["sha256"]
+        manifest = checkpoint_format.read_manifest(folder)
+        sha256 = checkpoint_format.weights_sha256(manifest)
         if marks.checkpoints.get(folder.name) != sha256:
-            for name in (*files, checkpoint_format.MANIFEST):
+            for name in (*manifest.files, checkpoint_format.MANIFEST):
                 with patience_for((folder / name).stat().st_size):
                     client.log_artifact(marks.run_id, str(folder / name), where)
             sent = marks.checkpoints | {folder.name: sha256}

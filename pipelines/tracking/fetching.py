@@ -69,7 +69,8 @@ def _checkpoints(client: "MlflowClient", run_id: str, where: str) -> list[str]:
 
 def _is_checkpoint(client: "MlflowClient", run_id: str, path: str) -> bool:
     names = {file.path.rpartition("/")[2] for file in client.list_artifacts(run_id, path)}
-    return {checkpoint_format.WEIGHTS, checkpoint_format.MANIFEST} <= names
+    has_weights = {checkpoint_format.WEIGHTS, checkpoint_format.SHARDING} & names
+    return bool(has_weights) and checkpoint_format.MANIFEST in names
 
 
 def _source_of_version(client: "MlflowClient", source: str, where: str) -> str:

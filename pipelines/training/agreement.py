@@ -126,7 +126,7 @@ def _seen(directory: RunDirectory, step: int, halves: list[float]) -> checkpoint
     deadline = time.monotonic() + VISIBLE_SECONDS
     while True:
         with suppress(CodecmillError):
-            found = checkpoints.of_step(directory, step)
+            found = checkpoints.of_step(directory, step, but_shards=True)
             if _halves(found) == halves:
                 return found
         if time.monotonic() > deadline:

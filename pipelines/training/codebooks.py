@@ -7,6 +7,12 @@ from torch import nn
 from pipelines.model.straight_through import VectorQuantizer
 
 
+def codebook_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """What `absorb` reads and writes."""
+    for layer in _layers(model):
+        yield from layer.parameters()
+
+
 def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """What the optimiser moves, by name."""
     others = {id(layer.statistics) for layer in _layers(model)}

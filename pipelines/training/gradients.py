@@ -1,8 +1,9 @@
 """From a rank's share of the batch to the gradient of the whole batch, the same bits on every rank.
 
-Two ways. `AveragedGradients` is DistributedDataParallel: fast, and the order of its sums depends on the number of
+Two ways here. `AveragedGradients` is DistributedDataParallel: fast, and the order of its sums depends on the number of
 ranks. `OrderedGradients` cuts the batch into virtual ranks, whose gradients are added one after the other whatever rank
-computed them: the same bits on any number of ranks.
+computed them: the same bits on any number of ranks. A third, for models that one GPU does not hold, is in
+`sharded_gradients`: each rank has the gradient of its share of the weights alone.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipelines.config import TrainingConfig
 from pipelines.training.distributed import Ranks
 from pipelines.training.step import StepOutput, TrainingStep
 
@@ -112,8 +114,12 @@ class OrderedGradients:
             parameter.grad = gradient
 
 
-def build(module: TrainingStep, ranks: Ranks, batch_size: int, virtual_ranks: int | None) -> Gradients:
-    """Plain data parallelism, unless virtual ranks are asked for."""
-    if virtual_ranks is None:
-        return AveragedGradients(module, ranks, batch_size)
-    return OrderedGradients(module, ranks, batch_size, virtual_ranks)
+def build(module: TrainingStep, ranks: Ranks, training: TrainingConfig) -> Gradients:
+    """Plain data parallelism, unless virtual ranks or sharded weights are asked for."""
+    if training.parallel == "fsdp":
+        from pipelines.training.sharded_gradients import ShardedGradients  # half a second that others need not wait
+
+        return ShardedGradients(module, ranks, training.batch_size)
+    if training.virtual_ranks is None:
+        return AveragedGradients(module, ranks, training.batch_size)
+    return OrderedGradients(module, ranks, training.batch_size, training.virtual_ranks)

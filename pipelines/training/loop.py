@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch, training_batches
-from pipelines.data.order import SampleOrder
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
@@ -24,27 +23,19 @@ from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training import optimization, schedules
 from pipelines.training.agreement import Agreement, Stop, agree, agreed_checkpoint
+from pipelines.training.bad_steps import BadSteps
 from pipelines.training.codebooks import absorb
 from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
 from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.journal import Journal
+from pipelines.training.state import State
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, validate
-from pipelines.weights import restore_weights
 
 log = logging.getLogger("codecmill.training")
 
 SYSTEM_SECONDS = 5.0
-
-MOST_BAD_IN_A_ROW = 10
-"""Steps without a finite loss after which skipping them leads nowhere."""
-
-MOST_OVERFLOWS_IN_A_ROW = 40
-"""Halved so often, fp16's scale is far below 1: it is not the scale."""
-
-MOST_NAMED = 8
-"""Samples that a message names."""
 
 
 @dataclass
@@ -59,6 +50,7 @@ class Training:
     origin: dict[str, Any]
     module: TrainingStep
     gradients: Gradients
+    state: State
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -71,8 +63,7 @@ class Training:
     def __post_init__(self) -> None:
         self._system = SystemMetrics(self.directory.path)
         self._next_sample = 0.0
-        self._bad_in_a_row = 0
-        self._overflows_in_a_row = 0
+        self._bad = BadSteps(self.config, self.shard_set, talks=self.ranks.is_first)
 
     @property
     def model(self) -> Model:
@@ -90,9 +81,8 @@ class Training:
                 f"go on with {self.shard_set.fingerprint[:16]}. Start a new run, with --training.start_from "
                 f"{checkpoint.path}"
             )
-        restore_weights(self.model, checkpoint)
-        optimization.restore(checkpoint, self.model, self.optimizer, self.scaler)
-        self._bad_in_a_row = checkpoints.read_training_state(checkpoint).bad_in_a_row
+        self.state.restore(checkpoint)
+        self._bad.in_a_row = checkpoints.read_training_state(checkpoint).bad_in_a_row
         self.step = checkpoint.step
         self.best = checkpoint.manifest.best
         self.parent = checkpoint.manifest.parent
@@ -121,7 +111,7 @@ class Training:
                 ending = self.step == training.steps or bool(stopping)
                 saving = self.step % training.checkpoint_interval == 0 or ending
                 if self.step % training.replica_check_interval == 0 or saving:
-                    check_replicas(self.module.state_dict(), self.step)
+                    check_replicas(self.state.replicas(), self.step)
                 seconds = time.perf_counter() - started
                 figures |= {"train/images_per_second": training.batch_size / seconds}
                 figures["train/data_wait_fraction"] = batch.wait / seconds
@@ -157,19 +147,12 @@ class Training:
         self.scaler.unscale_(self.optimizer)
         if schedules.encoder_stays(self.config, self.step):
             schedules.keep_encoder(self.model)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, training.gradient_clip or math.inf).item()
-        # fp16's scaler meets infinite gradients by design, and leaves out their step by itself.
+        norm = self.state.clip(training.gradient_clip)
         scaled = self.scaler.is_enabled()
-        self._overflows_in_a_row = 0 if math.isfinite(norm) else self._overflows_in_a_row + 1
-        if scaled and self._overflows_in_a_row == MOST_OVERFLOWS_IN_A_ROW:
-            raise CodecmillError(
-                f"The fp16 gradients of {MOST_OVERFLOWS_IN_A_ROW} steps in a row, up to step {self.step + 1}, are not "
-                "finite, however small their scale. Use training.precision bf16 or float32 in a new run."
-            )
+        self._bad.note_norm(norm, scaled, self.step + 1)
         is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
         if is_bad and training.on_nonfinite == "stop":
-            raise self._stopped_by(agreed, self._keys(agreed), "The run was stopped before it")
+            raise self._bad.stop(agreed, self.step + 1)
         if scaled or not is_bad:
             absorb(self.model, self.scaler.get_scale())
             self.scaler.step(self.optimizer)
@@ -178,7 +161,7 @@ class Training:
         line: dict[str, Any] = {"samples": agreed.samples, "train/learning_rate": rate}
         if is_bad:
             return line | self._pass_over(agreed), agreed.stop
-        self._bad_in_a_row = 0
+        self._bad.in_a_row = 0
         line |= agreed.figures(self.model.parts)
         return line | ({"train/gradient_norm": norm} if math.isfinite(norm) else {}), agreed.stop
 
@@ -205,12 +188,9 @@ class Training:
 
     def _pass_over(self, agreed: Agreement) -> dict[str, Any]:
         """Go on after a step whose loss or gradient is no number; returns what the journal is to say of it."""
-        keys = self._keys(agreed)
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row == MOST_BAD_IN_A_ROW:
-            text = f"It is the {MOST_BAD_IN_A_ROW}th such step in a row, so the run was stopped before it"
-            raise self._stopped_by(agreed, keys, text)
-        then, done, bad_in_a_row = self.config.training.on_nonfinite, self.step, self._bad_in_a_row
+        step = self.step + 1
+        keys = self._bad.pass_over(agreed, step)
+        then, done, in_a_row = self.config.training.on_nonfinite, self.step, self._bad.in_a_row
         if then == "rollback":
             # Not to one that a stop has left in between: the run that was not stopped has none there.
             checkpoint = agreed_checkpoint(self.directory, self.ranks, self.config.training.checkpoint_interval)
@@ -218,32 +198,10 @@ class Training:
                 raise CodecmillError(f"There is no checkpoint in {self.directory.checkpoints} to go back to.")
             self.restore(checkpoint)
             # The samples go on: those of the steps that are lost would lead here again.
-            self.step, self._bad_in_a_row = done, bad_in_a_row
+            self.step, self._bad.in_a_row = done, in_a_row
             then = f"rollback to step {checkpoint.step}"
-        if self.ranks.is_first:
-            print(self._about_nonfinite(agreed, keys, f"It changes no weight ({then})"), flush=True)
+        self._bad.tell(agreed, step, keys, then)
         return {"nonfinite": {"samples": keys, "then": then}}
-
-    def _stopped_by(self, agreed: Agreement, keys: list[str], outcome: str) -> CodecmillError:
-        """What ends the run; the journal has no line of a step that was not taken, so the log names all samples."""
-        if self.ranks.is_first:
-            print(f"Step {self.step + 1} is not finite for the samples {', '.join(keys)}", flush=True)
-        return CodecmillError(self._about_nonfinite(agreed, keys, outcome))
-
-    def _about_nonfinite(self, agreed: Agreement, keys: list[str], outcome: str) -> str:
-        shown = ", ".join(keys[:MOST_NAMED]) + (f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else "")
-        what = "loss" if agreed.nonfinite else "gradient"
-        return (
-            f"The {what} of step {self.step + 1} is not finite, for the samples {shown}. {outcome}. "
-            "Lower training.learning_rate, or use a wider training.precision, in a new run."
-        )
-
-    def _keys(self, agreed: Agreement) -> list[str]:
-        """The samples whose losses are no numbers; of a gradient that is none, all samples of the batch."""
-        size = self.config.training.batch_size
-        order = SampleOrder(self.shard_set.counts("train"), self.config.seed, self.config.data.shuffle_window)
-        places = [order.locate(self.step * size + place) for place in agreed.nonfinite or range(size)]
-        return [self.shard_set.read("train", place.shard, place.index).key for place in places]
 
     def _validate_if_due(self) -> Validation | None:
         training = self.config.training
@@ -265,11 +223,9 @@ class Training:
     def _save(self, validation: Validation | None, journal: Journal | None) -> None:
         if validation and self._is_best(validation):
             self.best = checkpoint_format.Best(step=self.step, psnr=validation.psnr, loss=validation.means["loss"])
-        if journal is None:
-            return
         self.beat(self.step, "saving")
-        self.check_writer()
-        journal.sync()
+        if journal:
+            journal.sync()
         about = {
             "step": self.step,
             "position": self.step * self.config.training.batch_size,
@@ -281,9 +237,10 @@ class Training:
             "validation": validation.figures() if validation else {},
             "best": self.best,
         }
-        tensors, scalars = optimization.state(self.model, self.optimizer, self.scaler)
-        scalars["bad_in_a_row"] = self._bad_in_a_row
-        saved = checkpoints.save(self.directory, about, self.model.state_dict(), tensors, scalars)
+        scalars = {"bad_in_a_row": self._bad.in_a_row}
+        saved = self.state.save(self.directory, about, scalars, self.check_writer)
+        if saved is None:
+            return
         spared = unsent_checkpoints(self.directory) | {self.step - self.step % self.config.training.checkpoint_interval}
         checkpoints.retain(self.directory, saved, self.config.training.keep_latest, spared)
         log.info("Saved %s", saved.path.name, extra={"step": self.step})

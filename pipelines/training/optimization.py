@@ -6,11 +6,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipelines.checkpoint_format import STATE_SCALARS, STATE_TENSORS, ScalerState
-from pipelines.checkpoints import Checkpoint, read_tensors, read_training_state
+from pipelines.checkpoint_format import SHARDING, STATE_SCALARS, STATE_TENSORS, ScalerState
+from pipelines.checkpoint_tensors import stored_state
+from pipelines.checkpoints import Checkpoint, read_training_state
 from pipelines.config import TrainingConfig
 from pipelines.errors import CodecmillError
+from pipelines.stored_tensors import StoredTensor
 from pipelines.training.codebooks import learned_parameters
+from pipelines.weights import Copy, copy_all
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's state of a parameter: a scalar, and two tensors of its shape."""
@@ -18,8 +21,11 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 def build(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980) in one fused kernel."""
-    parameters = [parameter for _, parameter in learned_parameters(model)]
-    return torch.optim.Adam(parameters, training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+    alike: dict[type, list[nn.Parameter]] = {}  # a kernel takes whole tensors or shares of them, not both
+    for _, parameter in learned_parameters(model):
+        alike.setdefault(type(parameter), []).append(parameter)
+    groups = [{"params": parameters} for parameters in alike.values()]
+    return torch.optim.Adam(groups, training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
 
 
 def learning_rate(training: TrainingConfig, steps_done: int) -> float:
@@ -48,9 +54,16 @@ def state(
 
 
 def restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    copy: Copy = copy_all,
 ) -> None:
     """Put back what `state` returned, bit for bit.
+
+    Args:
+        copy: fills a moment, or this rank's share of it.
 
     Raises:
         CodecmillError: a moment of a parameter is missing or has another shape.
@@ -58,16 +71,19 @@ def restore(
     if scaler.is_enabled():
         _restore_scaler(scaler, checkpoint)
     optimizer.state.clear()
-    file = checkpoint.path / STATE_TENSORS
-    tensors = read_tensors(file)
+    tensors = stored_state(checkpoint)
     for name, parameter in learned_parameters(model) if tensors else ():  # none before the first step
         moments = {moment: tensors.get(f"{moment}/{name}") for moment in MOMENTS}
         if [None if m is None else m.shape for m in moments.values()] != [(), parameter.shape, parameter.shape]:
+            file = checkpoint.path / (SHARDING if checkpoint.manifest.is_sharded else STATE_TENSORS)
             raise CodecmillError(f"{file} does not hold Adam's moments of '{name}'.")
-        step, *means = (cast("Tensor", moment) for moment in moments.values())
+        step, *means = (cast("StoredTensor", moment) for moment in moments.values())
         # Of the parameter's own memory layout: a fused kernel walks both by the same index.
-        own = [torch.empty_like(parameter).copy_(mean) for mean in means]
-        optimizer.state[parameter] = dict(zip(MOMENTS, (step.float().to(parameter.device), *own), strict=True))
+        own = [torch.empty_like(parameter, requires_grad=False) for _ in means]
+        for moment, mean in zip(own, means, strict=True):
+            copy(moment, mean)
+        count = step[...].to(parameter.device, torch.float32, copy=True)
+        optimizer.state[parameter] = dict(zip(MOMENTS, (count, *own), strict=True))
 
 
 def _restore_scaler(scaler: torch.amp.GradScaler, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pipelines import checkpoint_format, checkpoints, versions
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TrainingConfig
 from pipelines.data.block_statistics import block_transform
 from pipelines.data.images import Normalization
 from pipelines.data.loading import blank_batch
@@ -16,11 +16,11 @@ from pipelines.data.shard_format import MANIFEST
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_json
 from pipelines.file_digests import file_sha256
-from pipelines.model.build import build_model
+from pipelines.model.build import Model, build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.model.codec_start import Coefficients, start_from
 from pipelines.run_directory import RunDirectory
-from pipelines.training import gradients, optimization
+from pipelines.training import gradients, optimization, state
 from pipelines.training.agreement import agreed_checkpoint
 from pipelines.training.distributed import Ranks
 from pipelines.training.heartbeat import Beat, silent
@@ -40,14 +40,19 @@ def prepare(
         if checkpoint
         else Normalization.resolve(config.data.normalization, shard_set.measured)
     )
-    dtype = torch.float64 if training.precision == "float64" else torch.float32
-    layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    model = build_model(config.model, config.seed).to(ranks.device, dtype).to(memory_format=layout)
+    model = _built(config, normalization, shard_set, ranks, is_fresh=checkpoint is None)
+    is_child = checkpoint is None and bool(training.start_from)
+    parent = _start_from(directory, training, model, ranks) if is_child else None
+    if training.parallel == "ddp":
+        model.to(ranks.device)  # else it is more than a GPU holds: its parts go there one after the other, as shares
     module = TrainingStep(model, normalization, config.loss, training, ranks.device.type)
     if training.compile:
         torch._dynamo.config.optimize_ddp = False  # one graph: splitting it by buckets costs fusion
         module.compile(dynamic=False)
-    state = Training(
+    computing = gradients.build(module, ranks, training)  # may put shares in the weights' place: first
+    optimizer = optimization.build(model, training)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=training.precision == "fp16")
+    prepared = Training(
         directory=directory,
         config=config,
         shard_set=shard_set,
@@ -56,19 +61,29 @@ def prepare(
         origin=_origin(_as_trained(config, ranks), shard_set, checkpoint) if ranks.is_first else {},
         module=module,
         beat=beat,
-        gradients=gradients.build(module, ranks, training.batch_size, training.virtual_ranks),
-        optimizer=optimization.build(model, training),
-        scaler=torch.amp.GradScaler(ranks.device.type, enabled=training.precision == "fp16"),
+        gradients=computing,
+        optimizer=optimizer,
+        scaler=scaler,
+        state=state.build(module, optimizer, scaler, ranks, training),
+        parent=parent,
     )
-    state.warm_up_seconds = _warm_up(state)
+    prepared.warm_up_seconds = _warm_up(prepared)
     if checkpoint:
-        state.restore(checkpoint)
-        return state
-    if isinstance(model, TransformCodec):
-        _start_from_transform(state, model)
-    if training.start_from:
-        _start_from(state)
-    return state
+        prepared.restore(checkpoint)
+    return prepared
+
+
+def _built(config: RunConfig, normalization: Normalization, shard_set: ShardSet, ranks: Ranks, is_fresh: bool) -> Model:
+    """The model with its first weights, on the CPU: where it is not fresh, a checkpoint's take their place."""
+    training = config.training
+    dtype = torch.float64 if training.precision == "float64" else torch.float32
+    # fully_shard takes contiguous weights alone; images may still be channels_last.
+    is_last = training.channels_last and training.parallel == "ddp"
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    model = build_model(config.model, config.seed).to(dtype).to(memory_format=layout)
+    if is_fresh and isinstance(model, TransformCodec):
+        _start_from_transform(model, normalization, shard_set, config.seed, ranks)
+    return model
 
 
 def _as_trained(config: RunConfig, ranks: Ranks) -> RunConfig:
@@ -114,7 +129,7 @@ def _leg(config: RunConfig, until: int, commit: str | None, packages: dict[str, 
     )
 
 
-def _warm_up(state: Training) -> float:
+def _warm_up(prepared: Training) -> float:
     """One forward and backward pass on blank images, of which nothing is kept; returns the seconds that it took.
 
     DDP lays out its gradient buckets anew after the first backward pass it sees, and with three and more ranks another
@@ -122,29 +137,33 @@ def _warm_up(state: Training) -> float:
     It is also where a compiled step is compiled.
     """
     started = time.perf_counter()
-    state.compute(blank_batch(state.config, state.ranks.world_size, state.ranks.rank))
-    state.module.zero_grad(set_to_none=True)
-    if state.ranks.device.type == "cuda":
+    prepared.compute(blank_batch(prepared.config, prepared.ranks.world_size, prepared.ranks.rank))
+    prepared.module.zero_grad(set_to_none=True)
+    if prepared.ranks.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def _start_from_transform(state: Training, model: TransformCodec) -> None:
+def _start_from_transform(
+    model: TransformCodec, normalization: Normalization, shard_set: ShardSet, seed: int, ranks: Ranks
+) -> None:
     """Give a codec the transform that fits its photographs best, the same bits on every rank."""
-    transform = block_transform(state.shard_set, model.stride, model.config.latent_channels)
+    transform = block_transform(shard_set, model.stride, model.config.latent_channels)
     for tensor in transform:
-        dist.broadcast(on_device := tensor.to(state.ranks.device), src=0)
+        dist.broadcast(on_device := tensor.to(ranks.device), src=0)
         tensor.copy_(on_device)
-    start_from(model, Coefficients(*transform), state.normalization, state.config.seed)
+    start_from(model, Coefficients(*transform), normalization, seed)
 
 
-def _start_from(state: Training) -> None:
-    """Begin with the weights that `launch` has fetched into the run directory; report what was taken."""
-    folder = state.directory.start_weights
-    weights = read_weights(folder / checkpoint_format.WEIGHTS)
-    source = str(state.config.training.start_from)
-    report: LoadReport = apply_weights(state.model, weights, state.config.training.strict, source)
-    state.parent = file_sha256(folder / checkpoint_format.WEIGHTS)
-    if state.ranks.is_first:
-        write_json(state.directory.load_report, asdict(report))
+def _start_from(directory: RunDirectory, training: TrainingConfig, model: Model, ranks: Ranks) -> str:
+    """Begin with the weights that `launch` has fetched into the run directory; returns their sha256.
+
+    What was taken is reported.
+    """
+    file = directory.start_weights / checkpoint_format.WEIGHTS
+    source = str(training.start_from)
+    report: LoadReport = apply_weights(model, read_weights(file), training.strict, source)
+    if ranks.is_first:
+        write_json(directory.load_report, asdict(report))
         print(f"Starting from {source}: {report.summary(source)}", flush=True)
+    return file_sha256(file)

@@ -63,6 +63,8 @@ def validate(
             beat(step, "validating")
             masks = None if batch.masks is None else batch.masks.to(ranks.device)
             output, pictures = module.compare(batch.images.to(ranks.device), masks, noise=None)
+            if not batch.positions:
+                continue
             columns.append(torch.stack([output.loss, psnr(output.mse.double()), *output.rates.T]).double().cpu())
             if ranks.is_first and not places:
                 sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())

@@ -1,0 +1,35 @@
+"""The choices of `evaluation`: what is evaluated, and what makes a champion."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.config.section import Section
+
+
+class EvaluationConfig(Section):
+    """What is evaluated, and what makes a champion."""
+
+    images: str | None = Field(
+        default=None, description="Images to evaluate instead of the test split: a glob, a folder or a .txt list"
+    )
+    tile_size: int = Field(
+        default=1024,
+        ge=64,
+        le=65_536,
+        description="Images with a longer side are computed in tiles of this side, in pixels",
+    )
+    pictures: int = Field(default=64, ge=0, le=100_000, description="Most images that pictures are written of, a count")
+    curve_images: int = Field(
+        default=24,
+        ge=0,
+        le=100_000,
+        description="Images that a codec's rate-distortion curves are measured on, the first, a count; 0: none",
+    )
+    promotion_metric: Literal["psnr", "ms_ssim", "bd_rate", "bd_rate_ms_ssim"] = Field(
+        default="psnr",
+        description="What decides on the champion; bd_rate: a codec's bits at equal PSNR, in percent of JPEG's",
+    )
+    promotion_margin: float = Field(
+        default=0.0, ge=0, description="By how much the champion must be beaten, in the metric's unit"
+    )
