@@ -70,12 +70,16 @@ def register(
 def _describe(
     run: RunDirectory, step: int, report: Path, version: int, decision: Decision, flow_run: str | None
 ) -> None:
+    from pipelines.data.images import decode_png
+    from pipelines.evaluation.pictures import preview
+
     evaluation = read_evaluation(report)
     if evaluation is None:
         return
     folder = f"evaluation/{report.name}"
-    worst = next((row for row in evaluation.ranked if row.pictures), None)
-    picture = f"{folder}/{PICTURES}/{worst.pictures}/{SIDE_BY_SIDE}" if worst else None
+    worst = next((row.pictures for row in evaluation.ranked if row.pictures), "")
+    file = report / PICTURES / worst / SIDE_BY_SIDE
+    picture = preview(decode_png(file.read_bytes())) if file.is_file() else None
     found = f"{evaluation.in_a_line()}, at step {step:,}. {decision.alias.capitalize()}: {decision.reason}"
     tracking.describe(run, version, found, f"{folder}/{REPORT}", picture, flow_run)
 

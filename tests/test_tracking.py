@@ -377,24 +377,26 @@ def test_a_checkpoint_has_one_version(root: Root) -> None:
 def test_the_pages_say_how_good_a_run_became_unless_somebody_says_otherwise(root: Root) -> None:
     run, config = make_run(root)
     version = register(run, save_checkpoint(run, config, 200))
-    report, picture = "evaluation/step_00000200/report.html", "evaluation/step_00000200/pictures/a b/side_by_side.png"
-    for found in ("**29.00 dB PSNR**", "**30.00 dB PSNR**"):
-        tracking.describe(run, version, found, report, picture, "http://prefect.here/runs/flow-run/1f")
+    report = "evaluation/step_00000200/report.html"
+    for found in ("29.00 dB PSNR", "30.00 dB PSNR"):
+        tracking.describe(run, version, found, report, b"a picture", "http://prefect.here/runs/flow-run/1f")
     known = tracking.tracked(run)
     assert known is not None
     with connected(root) as client:
         of_run = client.get_run(known.run_id).data.tags["mlflow.note.content"]
         of_version = client.get_model_version(tracking.MODEL, str(version)).description
-        assert of_run.startswith("**codecmill**: **30.00 dB PSNR**\n\n")
+        assert of_run.startswith("codecmill: 30.00 dB PSNR\n\n")
         assert f"[Report with pictures]({known.page(report)})" in of_run
         assert "[Version 1](#/models/codecmill/versions/1)" in of_run
         assert "[Flow run in Prefect](http://prefect.here/runs/flow-run/1f)" in of_run
-        source = "get-artifact?path=evaluation%2Fstep_00000200%2Fpictures%2Fa+b%2Fside_by_side.png&run_uuid="
+        source = "get-artifact?path=evaluation%2Fstep_00000200%2Fworst.webp&run_uuid="
         assert f"![]({source}{known.run_id})" in of_run
+        fetched = client.download_artifacts(known.run_id, "evaluation/step_00000200/worst.webp")
+        assert Path(fetched).read_bytes() == b"a picture"
         assert of_version is not None and "models:/codecmill/1" in of_version
         client.set_tag(known.run_id, "mlflow.note.content", "My best.")
         client.update_model_version(tracking.MODEL, str(version), "Mine.")
-        tracking.describe(run, version, "**31.00 dB PSNR**", report, None, None)
+        tracking.describe(run, version, "31.00 dB PSNR", report, None, None)
         assert client.get_run(known.run_id).data.tags["mlflow.note.content"] == "My best."
         assert client.get_model_version(tracking.MODEL, str(version)).description == "Mine."
 

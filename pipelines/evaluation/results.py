@@ -133,8 +133,8 @@ class Evaluation:
         }
 
     def in_a_line(self) -> str:
-        """The means: `30.00 dB PSNR, MS-SSIM 0.9700 on 5 test images`."""
-        figures = [f"**{self.means['psnr']:.2f} dB PSNR**"]
+        """The means: `30.00 dB PSNR, MS-SSIM 0.9700 on 5 images`."""
+        figures = [f"{self.means['psnr']:.2f} dB PSNR"]
         if "ms_ssim" in self.means:
             figures.append(f"MS-SSIM {self.means['ms_ssim']:.4f}")
         if "bd_rate" in self.means:
