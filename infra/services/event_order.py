@@ -2,8 +2,8 @@
 
 Prefect 3.8 holds a change of state back until it has seen the one before, for a quarter of an hour at most. Its
 scheduler makes runs without telling that they are scheduled. So all that becomes of a run which starts within five
-minutes of that, as after a deployment, would reach automations a quarter of an hour late: no retry until then, no
-announcement, and a run that has ended well would be taken for dead meanwhile.
+minutes of that, as after a deployment, would reach automations a quarter of an hour late: too late for a retry, and a
+run that has ended well would be taken for dead meanwhile.
 """
 
 from prefect.server.events.ordering import memory
