@@ -24,7 +24,7 @@ def verification(root: Path = ROOT, sources: bool = False) -> Verified:
 
 @flow(name="clean-up", flow_run_name="clean-up of {root}")
 def cleaning(root: Path = ROOT, days: float = 30, runs: bool = False, dry_run: bool = False) -> Cleaned:
-    """Remove shard sets that no run names, and old finished runs if they are to go as well.
+    """Remove shard sets that no run names, old copies of images, and old finished runs if they are to go as well.
 
     Args:
         root: the folder that holds them.

@@ -1,4 +1,5 @@
-"""What nobody needs any more: shard sets that no run names, and, where it is asked for, old finished runs.
+"""What nobody needs any more: shard sets that no run names, copies of images in a store that no run has looked at for
+long, and, where it is asked for, old finished runs.
 
 Only what has not been written into for some days; never the champion's run, one at work, or one that is not done. (What
 killed builds of shard sets have left goes by itself: see pipelines.data.abandoned.)
@@ -13,6 +14,7 @@ from typing import Literal
 
 from pipelines import tracking
 from pipelines.config import Section
+from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_format import MANIFEST
 from pipelines.durable_files import lock
 from pipelines.errors import BusyError
@@ -22,18 +24,21 @@ from pipelines.tolerant_reading import json_object, modified, size_of, text
 
 DAY = 24 * 3600.0
 GOING = ".tmp-removed-"
+SHARDS_DAYS = 2.0
+"""So long a shard stage may still read the copies of images that it began with."""
 
 
 class Removable(Section):
     """A folder that may go.
 
     Attributes:
-        kind: a `rest` is of a clean-up that was killed.
+        kind: `images` are copies of those of a bucket, and are fetched again when they are wanted; a `rest` is of a
+            clean-up that was killed.
         bytes: of its files; those that another shard set shares stay on disk as long as that one does.
         days: since it was last written into.
     """
 
-    kind: Literal["shard set", "run", "rest"]
+    kind: Literal["shard set", "images", "run", "rest"]
     path: Path
     bytes: int
     days: float
@@ -49,7 +54,8 @@ def find_removable(root: Root, days: float, runs: bool) -> list[Removable]:
     Raises:
         TrackingUnavailable: with `runs`, where MLflow cannot say whose the champion is.
     """
-    return [*_rests(root), *(_old_runs(root, days) if runs else ()), *_unnamed_sets(root, days)]
+    old_runs = _old_runs(root, days) if runs else ()
+    return [*_rests(root), *old_runs, *_unnamed_sets(root, days), *_old_copies(root, days)]
 
 
 def remove(found: Removable) -> bool:
@@ -74,7 +80,7 @@ def remove(found: Removable) -> bool:
 
 
 def _rests(root: Root) -> Iterator[Removable]:
-    for path in (*root.runs.glob(f"{GOING}*/"), *root.shards.glob(f"{GOING}*/")):
+    for path in (path for folder in (root.runs, root.shards, root.images) for path in folder.glob(f"{GOING}*/")):
         yield Removable(kind="rest", path=path, bytes=size_of(path), days=_days_since(modified(path)))
 
 
@@ -94,6 +100,14 @@ def _unnamed_sets(root: Root, days: float) -> Iterator[Removable]:
         age = _days_since(modified(file))
         if age >= days and file.parent.resolve() not in named:
             yield Removable(kind="shard set", path=file.parent, bytes=size_of(file.parent), days=age)
+
+
+def _old_copies(root: Root, days: float) -> Iterator[Removable]:
+    """Each look at a bucket's images writes the list of what is here of them; shards are cut from them after it."""
+    for file in sorted(root.images.glob(f"[!.]*/{LISTING}")):
+        age = _days_since(modified(file))
+        if age >= max(days, SHARDS_DAYS):
+            yield Removable(kind="images", path=file.parent, bytes=size_of(file.parent), days=age)
 
 
 def _named_sets(root: Root) -> Iterator[str]:

@@ -7,8 +7,9 @@ from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
+from pipelines.evaluation.results import PICTURES, REPORT, SIDE_BY_SIDE, read_evaluation
 from pipelines.progress import Progress
-from pipelines.promotion import Scores, decide
+from pipelines.promotion import Decision, Scores, decide
 from pipelines.run_directory import RunDirectory
 
 
@@ -28,6 +29,7 @@ def register(
     metrics: dict[str, float],
     report: Path,
     choice: EvaluationConfig,
+    flow_run: str | None = None,
 ) -> Registered:
     """Register a checkpoint with its test metrics, compare it with the champion, and keep the decision.
 
@@ -35,6 +37,7 @@ def register(
         metrics: means over the test split: `psnr` in dB, `ms_ssim`.
         report: the folder of the evaluation, which MLflow gets too.
         choice: by which metric and margin the champion must be beaten.
+        flow_run: the page of the flow run that this is part of, for MLflow's page of the run.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached; the same again later does the rest.
@@ -55,12 +58,30 @@ def register(
         champion = _champion_scores(run, shard_set)
         decision = decide(candidate, champion, choice.promotion_metric, choice.promotion_margin)
         tracking.promote(run, version, decision)
+    _describe(run, checkpoint.step, report, version, decision, flow_run)
     result = Registered(
         version=version, alias=decision.alias, reason=decision.reason, checkpoint_sha256=checkpoint.sha256
     )
     write_json(run.promotion_file, result.model_dump(mode="json"))
     _tell(3, f"version {version} is the {decision.alias}")
     return result
+
+
+def _describe(
+    run: RunDirectory, step: int, report: Path, version: int, decision: Decision, flow_run: str | None
+) -> None:
+    from pipelines.data.images import decode_png
+    from pipelines.evaluation.pictures import preview
+
+    evaluation = read_evaluation(report)
+    if evaluation is None:
+        return
+    folder = f"evaluation/{report.name}"
+    worst = next((row.pictures for row in evaluation.ranked if row.pictures), "")
+    file = report / PICTURES / worst / SIDE_BY_SIDE
+    picture = preview(decode_png(file.read_bytes())) if file.is_file() else None
+    found = f"{evaluation.in_a_line()}, at step {step:,}. {decision.alias.capitalize()}: {decision.reason}"
+    tracking.describe(run, version, found, f"{folder}/{REPORT}", picture, flow_run)
 
 
 def _tell(done: int, message: str) -> None:

@@ -42,8 +42,21 @@ def evaluate(
     if choice.images is not None:  # the test split's goes with the registration
         _show_in_mlflow(run, evaluation.folder)
     wait_until_heard("The evaluation", run.name)
-    create_markdown_artifact(summary(evaluation), key="evaluation", description=f"Evaluation of {run.name}")
+    text = summary(evaluation, _links(run, evaluation.folder))
+    create_markdown_artifact(text, key="evaluation", description=f"Evaluation of {run.name}")
     return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)
+
+
+def _links(run: HeldRun, folder: Path) -> str:
+    """To MLflow's pages, where a server has them."""
+    from pipelines import tracking
+    from pipelines.evaluation.results import REPORT
+
+    known = tracking.tracked(run.directory)
+    if known is None or known.url() is None:
+        return ""
+    report = known.url(f"evaluation/{folder.name}/{REPORT}")
+    return f"In MLflow: [the run]({known.url()}), [this report]({report})"
 
 
 def _show_in_mlflow(run: HeldRun, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pipelines.config import EvaluationConfig
 from tasks.progress import logged
 from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
+from tasks.runs import flow_run_page
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Registration, ShardSetReference
 
 
@@ -42,6 +43,7 @@ def register(
             evaluation.metrics,
             evaluation.path,
             choice,
+            flow_run_page(run.directory.root),
         )
     wait_until_heard("The registration", run.name)
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

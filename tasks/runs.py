@@ -35,6 +35,17 @@ def flow_run_name() -> str:
     return f"{flow_run.flow_name} {named(RunConfig.model_validate(flow_run.parameters['config'])).name}"
 
 
+def flow_run_page(root: Root) -> str | None:
+    """Prefect's page of this flow run; None where its server lives beside this command, without pages."""
+    from prefect.runtime import flow_run
+    from prefect.settings import PREFECT_HOME
+    from prefect.utilities.urls import url_for
+
+    if PREFECT_HOME.value().absolute() == root.prefect_home.absolute():
+        return None
+    return url_for("flow-run", str(flow_run.id))
+
+
 def at_work(config: RunConfig, run: str | None = None) -> None:
     """Leave word that this flow run is at work, until Prefect has heard how it ended, and see to those that died.
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make
+from conftest import make, picture
 from processes import codecmill
 from trainings import begin, train
 
 from pipelines import checkpoints, tracking
 from pipelines.cleaning import find_removable, remove
+from pipelines.data.remote_images import LISTING
 from pipelines.data.shards import create_shards
 from pipelines.durable_files import lock, write_json
 from pipelines.promotion import Decision
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.sealed_json import write_sealed
 
 
 def age(folder: Path, days: float) -> None:
@@ -46,6 +48,25 @@ def test_shard_sets_that_no_run_names_go_once_they_are_old(tiny: dict[str, Any],
     (rest,) = (each for each in find_removable(root, days=30, runs=False) if each.kind == "rest")
     assert remove(rest)
     assert not rest.path.exists()
+
+
+def test_copies_of_images_in_a_store_go_once_no_run_has_looked_at_them_for_long(root: Root):
+    for bucket in ("old", "young", "held"):
+        (folder := root.images / bucket / "photos").mkdir(parents=True)
+        picture(1, 32, 32).save(folder / "a.png")
+        write_sealed(folder.parent / LISTING, {})
+    age(root.images / "old", 31)
+    age(root.images / "held", 31)
+    age(root.images / "young" / "photos", 31)  # the images are old, the last look at them is not
+    found = find_removable(root, days=30, runs=False)
+    assert {(each.kind, each.path.name) for each in found} == {("images", "old"), ("images", "held")}
+    with lock(root.images / ".tmp-held.lock", "a fetch", wait=0):
+        assert {each.path.name for each in found if remove(each)} == {"old"}
+    assert {path.name for path in root.images.glob("[!.]*")} == {"young", "held"}
+    age(root.images / "young", 1)
+    assert [each.path.name for each in find_removable(root, days=0, runs=False)] == ["held"], (
+        "shards may be in the making"
+    )
 
 
 def test_a_dry_run_says_what_would_go_and_leaves_it(tiny: dict[str, Any], root: Root, tmp_path: Path):

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
+from browser import browser
 from conftest import make
 from test_deployment import PREFECT, PROJECT
 from test_pipeline import clean_environment
@@ -32,6 +33,7 @@ from infra.services.secrets import NAMES
 from pipelines.run_directory import Root
 from pipelines.service_addresses import read_variables, use_services
 
+IS_EMBEDDED, IS_ARTIFACT = "each.src.startsWith('data:image/')", "each.src.includes('get-artifact')"
 NAME, STEPS = "on-servers", 800
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -147,7 +149,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def services(folder: Path) -> Iterator[Running]:
-    with ended(started(folder, PREFECT_WORKER_QUERY_SECONDS="2")) as running:
+    impatient = {"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"}
+    with ended(started(folder, **impatient)) as running:
         yield running
 
 
@@ -206,6 +209,23 @@ def run_pipeline(running: Running, config: dict[str, Any]) -> str:
     return running.prefect("POST", f"deployments/{deployment}/create_flow_run", body)["id"]
 
 
+def schedule_pipeline(running: Running, config: dict[str, Any]) -> str:
+    """Have it run every day from now on; returns the id of the flow run that the schedule makes first."""
+    deployment = running.prefect("GET", "deployments/name/codecmill/pipeline")["id"]
+    begin = datetime.now(UTC) + timedelta(seconds=15)
+    schedule = {
+        "schedule": {"interval": 24 * 3600, "anchor_date": begin.isoformat()},
+        "parameters": {"config": make(config).model_dump(mode="json")},
+    }
+    running.prefect("POST", f"deployments/{deployment}/schedules", [schedule])
+    wanted = {"sort": "EXPECTED_START_TIME_ASC", "deployments": {"id": {"any_": [deployment]}}}
+    found: list[Any] = []
+    wait_for(lambda: bool(found.extend(running.prefect("POST", "flow_runs/filter", wanted)) or found), 15)
+    assert found[0]["auto_scheduled"]
+    assert datetime.fromisoformat(found[0]["expected_start_time"].replace("Z", "+00:00")) == begin
+    return found[0]["id"]
+
+
 def make_late_run(running: Running) -> None:
     """One that was due an hour ago, and that no worker will take."""
     flow = running.prefect("GET", "deployments/name/codecmill/pipeline")["flow_id"]
@@ -216,7 +236,7 @@ def make_late_run(running: Running) -> None:
 
 @dataclass
 class Runs:
-    """Ids of flow runs: one that went on although its worker was killed, and one that cannot do anything."""
+    """Ids of flow runs: a scheduled one that went on although its worker was killed, and one that can do nothing."""
 
     killed: str
     hopeless: str
@@ -224,7 +244,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(services: Running, photos: Path, announced: tuple[str, list[str]]) -> Runs:
-    """A pipeline whose worker is killed in mid-training, and which nobody starts again by hand."""
+    """A pipeline that no hand starts, and none again when its worker was killed in mid-training."""
     config: dict[str, Any] = {
         "name": NAME,
         "root": str(services.root.path),
@@ -234,7 +254,7 @@ def runs(services: Running, photos: Path, announced: tuple[str, list[str]]) -> R
     }
     prepare(services, announced[0])
     make_late_run(services)
-    killed = run_pipeline(services, config)
+    killed = schedule_pipeline(services, config)
     directory = services.root.run(NAME)
     wait_for(lambda: steps_done(directory) >= 100, 120)
     os.kill(process_of(services, "worker", is_keeper=False), signal.SIGKILL)
@@ -251,7 +271,7 @@ def runs(services: Running, photos: Path, announced: tuple[str, list[str]]) -> R
     return Runs(killed, hopeless)
 
 
-def test_a_run_whose_worker_was_killed_goes_on_by_itself(services: Running, runs: Runs):
+def test_a_scheduled_run_whose_worker_was_killed_goes_on_by_itself(services: Running, runs: Runs):
     directory = services.root.run(NAME)
     assert steps_done(directory) == STEPS
     output = (directory.logs / "attempt_02" / "output.log").read_text()
@@ -350,6 +370,73 @@ def test_nobody_gets_in_without_a_password(services: Running, runs: Runs):
 def test_prometheus_finds_figures(services: Running, runs: Runs):
     assert 'mlflow_http_request_total{method="POST",status="200"}' in services.metrics("MLFLOW_TRACKING_URI")
     assert "python_info{" in services.metrics("PREFECT_API_URL")
+
+
+UPKEEP = """
+import sys
+from pathlib import Path
+from flows.upkeep import cleaning, verification
+from pipelines.errors import CodecmillError
+
+root, tar = map(Path, sys.argv[1:])
+for dry_run in (True, False):
+    print(cleaning(root, days=0, dry_run=dry_run).model_dump_json(), [path.exists() for path in root.glob("shards/0*")])
+print(verification(root).model_dump_json())
+content = tar.read_bytes()
+tar.write_bytes(content[:-2000] + b"?" + content[-1999:])
+try:
+    verification(root)
+except CodecmillError as error:
+    print(error)
+finally:
+    tar.write_bytes(content)
+"""
+
+
+def test_upkeep_reads_all_again_and_removes_what_nobody_names(services: Running, runs: Runs, tmp_path: Path):
+    directory = services.root.run(NAME)
+    shard_set = directory.shard_set()
+    unnamed = shard_set.with_name("0" * 16)
+    shutil.copytree(shard_set, unnamed)
+    tar = min(shard_set.glob("train-*.tar"))
+    done = subprocess.run(
+        [sys.executable, "-c", UPKEEP, str(services.root.path), str(tar)],
+        cwd=PROJECT,
+        env=services.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    would, went, sound, *broken = done.stdout.splitlines()
+    for said, is_there in ((would, "[True]"), (went, "[]")):
+        assert str(unnamed) in said and str(shard_set) not in said
+        assert said.endswith(is_there)
+    verified = json.loads(sound)
+    assert verified["runs"] == 1
+    assert verified["bytes"] > sum(file.stat().st_size for file in shard_set.glob("*.tar"))
+    assert broken[0] == "1 of the files that runs come from are not as they were written:"
+    assert str(tar) in broken[1]
+
+
+def test_a_browser_shows_the_run_its_figures_and_its_pictures(services: Running, runs: Runs, tmp_path: Path):
+    prefect = services.environment["PREFECT_API_URL"].removesuffix("/api")
+    mlflow = services.environment["MLFLOW_TRACKING_URI"]
+    to_prefect, to_mlflow = services.environment["PREFECT_API_AUTH_STRING"], ":".join(services.login)
+    wanted = {"artifacts": {"flow_run_id": {"any_": [runs.killed]}}}
+    (artifact,) = services.prefect("POST", "artifacts/filter", wanted)
+    (version,) = services.mlflow("model-versions/search")["model_versions"]
+    flow_run = f"{prefect}/runs/flow-run/{runs.killed}"
+    run = f"{mlflow}/#/experiments/1/runs/{version['run_id']}"
+    with browser(tmp_path) as page:
+        page.open(flow_run, to_prefect, f"codecmill {NAME}", "Completed", "Resuming at step", "registration 3/3")
+        page.open(f"{prefect}/artifacts/artifact/{artifact['id']}", to_prefect, "dB", "In MLflow", picture=IS_EMBEDDED)
+        of_run, of_report = (each for each in page.links() if each.startswith(run))
+        page.open(of_run, to_mlflow, NAME, "dB PSNR", "validation/psnr", "training.steps", picture=IS_ARTIFACT)
+        assert {flow_run, of_report, f"{mlflow}/#/models/codecmill/versions/1"} <= {*page.links()}
+        page.open(of_report, to_mlflow, "report.html")
+        page.open(f"{run}/model-metrics", to_mlflow, "images_per_second", picture=IS_ARTIFACT)
+        page.open(f"{mlflow}/#/models/codecmill/versions/1", to_mlflow, "champion", "Report with pictures")
 
 
 def command_line(process: int) -> list[bytes]:

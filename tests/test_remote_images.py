@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from conftest import make
 from object_store import Proxy, the_store
+from PIL import Image
 
 from pipelines.data.shards import create_shards
-from pipelines.data.sources import check_sources, find_images
+from pipelines.data.sources import check_sources, find_images, find_sources
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.storage import StoreUnavailable, patience
@@ -39,6 +40,33 @@ def test_a_shard_set_of_images_in_a_store_is_that_of_the_same_images_in_a_folder
     proxy.requests.clear()
     assert create_shards(config).path == found.path
     assert [method for method, path in proxy.requests] == ["GET"]  # the listing
+
+
+def test_masks_in_a_store_are_those_of_the_same_masks_in_a_folder(
+    tiny: dict[str, Any], remote: str, photos: Path, proxy: Proxy, tmp_path: Path
+):
+    (folder := tmp_path / "masks").mkdir()
+    for file in sorted(photos.iterdir())[::2]:
+        with Image.open(file) as image:
+            image.convert("L").save(folder / file.name)
+        the_store().send(folder / file.name, f"photos/masks/{file.name}")
+    expected = create_shards(make(tiny, root=str(tmp_path / "local"), data={"masks": str(folder)}))
+    choice = {"images": f"{remote}/photos", "masks": f"{remote}/photos/masks"}
+    check_sources(make(tiny, data=choice))
+    found = create_shards(make(tiny, data=choice))
+    assert [(row.name, row.sha256) for row in found.manifest.shards] == [
+        (row.name, row.sha256) for row in expected.manifest.shards
+    ]
+    for choice, why in (
+        ({"masks": f"{remote}/nowhere"}, r"data\.masks 's3://.*nowhere' matches no image"),
+        ({"images": f"{remote}/photos", "masks": f"{remote}/photos"}, "names all that data.images names"),
+        ({"masks": f"{remote}/other"}, r"None of the 1 masks in s3://.*/other has the name of"),
+    ):
+        with pytest.raises(InputError, match=why):
+            find_sources(make(tiny, data=choice))
+    proxy.break_("flip", "GET", "masks/photo%2002")
+    with pytest.raises(InputError, match=r"1 of the masks cannot be used, such as s3://.*photo 02\.png: "):
+        find_sources(make(tiny, root=str(tmp_path / "anew"), data=choice | {"masks": f"{remote}/photos/masks"}))
 
 
 def test_globs_prefixes_and_single_images_mean_what_they_mean_on_disk(remote: str, tmp_path: Path):

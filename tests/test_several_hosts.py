@@ -20,6 +20,7 @@ from processes import PROJECT, wait_for
 from pydantic import ValidationError
 from trainings import Undisturbed, begin, ranks_alive, result, steps_done
 
+from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.durable_files import lock
@@ -34,6 +35,7 @@ HOST = """
 import sys
 from pathlib import Path
 from flows.cli.working import lead_or_help
+from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.run_directory import RunDirectory
 from pipelines.training import launch
@@ -303,6 +305,21 @@ def test_a_place_to_meet_that_cannot_be_is_refused():
         taken.listen()
         with pytest.raises(InputError, match=r"Nothing can listen at 127\.0\.0\.1:\d+ .*: Address already in use"):
             rendezvous.serve(rendezvous.Rendezvous("127.0.0.1", taken.getsockname()[1]))
+
+
+def test_a_place_to_meet_says_that_it_is_one_and_how_to_get_there():
+    meeting = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "flows", "rendezvous", meeting]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    with ended(process):
+        assert process.stdout
+        said = process.stdout.readline()
+        assert (
+            said
+            == f"Hosts can meet at {meeting}, until Ctrl-C. On each of them: export CODECMILL_RENDEZVOUS={meeting}\n"
+        )
+        assert rendezvous.parse(meeting).answers()
+    process.stdout.close()
 
 
 def test_a_name_that_only_this_machine_knows_by_its_loopback_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -26,6 +26,7 @@ from pipelines.checkpoint_format import MANIFEST, WEIGHTS
 from pipelines.data import shard_cache
 from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.object_store import examine_store
+from pipelines.doctor.s3_server import examine_s3
 from pipelines.errors import InputError
 from pipelines.provenance.explaining import explain
 from pipelines.provenance.locating import find
@@ -37,6 +38,7 @@ from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, ob
 from pipelines.storage.bringing import bring, catch_up
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.sending import Sending
+from pipelines.tracking.marks import Marks, read_marks, write_marks
 from pipelines.training import launch
 from pipelines.training.journal import Journal
 
@@ -114,6 +116,20 @@ def test_a_run_is_sent_once_and_brought_as_it_was(run: RunDirectory, tmp_path: P
     with there.locked():
         assert (brought := bring(there, store)) and brought.step == 15
     assert there.read_config().training.steps == 15
+
+
+def test_which_mlflow_run_it_is_goes_along_where_mlflow_is_the_same(
+    run: RunDirectory, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    marks = Marks(run_id="1f", experiment_id="1", tracking_uri="http://mlflow.here:5000", journal_step=13)
+    write_marks(run, marks)
+    Sending(run, the_store()).send()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.there:5000")
+    bring(Root(tmp_path / "another").run("tiny"), the_store())
+    assert not Root(tmp_path / "another").run("tiny").mlflow_file.exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.here:5000")
+    bring(elsewhere(tmp_path), the_store())
+    assert read_marks(elsewhere(tmp_path)) == marks
 
 
 def test_manifests_are_sent_when_all_else_is_there(run: RunDirectory, proxy: Proxy):
@@ -475,6 +491,7 @@ def test_the_doctor_looks_at_the_store(proxy: Proxy, monkeypatch: pytest.MonkeyP
     impatient(monkeypatch)
     assert [(each.about, each.state) for each in examine_store()] == [("store", "good"), ("lease", "good")]
     assert list(the_store().list("")) == []
+    assert list(examine_s3()) == [], "it is not asked twice"
     proxy.takes_conditions = False
     assert [(each.about, each.state) for each in examine_store()] == [("store", "good"), ("lease", "note")]
     proxy.break_("500", "PUT", "")

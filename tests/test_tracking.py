@@ -133,8 +133,9 @@ def test_opening_a_run_logs_config_commit_and_versions(root: Root) -> None:
     artifacts = root.mlflow_artifacts / tracked.run_id / "artifacts"
     assert read_json(artifacts / "config.json") == config.model_dump(mode="json")
     assert client.get_experiment(tracked.experiment_id).name == "codecmill"
-    assert tracked.url is None
-    assert tracked.page == f"#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+    assert tracked.url() is None
+    page = f"#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}?workflowType=machine_learning"
+    assert tracked.page() == page
 
 
 def test_a_resumed_run_goes_on_and_keeps_changed_choices_as_tags(root: Root) -> None:
@@ -374,6 +375,33 @@ def test_a_checkpoint_has_one_version(root: Root) -> None:
     }
 
 
+def test_the_pages_say_how_good_a_run_became_unless_somebody_says_otherwise(root: Root) -> None:
+    run, config = make_run(root)
+    version = register(run, save_checkpoint(run, config, 200))
+    report = "evaluation/step_00000200/report.html"
+    for found in ("29.00 dB PSNR", "30.00 dB PSNR"):
+        tracking.describe(run, version, found, report, b"a picture", "http://prefect.here/runs/flow-run/1f")
+    known = tracking.tracked(run)
+    assert known is not None
+    with connected(root) as client:
+        of_run = client.get_run(known.run_id).data.tags["mlflow.note.content"]
+        of_version = client.get_model_version(tracking.MODEL, str(version)).description
+        assert of_run.startswith("codecmill: 30.00 dB PSNR\n\n")
+        assert f"[Report with pictures]({known.page(report)})" in of_run
+        assert "[Version 1](#/models/codecmill/versions/1)" in of_run
+        assert "[Flow run in Prefect](http://prefect.here/runs/flow-run/1f)" in of_run
+        source = "get-artifact?path=evaluation%2Fstep_00000200%2Fworst.webp&run_uuid="
+        assert f"![]({source}{known.run_id})" in of_run
+        fetched = client.download_artifacts(known.run_id, "evaluation/step_00000200/worst.webp")
+        assert Path(fetched).read_bytes() == b"a picture"
+        assert of_version is not None and "models:/codecmill/1" in of_version
+        client.set_tag(known.run_id, "mlflow.note.content", "My best.")
+        client.update_model_version(tracking.MODEL, str(version), "Mine.")
+        tracking.describe(run, version, "31.00 dB PSNR", report, None, None)
+        assert client.get_run(known.run_id).data.tags["mlflow.note.content"] == "My best."
+        assert client.get_model_version(tracking.MODEL, str(version)).description == "Mine."
+
+
 def test_the_champion_changes_hands_and_is_fetched_by_its_alias(root: Root, tmp_path: Path) -> None:
     run, config = make_run(root)
     tracking.open_run(run, config)
@@ -599,7 +627,7 @@ def test_everything_works_over_http_until_the_server_dies(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     run, config = make_run(root)
     tracked = tracking.open_run(run, config)
-    assert tracked.url == f"{address}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+    assert tracked.url() == f"{address}/{tracked.page()}"
     tracking.log_shard_set(run, FINGERPRINT, root.shards / FINGERPRINT, {"train": 40})
     rows = write_journal(run, range(1, 701))
     assert tracking.ship_journal(run) == 700

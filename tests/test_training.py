@@ -53,7 +53,8 @@ def test_two_ranks_train_to_the_last_step_and_leave_what_was_asked_for_and_nothi
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert all(line["train/loss"] > 0 for line in lines)
     assert [line["step"] for line in lines if "validation/psnr" in line] == [5, 10, 12]
-    assert len(list(directory.pictures.glob("*.png"))) == 3
+    pictures = sorted(path.name for path in directory.pictures.iterdir())
+    assert pictures == [f"step_{step:08d}_validation.png" for step in (0, 5, 10, 12)]
     assert last.manifest.position == 48
     assert last.manifest.best is not None
     output = (directory.logs / "attempt_01" / "output.log").read_text()

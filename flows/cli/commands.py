@@ -106,9 +106,11 @@ def _ui(arguments: Arguments) -> None:
 
 
 def _rendezvous(arguments: Arguments) -> None:
-    from pipelines.training.rendezvous import parse, serve
+    from pipelines.training.rendezvous import VARIABLE, parse, serve
 
-    serve(parse(arguments.address))
+    meeting = parse(arguments.address)
+    said = f"Hosts can meet at {meeting}, until Ctrl-C. On each of them: export {VARIABLE}={meeting}"
+    serve(meeting, ready=lambda: print(said, flush=True))
 
 
 def _sync(arguments: Arguments) -> None:

@@ -45,7 +45,7 @@ COMMANDS = {
     "audit": "prove from what is on disk that each step of a run read its samples, once an epoch",
     "reproduce": "train a checkpoint again from what it was made of, and compare the bytes",
     "doctor": "look at machine, root and servers, and say what to do before a run",
-    "clean": "remove shard sets that no run names, and old finished runs if asked to",
+    "clean": "remove shard sets that no run names, old copies of images, and old finished runs if asked to",
     "config": "print the complete effective config as YAML, ready to edit",
     "ui": "MLflow's and Prefect's pages over the local state, until Ctrl-C",
     "demo": "the whole pipeline on a few photographs that come with the installation",

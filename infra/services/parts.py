@@ -93,6 +93,7 @@ class Services:
             "PREFECT_SERVER_API_AUTH_STRING": self.secrets["PREFECT_API_AUTH_STRING"],
             "PREFECT_UI_API_URL": self.configuration.prefect_api,
             "PREFECT_SERVER_METRICS_ENABLED": "true",
+            "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "infra.services.event_order",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]

@@ -24,7 +24,9 @@ class DataConfig(Section):
         description="Images: a glob ('photos/**/*.png'), a folder with all below it, a .txt list of paths, or a "
         "glob or prefix at s3://",
     )
-    masks: str | None = Field(default=None, description="Folder of masks, paired with the images by file stem")
+    masks: str | None = Field(
+        default=None, description="Masks: a folder or a prefix at s3://, paired with the images by path or file stem"
+    )
     patch_size: int = Field(default=256, ge=16, le=4096, description="Side of the stored square patches, in pixels")
     patches: Literal["grid", "random"] = Field(
         default="grid", description="Where patches are cut: side by side, or at random places"

@@ -125,7 +125,9 @@ def _told(requests: Iterator[_Request], ahead: ReadAhead | None) -> Iterator[_Re
         yield request
 
 
-def validation_batches(shard_set: ShardSet, config: RunConfig, rank: int, world_size: int) -> Iterator[Batch]:
+def validation_batches(
+    shard_set: ShardSet, config: RunConfig, rank: int, world_size: int
+) -> Generator[Batch, None, None]:
     """The middle of every patch of the validation split, in stored order; a rank takes every `world_size`-th batch.
 
     With virtual ranks the batches are the same whatever the number of ranks, and so are the model's bits on them. Where

@@ -9,32 +9,43 @@ from pipelines.data.image_files import ImageFile, files_below, is_image_name
 from pipelines.errors import InputError
 
 
-def pair_masks(images: Sequence[ImageFile], folder: Path) -> list[ImageFile]:
-    """The images, each with the mask from `folder` that has its name, whatever the suffix; some may have none.
-
-    `dogs/rex.jpg` finds `dogs/rex.png`, or else a `rex.*` anywhere in `folder` that no other image has by its path.
+def masks_below(folder: Path) -> list[ImageFile]:
+    """The masks in a folder, each with its path below it as its name.
 
     Raises:
-        InputError: the folder is missing, holds no mask of any image, or leaves a choice.
+        InputError: the folder is missing.
     """
     if not folder.is_dir():
         raise InputError(f"data.masks '{folder}' is no folder. Name the folder that holds the masks.")
+    found = [path for path in files_below(folder) if is_image_name(path) and path.is_file()]
+    return [ImageFile(path.absolute(), path.relative_to(folder)) for path in found]
+
+
+def pair_masks(images: Sequence[ImageFile], masks: Sequence[ImageFile], place: str) -> list[ImageFile]:
+    """The images, each with the mask that has its name, whatever the suffix; some may have none.
+
+    `dogs/rex.jpg` finds `dogs/rex.png`, or else a `rex.*` anywhere that no other image has by its path.
+
+    Args:
+        place: where the masks are, for the messages.
+
+    Raises:
+        InputError: there is no mask of any image, or a choice is left.
+    """
     own = {image.path for image in images}
-    masks = [
-        path for path in files_below(folder) if is_image_name(path) and path.is_file() and path.absolute() not in own
-    ]
+    masks = [mask for mask in masks if mask.path not in own]
     by_path, by_stem = defaultdict(list), defaultdict(list)
     for mask in masks:
-        by_path[mask.relative_to(folder).with_suffix("")].append(mask)
+        by_path[mask.name.with_suffix("")].append(mask.path)
     names = {image.name.with_suffix("") for image in images}
     for mask in masks:
-        if mask.relative_to(folder).with_suffix("") not in names:
-            by_stem[mask.stem].append(mask)
+        if mask.name.with_suffix("") not in names:
+            by_stem[mask.name.stem].append(mask.path)
     paired = [_pair(image, by_path, by_stem) for image in images]
     _refuse_shared(paired, by_stem)
     if not any(image.mask for image in paired):
         raise InputError(
-            f"None of the {len(masks)} masks in {folder} has the name of any of the {len(images)} images, such as "
+            f"None of the {len(masks)} masks in {place} has the name of any of the {len(images)} images, such as "
             f"'{images[0].name.stem}'. Name each mask like its image."
         )
     return paired
@@ -45,13 +56,13 @@ def _pair(image: ImageFile, by_path: dict[Path, list[Path]], by_stem: dict[str, 
     if len(found) > 1:
         several = ", ".join(map(str, found[:3]))
         raise InputError(f"{image.path} has several masks: {several}. Leave one of them, or give it the image's path.")
-    return replace(image, mask=found[0].absolute()) if found else image
+    return replace(image, mask=found[0]) if found else image
 
 
 def _refuse_shared(images: Sequence[ImageFile], by_stem: dict[str, list[Path]]) -> None:
     """A mask found by the bare name must have one taker: two images of that name are not the same picture."""
     takers: dict[Path, ImageFile] = {}
-    loose = {mask.absolute() for masks in by_stem.values() for mask in masks}
+    loose = {mask for masks in by_stem.values() for mask in masks}
     for image in images:
         if image.mask in loose:
             other = takers.setdefault(image.mask, image)

@@ -16,6 +16,8 @@ from pipelines.storage.globbing import matching
 AT_ONCE = 8
 """Images that are fetched at the same time."""
 
+LISTING = ".listing.json"
+"""In a bucket's folder; written anew by each look at its images."""
 LARGEST_LISTING = 2 * 2**30
 LONGEST_WAIT = 7 * 24 * 3600.0
 """Seconds for another process that fetches the same images."""
@@ -47,7 +49,7 @@ def fetch_images(url: str, field: str, root: Root) -> tuple[list[ImageFile], lis
     folder = root.images / store.url.partition("://")[2]
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder.with_name(f".tmp-{folder.name}.lock"), f"{folder}", LONGEST_WAIT):
-        listing = _Listing(folder / ".listing.json")
+        listing = _Listing(folder / LISTING)
         failed = dict(_fetch(store, folder, named, listing))
         listing.save()
     images = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.config import RunConfig
 from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, SetAside, files_below, is_image_name
-from pipelines.data.masks import pair_masks
+from pipelines.data.masks import masks_below, pair_masks
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.storage.address import is_url
@@ -24,15 +24,18 @@ class Sources:
 
 
 def check_sources(config: RunConfig) -> None:
-    """See that there are sources; as `find_sources`, but of images in a store none is fetched.
+    """See that there are sources; as `find_sources`, but of what is in a store nothing is fetched, and so not paired.
 
     Raises:
         InputError: nothing is named or found, or the masks cannot be paired.
     """
-    if is_url(config.data.images):
-        check_images(config.data.images, "data.images", Root(config.root))
-    else:
+    images, masks, root = config.data.images, config.data.masks or "", Root(config.root)
+    if not images or not (is_url(images) or is_url(masks)):
         find_sources(config)
+        return
+    check_images(images, "data.images", root)
+    if is_url(masks):
+        check_images(masks, "data.masks", root)
 
 
 def check_images(choice: str, field: str, root: Root) -> None:
@@ -60,9 +63,29 @@ def find_sources(config: RunConfig) -> Sources:
             "data.images is empty: name your images with --data.images 'photos/**/*.png' (a glob), a folder or a "
             ".txt list, or in a file given with --config. `codecmill demo` brings its own."
         )
-    masks = Path(config.data.masks).expanduser() if config.data.masks else None
-    found = find_images(config.data.images, "data.images", Root(config.root), [masks] if masks else [])
-    return replace(found, images=tuple(pair_masks(list(found.images), masks))) if masks else found
+    masks = config.data.masks
+    if not masks:
+        return find_images(config.data.images, "data.images", Root(config.root))
+    if is_url(masks):
+        return _with_remote_masks(config, masks)
+    folder = Path(masks).expanduser()
+    found = find_images(config.data.images, "data.images", Root(config.root), [folder])
+    return replace(found, images=tuple(pair_masks(found.images, masks_below(folder), masks)))
+
+
+def _with_remote_masks(config: RunConfig, url: str) -> Sources:
+    found = find_images(config.data.images, "data.images", Root(config.root))
+    masks = find_images(url, "data.masks", Root(config.root))
+    if masks.set_aside:  # its image would be trained on as if it had none
+        lost = masks.set_aside[0]
+        raise InputError(
+            f"{len(masks.set_aside)} of the masks cannot be used, such as {lost.path}: {lost.reason}. Put them right."
+        )
+    are_masks = {mask.path for mask in masks.images}
+    images = [image for image in found.images if image.path not in are_masks]
+    if not images:
+        raise InputError(f"data.masks '{url}' names all that data.images names. Give the masks a prefix of their own.")
+    return replace(found, images=tuple(pair_masks(images, masks.images, url)))
 
 
 def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = ()) -> Sources:

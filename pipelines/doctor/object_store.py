@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 from pipelines.doctor.findings import Finding, fault, good, note
+from pipelines.doctor.s3_server import endpoint
 from pipelines.errors import CodecmillError
 from pipelines.storage import STORE, open_store, store_url
+from pipelines.tracking import without_password
 
 PATIENCE_SECONDS = 4.0
 
@@ -29,7 +31,9 @@ def examine_store() -> Iterator[Finding]:
         text, _, remedy = str(error).partition(". ")
         yield fault("store", text.rstrip("."), remedy or f"Look at {STORE} and at AWS's variables.")
         return
-    yield good("store", f"{url} can be written and read")
+    address = endpoint()
+    at = f" at {without_password(address)}" if address else ""
+    yield good("store", f"{url}{at} can be written and read")
     if takes_conditions:
         yield good("lease", "two machines cannot work on one run")
     else:

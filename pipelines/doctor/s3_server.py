@@ -5,20 +5,29 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from pipelines.doctor.findings import Finding, fault, good
+from pipelines.storage import STORE
 from pipelines.tracking import without_password
 
 TIMEOUT_SECONDS = 5.0
 
 
 def examine_s3() -> Iterator[Finding]:
-    """`AWS_ENDPOINT_URL_S3` (or `AWS_ENDPOINT_URL`) and the credentials, as every S3 client here reads them."""
-    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not address:
+    """`AWS_ENDPOINT_URL_S3` (or `AWS_ENDPOINT_URL`) and the credentials, as every S3 client here reads them.
+
+    Where a store is named, that lies there, and what is found of it says more.
+    """
+    address = endpoint()
+    if not address or os.environ.get(STORE):
         return
     if find_spec("botocore") is None:
         yield fault("S3", f"{without_password(address)} is named, and no client of S3 is installed", _INSTALL)
         return
     yield _asked(without_password(address))
+
+
+def endpoint() -> str | None:
+    """The S3 that the environment names, if it is not AWS's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 _INSTALL = "Install it: pip install 'codecmill[services]'"

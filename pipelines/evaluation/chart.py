@@ -98,8 +98,9 @@ def _stroke(across: _Axis, name: str, value: float) -> str:
 
 def _label(across: _Axis, value: float, width: float) -> str:
     places = max(0, -math.floor(math.log10(width) + 1e-9))
-    y = HEIGHT - BOTTOM + STRIP
-    return f'<text x="{across.at(value):.1f}" y="{y + 6}" dy=".9em" text-anchor="middle">{value:.{places}f}</text>'
+    x, y = across.at(value), HEIGHT - BOTTOM + STRIP
+    anchor = "end" if x > WIDTH - RIGHT - 1 else "middle"  # at the edge its second half would be cut off
+    return f'<text x="{x:.1f}" y="{y + 6}" dy=".9em" text-anchor="{anchor}">{value:.{places}f}</text>'
 
 
 def _mean(across: _Axis, value: float) -> str:

@@ -15,7 +15,7 @@ from pipelines.evaluation.markup import counted, data_uri, link, ms_ssim_html, n
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE
 from pipelines.evaluation.page import SCRIPT, SKELETON, STYLE
 from pipelines.evaluation.pictures import ERROR_FACTOR, PREVIEW_SIDE, Previews
-from pipelines.evaluation.results import TABLE, Evaluation, percent, printable
+from pipelines.evaluation.results import SIDE_BY_SIDE, TABLE, Evaluation, percent, printable
 
 LABELS = {
     "run": "Run",
@@ -117,9 +117,7 @@ def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: 
         if row.pictures in previews:
             content = data_uri(previews[str(row.pictures)].thumbnail)
             thumbnail = f'<img alt="" width="48" height="36" loading="lazy" src="{content}">'
-            name = link(
-                f"#{row.pictures}" if row.pictures in with_card else f"{folder_link(row)}/side_by_side.png", name
-            )
+            name = link(f"#{row.pictures}" if row.pictures in with_card else f"{folder_link(row)}/{SIDE_BY_SIDE}", name)
         rows.append(
             f'<tr><td class="number place">{place}</td><td class="thumbnail">{thumbnail}</td><td>{name}</td>'
             f'<td class="number size">{size_html(row)}</td>'

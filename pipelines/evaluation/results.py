@@ -22,6 +22,8 @@ REPORT = "report.html"
 TABLE = "metrics.csv"
 POINTS = "rate_distortion.csv"
 PICTURES = "pictures"
+SIDE_BY_SIDE = "side_by_side.png"
+"""Original, reconstruction and error of an image."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,21 @@ class Evaluation:
             "points": [asdict(point) for point in self.points],
         }
 
+    def in_a_line(self) -> str:
+        """The means: `30.00 dB PSNR, MS-SSIM 0.9700 on 5 images`."""
+        figures = [f"{self.means['psnr']:.2f} dB PSNR"]
+        if "ms_ssim" in self.means:
+            figures.append(f"MS-SSIM {self.means['ms_ssim']:.4f}")
+        if "bd_rate" in self.means:
+            figures.append(f"BD-rate {percent(self.means['bd_rate'])} against JPEG")
+        count = len(self.images)
+        return f"{', '.join(figures)} on {'one image' if count == 1 else f'{count} images'}"
+
+    def _about_images(self) -> str:
+        if len(self.images) == 1:
+            return f"One image, {code(self.worst.name)}."
+        return f"{len(self.images)} images; the worst is {code(self.worst.name)}, the best {code(self.best.name)}."
+
     def markdown(self) -> str:
         """A summary for people, where only text is shown."""
         lines = [f"# {code(str(self.about.get('run', 'Evaluation')))} at step {self.step:,}", ""]
@@ -138,10 +155,7 @@ class Evaluation:
         indices = [row.ms_ssim for row in self.images if row.ms_ssim is not None]
         if indices:
             lines += [f"| MS-SSIM | **{self.means['ms_ssim']:.4f}** | {min(indices):.4f} | {max(indices):.4f} |"]
-        lines += [
-            "",
-            f"{len(self.images)} images; the worst is {code(self.worst.name)}, the best {code(self.best.name)}.",
-        ]
+        lines += ["", self._about_images()]
         if self.rate_distortion:
             lines += ["", *_table_of_rates(self.rate_distortion)]
         if self.broken:

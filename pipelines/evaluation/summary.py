@@ -5,21 +5,25 @@ from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.markup import data_uri
 from pipelines.evaluation.page import STYLE
 from pipelines.evaluation.pictures import preview
-from pipelines.evaluation.results import PICTURES, Evaluation, code
+from pipelines.evaluation.results import PICTURES, SIDE_BY_SIDE, Evaluation, code
 
 SHOWN = 3
 
 
-def summary(evaluation: Evaluation) -> str:
-    """`Evaluation.markdown`, the curves, then for the worst images original, reconstruction and error side by side."""
+def summary(evaluation: Evaluation, links: str = "") -> str:
+    """`Evaluation.markdown`, the curves, then for the worst images original, reconstruction and error side by side.
+
+    Args:
+        links: a paragraph between the figures and the pictures.
+    """
     worst = [(row, evaluation.folder / PICTURES / row.pictures) for row in evaluation.ranked if row.pictures][:SHOWN]
-    parts = [evaluation.markdown()]
+    parts = [evaluation.markdown(), *([f"{links}\n"] if links else [])]
     if evaluation.rate_distortion:
         chart = curve_chart(evaluation.rate_distortion.curves, "psnr", "PSNR in dB")
         if chart:
             parts.append(f"![PSNR over bits per pixel]({data_uri(_standalone(chart), 'svg+xml')})\n")
     for row, folder in worst:
-        file = folder / "side_by_side.png"
+        file = folder / SIDE_BY_SIDE
         if file.is_file():  # somebody may have removed it since
             shown = data_uri(preview(decode_png(file.read_bytes())))
             parts.append(f"{code(row.name)}, {row.psnr:.2f} dB\n\n![]({shown})\n")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.patience import MissingObject, StoreError, StoreUnavailable
 from pipelines.storage.store import Store, open_store
+from pipelines.tracking import is_current
 
 log = logging.getLogger("codecmill.storage")
 
@@ -56,8 +58,8 @@ def is_in_store(name: str) -> bool:
 
 
 def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
-    """Bring what a run's folder lacks: config, shard set (its shards only when they are read), journal and the newest
-    checkpoint that is whole, if it is newer than the newest here.
+    """Bring what a run's folder lacks: config, shard set (its shards only when they are read), which MLflow run it is,
+    journal and the newest checkpoint that is whole, if it is newer than the newest here.
 
     Must be called by the holder of the run's lock.
 
@@ -79,6 +81,7 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
             "another store."
         )
     _bring_shard_set(run, store)
+    _bring_marks(run, store)
     here = _newest_here(run)
     for step in reversed(keys.complete_steps(store, run.path.name)):
         if step <= here:
@@ -136,6 +139,17 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
             f"{folder} is shard set {found[:32]}, but the run in {store.url} began with {fingerprint}."
         )
     write_json(run.shard_set_file, {"fingerprint": fingerprint, "path": str(folder.absolute())})
+
+
+def _bring_marks(run: RunDirectory, store: Store) -> None:
+    """Make known here which MLflow run it is, where that is the MLflow of this machine, too."""
+    if run.mlflow_file.is_file():
+        return
+    key = keys.of_run(run.path.name, run.mlflow_file.name)
+    with suppress(MissingObject):
+        marks = _object(store.read(key), store.address(key))
+        if is_current(str(marks.get("tracking_uri")), run.root):
+            write_json(run.mlflow_file, marks)
 
 
 def _bring_checkpoint(run: RunDirectory, store: Store, step: int) -> checkpoints.Checkpoint | None:

@@ -51,6 +51,7 @@ class Sending:
         """
         self._confirm()
         self._send_settings()
+        self._send_marks()
         self._send_checkpoints()
         if not self._has_shard_set:
             self._send_shard_set()
@@ -69,6 +70,12 @@ class Sending:
             if self._settings.get(file) != sha256:
                 self._store.send(file, keys.of_run(self._run.path.name, file.name))
                 self._settings[file] = sha256
+
+    def _send_marks(self) -> None:
+        """Which MLflow run it is, and what that has of it: wherever the training goes on, it goes on there."""
+        if self._run.mlflow_file.is_file():
+            with _copied(self._run.mlflow_file) as copy:
+                self._store.send(copy, keys.of_run(self._run.path.name, self._run.mlflow_file.name))
 
     def _send_checkpoints(self) -> None:
         """The newest, and the best that it names; those in between are passed over where sending takes longer."""
@@ -171,10 +178,10 @@ def _held(folder: Path, other: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _copied(journal: Path) -> Iterator[Path]:
-    """The whole lines of a journal, in a file that does not grow while it is sent."""
-    copy = journal.with_name(f"{_COPY}{journal.name}-{os.getpid()}")
-    content = journal.read_bytes() if journal.is_file() else b""
+def _copied(file: Path) -> Iterator[Path]:
+    """The whole lines of a file, in one that does not change while it is sent."""
+    copy = file.with_name(f"{_COPY}{file.name}-{os.getpid()}")
+    content = file.read_bytes() if file.is_file() else b""
     try:
         copy.write_bytes(content[: content.rfind(b"\n") + 1])
         yield copy

@@ -14,10 +14,11 @@ from pipelines.tracking.connection import (
     tracking_uri,
     without_password,
 )
+from pipelines.tracking.descriptions import describe
 from pipelines.tracking.fetching import RUN_ADDRESS, fetch_checkpoint
 from pipelines.tracking.offline import MODEL_ADDRESS, registered_offline
 from pipelines.tracking.registry import MODEL, Version, champion, promote, record_evaluation, register_model
-from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal
+from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal, tracked
 from pipelines.tracking.syncing import begin, bring_level, release, sync
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "begin",
     "bring_level",
     "champion",
+    "describe",
     "ensure_database",
     "fetch_checkpoint",
     "is_current",
@@ -48,6 +50,7 @@ __all__ = [
     "set_status",
     "ship_journal",
     "sync",
+    "tracked",
     "tracking_uri",
     "without_password",
 ]

@@ -1,7 +1,6 @@
 """How MLflow is reached: which one, quietly, quickly, and with errors that a user can act on."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -122,10 +121,7 @@ def _make_database(root: Root) -> None:
 def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
-    with warnings.catch_warnings():
-        # MLflow 3.17 maps its tables with a loader that SQLAlchemy 2.1 deprecates, once, on import of its store.
-        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
-        return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=uri)
 
 
 def experiment_id(client: "MlflowClient", root: Root) -> str:

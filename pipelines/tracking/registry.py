@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "codecmill"
+ABOUT = f"Image codecs that codecmill trained. `models:/{MODEL}@champion` is the best of them on the test set."
 CHAMPION = "champion"
 CANDIDATE = "candidate"
 TEST = "test/"
@@ -89,7 +90,7 @@ def _ensure_model(client: "MlflowClient") -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(MODEL)
+        client.create_registered_model(MODEL, description=ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

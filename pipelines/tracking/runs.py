@@ -32,6 +32,9 @@ LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
 LONGEST_DIGEST = 36
 
+_AS_TRAINING = "?workflowType=machine_learning"
+"""Else MLflow's pages show a run among the evaluations of chats."""
+
 
 @dataclass(frozen=True)
 class TrackedRun:
@@ -42,16 +45,15 @@ class TrackedRun:
     tracking_uri: str
     """Without a password."""
 
-    @property
-    def page(self) -> str:
-        """The run's page below the address of any MLflow server that shows it."""
-        return f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+    def page(self, artifact: str = "") -> str:
+        """The run's page below the address of any MLflow server that shows it, with one of its artifacts open."""
+        inside = f"/artifacts/{artifact}" if artifact else ""
+        return f"#/experiments/{self.experiment_id}/runs/{self.run_id}{inside}{_AS_TRAINING}"
 
-    @property
-    def url(self) -> str | None:
-        """The run's page; None where MLflow is a database that no server shows yet."""
+    def url(self, artifact: str = "") -> str | None:
+        """The same with its address; None where MLflow is a database that no server shows yet."""
         is_server = self.tracking_uri.startswith(("http://", "https://"))
-        return f"{self.tracking_uri.rstrip('/')}/{self.page}" if is_server else None
+        return f"{self.tracking_uri.rstrip('/')}/{self.page(artifact)}" if is_server else None
 
 
 def open_run(run: RunDirectory, config: RunConfig) -> TrackedRun:
@@ -66,9 +68,15 @@ def open_run(run: RunDirectory, config: RunConfig) -> TrackedRun:
     with connected(run.root) as client:
         marks, known = _found_or_made(client, run)
         _log_config(client, known, config)
-        _set_tags(client, marks.run_id, _origin())
+        _set_tags(client, marks.run_id, {DIRECTORY_TAG: str(run.path.resolve()), **_origin()})
         client.update_run(marks.run_id, status="RUNNING")
     return TrackedRun(marks.run_id, marks.experiment_id, marks.tracking_uri)
+
+
+def tracked(run: RunDirectory) -> TrackedRun | None:
+    """A run as MLflow knew it when it last took something of it; asks nobody."""
+    marks = read_marks(run)
+    return marks and TrackedRun(marks.run_id, marks.experiment_id, marks.tracking_uri)
 
 
 def opened(run: RunDirectory) -> Marks:

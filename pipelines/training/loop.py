@@ -31,7 +31,7 @@ from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.journal import Journal
 from pipelines.training.state import State
 from pipelines.training.step import StepOutput, TrainingStep
-from pipelines.training.validation import Validation, validate
+from pipelines.training.validation import Validation, draw_beginning, validate
 
 log = logging.getLogger("codecmill.training")
 
@@ -97,6 +97,8 @@ class Training:
             until: a step at which to stop before the last one.
         """
         training = self.config.training
+        if self.step == 0:
+            draw_beginning(self.module, self.shard_set, self.config, self.ranks, self.directory)
         if training.on_nonfinite == "rollback" and self.step == 0:
             self._save(None, journal)  # something to go back to
         with training_batches(

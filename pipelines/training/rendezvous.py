@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +171,11 @@ def served(meeting: Rendezvous) -> Iterator[None]:
         store.wait()
 
 
-def serve(meeting: Rendezvous) -> None:
+def serve(meeting: Rendezvous, ready: Callable[[], None] = lambda: None) -> None:
     """Serve the store at its address, and at no other, until this process is ended.
+
+    Args:
+        ready: called once hosts can meet there.
 
     Raises:
         InputError: the address is not this machine's or only this machine reaches it, or its port is taken.
@@ -189,6 +192,7 @@ def serve(meeting: Rendezvous) -> None:
     store = TCPStore(
         meeting.host, meeting.port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
     )
+    ready()
     signal.pause()
     del store
 

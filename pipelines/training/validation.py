@@ -1,6 +1,7 @@
 """Validation in the middle of training: loss, PSNR and a grid of pictures of the validation split."""
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pipelines.config import RunConfig
 from pipelines.data.images import to_levels
-from pipelines.data.loading import validation_batches
+from pipelines.data.loading import Batch, validation_batches
 from pipelines.data.png_writing import write_png
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_bytes
@@ -36,6 +37,30 @@ class Validation:
     def figures(self) -> dict[str, float]:
         """Those that are numbers: a diverged model has none."""
         return {f"validation/{name}": value for name, value in self.means.items() if math.isfinite(value)}
+
+
+def draw_beginning(
+    module: TrainingStep, shard_set: ShardSet, config: RunConfig, ranks: Ranks, directory: RunDirectory
+) -> None:
+    """The pictures of step 0: what the model makes of them before it learns.
+
+    MLflow's pages open a run's pictures at step 0, and would show that there is none. All ranks take part, since each
+    may have a share of the weights alone.
+    """
+    module.eval()
+    with torch.inference_mode(), closing(validation_batches(shard_set, config, 0, ranks.world_size)) as batches:
+        for batch in batches:
+            _, pictures = module.compare(batch.images.to(ranks.device), None, noise=None)
+            if ranks.is_first:
+                _write_pictures(directory, 0, batch, pictures)
+            break
+    module.train()
+
+
+def _write_pictures(directory: RunDirectory, step: int, batch: Batch, pictures: Tensor) -> None:
+    """The first patches beside what became of them, on the scale 0 to 1."""
+    sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
+    write_bytes(directory.pictures / f"step_{step:08d}_validation.png", write_png(sheet))
 
 
 def validate(
@@ -67,8 +92,7 @@ def validate(
                 continue
             columns.append(torch.stack([output.loss, psnr(output.mse.double()), *output.rates.T]).double().cpu())
             if ranks.is_first and not places:
-                sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
-                write_bytes(directory.pictures / f"step_{step:08d}_validation.png", write_png(sheet))
+                _write_pictures(directory, step, batch, pictures)
             places += batch.positions
     module.train()
     parts = module.model.parts
