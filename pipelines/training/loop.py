@@ -107,7 +107,7 @@ class Training:
             until: a step at which to stop before the last one.
         """
         training = self.config.training
-        if self.step == 0 and journal:
+        if self.step == 0:
             draw_beginning(self.module, self.shard_set, self.config, self.ranks, self.directory)
         if training.on_nonfinite == "rollback" and self.step == 0:
             self._save(None, journal)  # something to go back to

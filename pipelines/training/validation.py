@@ -42,16 +42,16 @@ class Validation:
 def draw_beginning(
     module: TrainingStep, shard_set: ShardSet, config: RunConfig, ranks: Ranks, directory: RunDirectory
 ) -> None:
-    """The pictures of step 0, which the first rank draws alone: what the model makes of them before it learns.
+    """The pictures of step 0: what the model makes of them before it learns. All ranks compute them, one writes.
 
     MLflow's pages open a run's pictures at step 0, and would show that there is none.
     """
     module.eval()
     with torch.inference_mode(), closing(validation_batches(shard_set, config, 0, ranks.world_size)) as batches:
-        for batch in batches:
+        if (batch := next(batches, None)) is not None:
             _, pictures = module.compare(batch.images.to(ranks.device), None, noise=None)
-            _write_pictures(directory, 0, batch, pictures)
-            break
+            if ranks.is_first:
+                _write_pictures(directory, 0, batch, pictures)
     module.train()
 
 
