@@ -3,6 +3,7 @@
 import math
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -49,11 +50,10 @@ def draw_beginning(
     """
     module.eval()
     with torch.inference_mode(), closing(validation_batches(shard_set, config, 0, ranks.world_size)) as batches:
-        for batch in batches:
+        for batch in islice(batches, 1):
             _, pictures = module.compare(batch.images.to(ranks.device), None, noise=None)
             if ranks.is_first:
                 _write_pictures(directory, 0, batch, pictures)
-            break
     module.train()
 
 
