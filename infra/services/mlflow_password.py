@@ -1,7 +1,8 @@
 """Gives MLflow's first user the password that the environment has; a program, since importing MLflow takes seconds.
 
 `python -m infra.services.mlflow_password DATABASE`, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. It goes
-past MLflow's server, by its own store: to change a password there, the server asks for the one before.
+past MLflow's server, by its own store: to change a password there, the server asks for the one before. So this is about
+a server that is started here, and no word to it: pipelines.tracking, where runs speak MLflow, has no use for it.
 """
 
 import os
