@@ -1,5 +1,6 @@
 """Real gloo ranks: sums that agree, and the proof that replicas are identical."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
+from processes import PROJECT
 from safetensors.torch import load_file
 from trainings import begin, train
 
@@ -205,3 +207,16 @@ def test_minus_zero_and_another_nan_are_other_bits():
 def test_the_memory_layout_does_not_matter():
     tensor = torch.randn(2, 3, 4, 5)
     assert digest(tensor) == digest(tensor.contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 2), (1, 2), (0, 1), (0, 3)])
+def test_ranks_share_out_the_cores_that_they_can_share(rank: int, ranks: int):
+    cores = sorted(os.sched_getaffinity(0))
+    if ranks > 1 and len(cores) % ranks == 0:
+        expected = cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks]
+    else:
+        expected = cores
+    code = f"import os; from pipelines.training.machine import take_own_cores; take_own_cores({rank}, {ranks})"
+    code += "; print(sorted(os.sched_getaffinity(0)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(expected)

@@ -51,6 +51,18 @@ def resolve(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"training": resolved, "model": _with_steps(config)})
 
 
+def take_own_cores(rank: int, ranks: int) -> None:
+    """Keep this process, of several on this host that wait for each other at each step, to its share of the cores.
+
+    Else a thread that loads for one rank runs on another's core while its own waits. Where cores are fewer than ranks,
+    or do not divide, the scheduler knows better.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if ranks > 1 and len(cores) % ranks == 0:
+        share = len(cores) // ranks
+        os.sched_setaffinity(0, cores[rank * share : (rank + 1) * share])
+
+
 def _with_steps(config: RunConfig) -> ModelConfig:
     """A codec of one lambda has one step, that which is best for it, unless others are named."""
     model, weight = config.model, config.loss.lambda_

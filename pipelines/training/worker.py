@@ -82,6 +82,7 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
     from pipelines.training.agreement import Stop
     from pipelines.training.distributed import process_group
     from pipelines.training.journal import Journal
+    from pipelines.training.machine import take_own_cores
     from pipelines.training.preparation import prepare
     from pipelines.training.writing import sole_writer
 
@@ -93,6 +94,8 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
         )
     # Where a CUDA compiler is but no GPU, compiling would warn of it.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    if training.device == "cpu":
+        take_own_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(True)
     # Moments of weights that no longer matter fade into numbers that this hardware is 100 times slower with. Threads
