@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import wait_for
+from processes import wait_for
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 

@@ -23,10 +23,9 @@ import httpx
 import pytest
 from browser import browser
 from conftest import make
-from test_deployment import PREFECT, PROJECT
-from test_pipeline import clean_environment
-from test_services import descendants, is_alive, wait_gone
-from test_training import steps_done, wait_for
+from processes import PROJECT, clean_environment, descendants, is_alive, wait_for, wait_gone
+from test_deployment import PREFECT
+from trainings import steps_done
 
 from infra.services.configuration import DATABASES, USER
 from infra.services.secrets import NAMES

@@ -9,7 +9,7 @@ from conftest import make
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_distributed import QUANTISERS, run_ranks
-from test_training import begin, beginnings, result, train, train_and_kill
+from trainings import begin, beginnings, result, train, train_and_kill
 
 from pipelines import checkpoints
 from pipelines.checkpoint_tensors import read_weights

@@ -12,7 +12,7 @@ from conftest import make, picture
 from object_store import Proxy
 from safetensors.torch import save
 from test_storage import contents, the_store
-from test_training import begin, train
+from trainings import begin, train
 
 from pipelines import checkpoints, tracking
 from pipelines.checkpoint_tensors import read_weights
