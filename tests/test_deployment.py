@@ -29,10 +29,13 @@ PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
 def ask(api: str, method: str, path: str, body: Any = None) -> Any:
-    """What a Prefect server answers; it answers 503 while its SQLite is locked, for which its own clients ask again."""
-    end = time.monotonic() + 60
+    """What a Prefect server answers.
+
+    Its SQLite may be locked for a minute, after which it answers 503, for which its own clients ask again.
+    """
+    end = time.monotonic() + 120
     while True:
-        answer = httpx.request(method, f"{api}/{path}", json=body, timeout=30)
+        answer = httpx.request(method, f"{api}/{path}", json=body, timeout=90)
         if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
             return answer.raise_for_status().json()
         time.sleep(1)
