@@ -7,7 +7,7 @@ from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
-from pipelines.evaluation.results import PICTURES, REPORT, SIDE_BY_SIDE, read_evaluation
+from pipelines.evaluation.results import REPORT, read_evaluation
 from pipelines.progress import Progress
 from pipelines.promotion import Decision, Scores, decide
 from pipelines.run_directory import RunDirectory
@@ -70,18 +70,14 @@ def register(
 def _describe(
     run: RunDirectory, step: int, report: Path, version: int, decision: Decision, flow_run: str | None
 ) -> None:
-    from pipelines.data.images import decode_png
-    from pipelines.evaluation.pictures import preview
+    from pipelines.evaluation.summary import worst_pictures
 
     evaluation = read_evaluation(report)
     if evaluation is None:
         return
-    folder = f"evaluation/{report.name}"
-    worst = next((row.pictures for row in evaluation.ranked if row.pictures), "")
-    file = report / PICTURES / worst / SIDE_BY_SIDE
-    picture = preview(decode_png(file.read_bytes())) if file.is_file() else None
+    picture = next((shown for _, shown in worst_pictures(evaluation, 1)), None)
     found = f"{evaluation.in_a_line()}, at step {step:,}. {decision.alias.capitalize()}: {decision.reason}"
-    tracking.describe(run, version, found, f"{folder}/{REPORT}", picture, flow_run)
+    tracking.describe(run, version, found, f"evaluation/{report.name}/{REPORT}", picture, flow_run)
 
 
 def _tell(done: int, message: str) -> None:

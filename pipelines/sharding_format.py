@@ -10,12 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.checkpoint_format import SHARDING, FileName
 from pipelines.config import Section
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, first_fault
+from pipelines.tensor_files import PLAIN_TYPES
 
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 Part = Literal["model", "training_state"]
@@ -32,9 +33,16 @@ class Piece(NamedTuple):
 class Layout(Section):
     """A whole tensor, by torch's names, and where its rows are: file i has those from `offsets[i]` to the next one."""
 
-    dtype: Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    dtype: str
     shape: tuple[Count, ...]
     offsets: tuple[Count, ...]
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_type(cls, dtype: str) -> str:
+        if dtype not in PLAIN_TYPES.values():
+            raise ValueError("no plain type of numbers")
+        return dtype
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -50,7 +50,7 @@ def main() -> int:
             write_services(places.root, addresses(configured(is_ours=False)), places.secrets)
             print(f"Wrote {places.secrets} and {places.root.services_file}")
         else:
-            with lock(places.lock, f"{places.folder}", wait=DYING_SECONDS) as held:
+            with lock(places.lock, str(places.folder), wait=DYING_SECONDS) as held:
                 serve(places, configured(), held, with_worker=not arguments.no_worker)
     except CodecmillError as error:
         say(str(error))

@@ -1,11 +1,14 @@
 """The evaluation as Markdown, for Prefect's page: the figures, a codec's curves, and the worst pictures embedded."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 from pipelines.data.images import decode_png
 from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.markup import data_uri
 from pipelines.evaluation.page import STYLE
 from pipelines.evaluation.pictures import preview
-from pipelines.evaluation.results import PICTURES, SIDE_BY_SIDE, Evaluation, code
+from pipelines.evaluation.results import PICTURES, SIDE_BY_SIDE, Evaluation, ImageRow, code
 
 SHOWN = 3
 
@@ -16,18 +19,22 @@ def summary(evaluation: Evaluation, links: str = "") -> str:
     Args:
         links: a paragraph between the figures and the pictures.
     """
-    worst = [(row, evaluation.folder / PICTURES / row.pictures) for row in evaluation.ranked if row.pictures][:SHOWN]
     parts = [evaluation.markdown(), *([f"{links}\n"] if links else [])]
     if evaluation.rate_distortion:
         chart = curve_chart(evaluation.rate_distortion.curves, "psnr", "PSNR in dB")
         if chart:
             parts.append(f"![PSNR over bits per pixel]({data_uri(_standalone(chart), 'svg+xml')})\n")
-    for row, folder in worst:
-        file = folder / SIDE_BY_SIDE
-        if file.is_file():  # somebody may have removed it since
-            shown = data_uri(preview(decode_png(file.read_bytes())))
-            parts.append(f"{code(row.name)}, {row.psnr:.2f} dB\n\n![]({shown})\n")
+    for row, shown in worst_pictures(evaluation, SHOWN):
+        parts.append(f"{code(row.name)}, {row.psnr:.2f} dB\n\n![]({data_uri(shown)})\n")
     return "\n".join(parts)
+
+
+def worst_pictures(evaluation: Evaluation, count: int) -> Iterator[tuple[ImageRow, bytes]]:
+    """The worst images that have pictures, each with original, reconstruction and error side by side, as small WebP."""
+    for row in islice((row for row in evaluation.ranked if row.pictures), count):
+        file = evaluation.folder / PICTURES / str(row.pictures) / SIDE_BY_SIDE
+        if file.is_file():  # somebody may have removed it since
+            yield row, preview(decode_png(file.read_bytes()))
 
 
 def _standalone(chart: str) -> bytes:

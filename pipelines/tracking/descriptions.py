@@ -31,15 +31,14 @@ def describe(
         flow_run: Prefect's page of the flow run that did it.
     """
     with connected(run.root) as client:
-        marks = opened(run)
-        known = TrackedRun(marks.run_id, marks.experiment_id, marks.tracking_uri)
+        known = TrackedRun.of(opened(run))
         links = [f"[Report with pictures]({known.page(report)})", f"[Version {version}]({version_page(version)})"]
         if flow_run:
             links.append(f"[Flow run in Prefect]({flow_run})")
         shown = [f"![]({_shown(client, known, report, picture)})"] if picture else []
-        before = client.get_run(marks.run_id).data.tags.get(NOTE_TAG, "")
+        before = client.get_run(known.run_id).data.tags.get(NOTE_TAG, "")
         if _is_free(before):
-            client.set_tag(marks.run_id, NOTE_TAG, "\n\n".join([OURS + found, " · ".join(links), *shown]))
+            client.set_tag(known.run_id, NOTE_TAG, "\n\n".join([OURS + found, " · ".join(links), *shown]))
         if _is_free(client.get_model_version(MODEL, str(version)).description or ""):
             use = f"`--training.start_from models:/{MODEL}/{version}` begins with its weights."
             client.update_model_version(MODEL, str(version), "\n\n".join([OURS + found, links[0], use]))

@@ -45,6 +45,10 @@ class TrackedRun:
     tracking_uri: str
     """Without a password."""
 
+    @classmethod
+    def of(cls, marks: Marks) -> "TrackedRun":
+        return cls(marks.run_id, marks.experiment_id, marks.tracking_uri)
+
     def page(self, artifact: str = "") -> str:
         """The run's page below the address of any MLflow server that shows it, with one of its artifacts open."""
         inside = f"/artifacts/{artifact}" if artifact else ""
@@ -70,13 +74,13 @@ def open_run(run: RunDirectory, config: RunConfig) -> TrackedRun:
         _log_config(client, known, config)
         _set_tags(client, marks.run_id, {DIRECTORY_TAG: str(run.path.resolve()), **_origin()})
         client.update_run(marks.run_id, status="RUNNING")
-    return TrackedRun(marks.run_id, marks.experiment_id, marks.tracking_uri)
+    return TrackedRun.of(marks)
 
 
 def tracked(run: RunDirectory) -> TrackedRun | None:
     """A run as MLflow knew it when it last took something of it; asks nobody."""
     marks = read_marks(run)
-    return marks and TrackedRun(marks.run_id, marks.experiment_id, marks.tracking_uri)
+    return TrackedRun.of(marks) if marks else None
 
 
 def opened(run: RunDirectory) -> Marks:

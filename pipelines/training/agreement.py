@@ -14,7 +14,7 @@ from pipelines.data.loading import Batch
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory
-from pipelines.training.distributed import Ranks
+from pipelines.training.distributed import Ranks, as_numbers
 from pipelines.training.step import StepOutput
 
 VISIBLE_SECONDS = 90.0
@@ -100,13 +100,12 @@ def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) 
     """
     found = checkpoints.latest(directory, interval) if ranks.is_first else None
     known = [float(found.step), *_halves(found)] if found else [-1.0, 0.0, 0.0]
-    columns = torch.tensor(known, dtype=torch.float64)[:, None]
-    (step, *halves) = (row[0] for row in ranks.gather([0] if ranks.is_first else [], columns[:, : ranks.is_first], 1))
+    step, *halves = ranks.told_by_first(known)
     if step < 0:
         return None
     if not ranks.is_first:
         found = _seen(directory, int(step), halves)
-    (have,) = ranks.gather([ranks.rank], torch.tensor([[float(found is not None)]]), ranks.world_size)
+    (have,) = ranks.told_by_each([float(found is not None)])
     if not all(have):
         lacking = ", ".join(str(rank) for rank, has in enumerate(have) if not has)
         raise RankFailure(
@@ -117,8 +116,8 @@ def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) 
 
 
 def _halves(checkpoint: checkpoints.Checkpoint) -> list[float]:
-    """96 bits of what it is known by, as numbers that float64 holds exactly."""
-    return [float(int(checkpoint.sha256[:12], 16)), float(int(checkpoint.sha256[12:24], 16))]
+    """96 bits of what it is known by."""
+    return as_numbers(checkpoint.sha256)[:2]
 
 
 def _seen(directory: RunDirectory, step: int, halves: list[float]) -> checkpoints.Checkpoint | None:

@@ -1,7 +1,7 @@
 """Ranks: how they find each other, what they agree on, and the proof that they hold the same bits."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,9 @@ from pipelines.errors import CodecmillError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longer than any compile or save that one rank may wait for; a rank that dies is noticed at once, by its socket."""
+
+DIGITS = 12
+"""Of a sha256, in one number."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,27 @@ class Ranks:
         table = table.to(self.device)
         dist.all_reduce(table)
         return table.tolist()
+
+    def told_by_first(self, numbers: list[float]) -> list[float]:
+        """What the first rank says, which all know once it has said it; others give as many numbers, of any value."""
+        columns = torch.tensor(numbers, dtype=torch.float64)[:, None]
+        rows = self.gather([0] if self.is_first else [], columns[:, : self.is_first], 1)
+        return [row[0] for row in rows]
+
+    def told_by_each(self, numbers: list[float]) -> list[list[float]]:
+        """What every rank says, a list for each of the numbers, in the order of the ranks."""
+        return self.gather([self.rank], torch.tensor(numbers, dtype=torch.float64)[:, None], self.world_size)
+
+
+def as_numbers(sha256: str) -> list[float]:
+    """A digest in hexadecimal as numbers of 48 bits, and a last one of 16, which float64 holds exactly."""
+    return [float(int(sha256[at : at + DIGITS], 16)) for at in range(0, 64, DIGITS)]
+
+
+def as_digest(numbers: Iterable[float]) -> str:
+    """`as_numbers` undone."""
+    widths = (min(DIGITS, 64 - at) for at in range(0, 64, DIGITS))
+    return "".join(f"{int(number):0{width}x}" for number, width in zip(numbers, widths, strict=True))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from pipelines.training.distributed import Ranks, check_replicas
 from pipelines.training.gradients import Gradients
 from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.journal import Journal
-from pipelines.training.state import State
+from pipelines.training.state import Saving, State
 from pipelines.training.step import StepOutput, TrainingStep
 from pipelines.training.validation import Validation, draw_beginning, validate
 
@@ -240,7 +240,7 @@ class Training:
             "best": self.best,
         }
         scalars = {"bad_in_a_row": self._bad.in_a_row}
-        saved = self.state.save(self.directory, about, scalars, self.check_writer)
+        saved = self.state.save(Saving(self.directory, about, scalars, self.check_writer))
         if saved is None:
             return
         spared = unsent_checkpoints(self.directory) | {self.step - self.step % self.config.training.checkpoint_interval}

@@ -4,8 +4,10 @@
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,40 +21,59 @@ from pipelines.training.step import TrainingStep
 from pipelines.weights import restore_weights
 
 
-class State(Protocol):
+@dataclass(frozen=True)
+class Saving:
+    """What a checkpoint needs to know beside the state.
+
+    Attributes:
+        about: the manifest's fields; those of the first rank are saved.
+        scalars: what else is to stand in the training's state, as JSON.
+        check_writer: of the first rank, fails where it is not to write any more.
+    """
+
+    directory: RunDirectory
+    about: Mapping[str, Any]
+    scalars: dict[str, Any]
+    check_writer: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class State(ABC):
     """Weights, the optimiser's moments, and the scaler of fp16. All ranks call each of these together."""
 
+    module: TrainingStep
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ranks: Ranks
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that the optimiser moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def of_optimizer(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its moments by name, and the rest as JSON."""
+        return optimization.state(self.module.model, self.optimizer, self.scaler)
+
+    @abstractmethod
     def clip(self, limit: float) -> float:
         """Shorten the gradient to a norm of at most `limit` (0: leave it); returns the norm that it had."""
-        ...
 
+    @abstractmethod
     def replicas(self) -> Mapping[str, Tensor]:
         """What every rank is to hold alike, by name."""
-        ...
 
-    def save(
-        self,
-        directory: RunDirectory,
-        about: Mapping[str, Any],
-        scalars: Mapping[str, Any],
-        check_writer: Callable[[], None],
-    ) -> checkpoints.Checkpoint | None:
-        """Save all of it; the first rank gets the checkpoint, others None.
+    @abstractmethod
+    def save(self, saving: Saving) -> checkpoints.Checkpoint | None:
+        """Save all of it; the first rank gets the checkpoint, others None."""
 
-        Args:
-            about: the manifest's fields; those of the first rank are saved.
-            scalars: what else is to stand in the training's state, as JSON.
-            check_writer: of the first rank, fails where it is not to write any more.
-        """
-        ...
-
+    @abstractmethod
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Take all of it from a checkpoint, whoever saved that.
 
         Raises:
             CodecmillError: it is of another model, or damaged.
         """
-        ...
 
 
 def build(
@@ -70,38 +91,23 @@ def build(
     return WholeState(module, optimizer, scaler, ranks)
 
 
-class WholeState:
+class WholeState(State):
     """Every rank holds everything."""
 
-    def __init__(
-        self, module: TrainingStep, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ranks: Ranks
-    ):
-        self._module = module
-        self._optimizer = optimizer
-        self._scaler = scaler
-        self._ranks = ranks
-
     def clip(self, limit: float) -> float:
-        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        return nn.utils.clip_grad_norm_(parameters, limit or math.inf).item()
+        return nn.utils.clip_grad_norm_(self.parameters, limit or math.inf).item()
 
     def replicas(self) -> Mapping[str, Tensor]:
-        return self._module.state_dict()
+        return self.module.state_dict()
 
-    def save(
-        self,
-        directory: RunDirectory,
-        about: Mapping[str, Any],
-        scalars: Mapping[str, Any],
-        check_writer: Callable[[], None],
-    ) -> checkpoints.Checkpoint | None:
-        if not self._ranks.is_first:
+    def save(self, saving: Saving) -> checkpoints.Checkpoint | None:
+        if not self.ranks.is_first:
             return None
-        check_writer()
-        model = self._module.model
-        tensors, own = optimization.state(model, self._optimizer, self._scaler)
-        return checkpoints.save(directory, about, model.state_dict(), tensors, own | dict(scalars))
+        saving.check_writer()
+        moments, own = self.of_optimizer()
+        weights = self.module.model.state_dict()
+        return checkpoints.save(saving.directory, saving.about, weights, moments, own | saving.scalars)
 
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        restore_weights(self._module.model, checkpoint)
-        optimization.restore(checkpoint, self._module.model, self._optimizer, self._scaler)
+        restore_weights(self.module.model, checkpoint)
+        optimization.restore(checkpoint, self.module.model, self.optimizer, self.scaler)
