@@ -13,6 +13,7 @@ PACKAGES = (
     "pillow",
     "deflate",
     "isal",
+    "zlib-ng",
     "pyspng",
     "constriction",
     "webdataset",
