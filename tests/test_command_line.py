@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from flows.cli.endings import Terminated
 from flows.cli.options import COMMANDS, parse
 from flows.cli.starting import stops_explained
 from pipelines.config import ModelConfig, RunConfig
+from pipelines.data.shards import create_shards
 from pipelines.errors import InputError, Interrupted
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import Root
@@ -390,3 +392,13 @@ def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: P
     ):
         raise stop
     assert found.value.exit_code == code
+
+
+def test_a_shard_set_that_is_made_is_found_without_a_server(tiny: dict[str, Any], tmp_path: Path):
+    made = create_shards(RunConfig.model_validate(tiny))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny))
+    closed = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}  # the discard port: who would talk to a server fails
+    found = codecmill("shards", "--config", "config.yaml", "--json", cwd=tmp_path, **closed)
+    assert (found.returncode, json.loads(found.stdout)["fingerprint"]) == (0, made.fingerprint)
+    next(made.path.glob("train-*.tar")).unlink()
+    assert codecmill("shards", "--config", "config.yaml", cwd=tmp_path, **closed).returncode == 1, "there is work now"

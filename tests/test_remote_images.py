@@ -71,7 +71,7 @@ def test_masks_in_a_store_are_those_of_the_same_masks_in_a_folder(
 
 def test_globs_prefixes_and_single_images_mean_what_they_mean_on_disk(remote: str, tmp_path: Path):
     def names(what: str) -> list[str]:
-        return [str(image.name) for image in find_images(f"{remote}/{what}", "data.images", Root(tmp_path)).images]
+        return [image.name for image in find_images(f"{remote}/{what}", "data.images", Root(tmp_path)).images]
 
     assert len(names("photos")) == len(names("photos/")) == 12
     assert len(names("")) == 13
@@ -96,8 +96,8 @@ def test_what_has_changed_is_fetched_again_and_what_is_gone_is_none(
     after = find_images(f"{remote}/photos", "data.images", root).images
     assert len(after) == len(before) - 1
     assert proxy.count("GET", "photo") - proxy.count("GET", "list-type") == 1
-    (found,) = [image.path for image in after if image.path.name == "photo 00.png"]
-    assert found.read_bytes() == changed.read_bytes()
+    (found,) = [image.path for image in after if image.name == "flat/photo 00.png"]
+    assert Path(found).read_bytes() == changed.read_bytes()
 
 
 def test_half_an_image_and_a_changed_byte_are_none_and_an_absent_store_is_named(

@@ -33,7 +33,7 @@ def config(tiny: dict[str, Any], images: Path | str, **data: Any) -> RunConfig:
 
 
 def found(chosen: RunConfig, folder: Path) -> list[str]:
-    return sorted(str(image.path.relative_to(folder)) for image in find_sources(chosen).images)
+    return sorted(str(Path(image.path).relative_to(folder)) for image in find_sources(chosen).images)
 
 
 def test_a_folder_is_searched_through(folder: Path, tiny: dict[str, Any]):
@@ -63,7 +63,7 @@ def test_a_list_names_its_files_relative_to_itself(folder: Path, tiny: dict[str,
     file.write_text(f"# chosen\n\n../a.png\r\n  er/c.webp\n{folder / 'b.JPG'}\n../a.png\nabsent.png\n")
     monkeypatch.chdir("/")
     sources = find_sources(config(tiny, file))
-    assert {image.path.resolve() for image in sources.images} == {
+    assert {Path(image.path).resolve() for image in sources.images} == {
         folder / n for n in ("a.png", "b.JPG", "deep/er/c.webp")
     }
     assert [(Path(row.path).name, row.reason) for row in sources.set_aside] == [
@@ -110,7 +110,7 @@ def test_images_may_lie_beside_the_state_and_masks_beside_their_images(folder: P
     assert "a.png" in found(make(tiny | {"root": str(folder)}, data={"images": str(folder)}), folder)
     (folder / "a.bmp").write_text("the mask")
     beside = find_sources(config(tiny, folder / "*.bmp", masks=str(folder)))
-    assert [(image.path.name, image.mask) for image in beside.images] == [("a.bmp", folder / "a.png")]
+    assert [(image.path, image.mask) for image in beside.images] == [(f"{folder}/a.bmp", f"{folder}/a.png")]
     inside = folder / "runs" / "one"
     inside.mkdir(parents=True)
     (inside / "x.png").write_text("a picture of a run, named on purpose")
@@ -143,7 +143,7 @@ def test_entries_that_no_file_can_have_are_set_aside(folder: Path, tiny: dict[st
     listed = folder / "list.txt"
     listed.write_text(f"a.png\n{'x' * 300}.png\n{'y' * 300}/a.png\nq\0x/b.png\nb\0.png\n")
     sources = find_sources(config(tiny, listed))
-    assert [image.path.name for image in sources.images] == ["a.png"]
+    assert [image.path for image in sources.images] == [f"{folder}/a.png"]
     assert len(sources.set_aside) == 4
     assert all(row.status == "broken" and row.reason for row in sources.set_aside)
 
@@ -162,7 +162,7 @@ def masked(folder: Path, tiny: dict[str, Any], *masks: str) -> dict[str, str | N
         Image.new("L", (2, 2)).save(place / name)
     sources = find_sources(config(tiny, folder, masks=str(place)))
     return {
-        str(image.path.relative_to(folder)): image.mask and str(image.mask.relative_to(place))
+        str(Path(image.path).relative_to(folder)): image.mask and str(Path(image.mask).relative_to(place))
         for image in sources.images
     }
 

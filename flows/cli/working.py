@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.cli import listing, starting
 from flows.cli.config_file import checked, combined, effective_config
@@ -15,7 +16,10 @@ from pipelines.data.sources import check_images, check_sources
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import go_on_with, merge
-from pipelines.storage.address import store_url
+from pipelines.storage.address import is_url, store_url
+
+if TYPE_CHECKING:
+    from tasks.values import ShardSetReference
 
 
 def run(arguments: Arguments) -> None:
@@ -47,12 +51,29 @@ def demo(arguments: Arguments) -> None:
 
 def shards(arguments: Arguments) -> None:
     config = effective_config(arguments.config_file, arguments.overrides).named()
-    check_sources(config)
-    shard_set = run_flow(starting.create_shards, config)
+    shard_set = _made_shards(config)
+    if shard_set is None:
+        shard_set = run_flow(starting.create_shards, config)
+    elif not arguments.json:
+        print("The shard set is made already; nothing was started.", file=sys.stderr)
     if arguments.json:
         listing.print_json(shard_set)
     else:
         print(f"Shard set {shard_set.fingerprint} in {shard_set.path}")
+
+
+def _made_shards(config: RunConfig) -> "ShardSetReference | None":
+    """The shard set where there is nothing to do. Images in a store are left to the flow: to look is to fetch them."""
+    from flows.cli.display import shown_progress
+    from pipelines.data.shards import find_shards
+    from tasks.checkpoints import shard_set_at
+
+    if is_url(config.data.images or "") or is_url(config.data.masks or ""):
+        check_sources(config)
+        return None
+    with shown_progress():
+        found = find_shards(config)
+    return shard_set_at(found.path) if found else None
 
 
 def evaluate(arguments: Arguments) -> None:

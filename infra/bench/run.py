@@ -63,9 +63,8 @@ def _arguments() -> argparse.Namespace:
 def _workplace(arguments: argparse.Namespace) -> Workplace:
     folder = arguments.root.absolute() / "bench"
     if arguments.photographs:
-        photographs = [
-            image.path for image in find_images(arguments.photographs, "--photographs", Root(arguments.root)).images
-        ]
+        found = find_images(arguments.photographs, "--photographs", Root(arguments.root))
+        photographs = [Path(image.path) for image in found.images]
     else:
         photographs = find_photographs()
     peers = peers_python(folder / "peers-venv", arguments.torch_index)

@@ -109,18 +109,18 @@ def identify(sources: Sources, cache_file: Path, workers: int) -> tuple[list[Sou
 
 
 def _identify(image: ImageFile, cache: HashCache) -> Source | SetAside:
-    read = str(image.path)
+    read = image.path
     try:
         digest, size = cache.sha256(read)
         if image.mask is None:
             return Source(digest, read, digest, size)
-        read = str(image.mask)
+        read = image.mask
         mask_digest, _ = cache.sha256(read)
     except OSError as error:
-        what = "" if read == str(image.path) else f"its mask {read}: "
-        return SetAside(str(image.path), "broken", f"{what}{error.strerror or error}")
+        what = "" if read == image.path else f"its mask {read}: "
+        return SetAside(image.path, "broken", f"{what}{error.strerror or error}")
     both = hashlib.sha256(f"{digest} {mask_digest}".encode()).hexdigest()
-    return Source(both, str(image.path), digest, size, str(image.mask), mask_digest)
+    return Source(both, image.path, digest, size, image.mask, mask_digest)
 
 
 def _distinct(found: Iterable[Source]) -> tuple[list[Source], list[SetAside]]:

@@ -15,11 +15,17 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it was found; `name` is its path below the searched folder, by which it finds its mask."""
+    """An image as it was found.
 
-    path: Path
-    name: Path
-    mask: Path | None = None
+    Attributes:
+        path: absolute. Text, as all here: a `Path` takes as long to make as a file takes to be asked for.
+        name: its path below the searched folder, by which it finds its mask.
+        mask: the path of that.
+    """
+
+    path: str
+    name: str
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,14 +39,14 @@ class SetAside:
     bytes: int | None = None
 
 
-def is_image_name(path: Path) -> bool:
-    # As `path.suffix`, in a third of its time: a folder may have a hundred thousand files.
-    stem, dot, suffix = path.name.rpartition(".")
+def is_image_name(path: str) -> bool:
+    """Whether the last part of a path ends as pictures do; `.png` alone is a hidden file."""
+    stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
     return bool(stem and dot) and f".{suffix.lower()}" in IMAGE_SUFFIXES
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Everything but folders below a folder, sorted; links to folders are not followed.
+def files_below(folder: Path) -> list[str]:
+    """The paths below a folder of everything in it but folders, sorted by part; links to folders are not followed.
 
     Raises:
         InputError: a folder cannot be read.
@@ -49,8 +55,8 @@ def files_below(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be searched for images: {error.strerror}.") from error
 
-    found: list[Path] = []
+    found: list[str] = []
     for place, _, names in os.walk(folder, onerror=refuse):
-        base = Path(place)
-        found += [base / name for name in names]
-    return sorted(found, key=lambda path: path.parts)
+        below = Path(place).relative_to(folder)
+        found += names if below == Path() else [f"{below}/{name}" for name in names]
+    return sorted(found, key=lambda path: path.split("/"))

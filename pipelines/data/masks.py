@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipelines.data.image_files import ImageFile, files_below, is_image_name
 from pipelines.errors import InputError
@@ -17,8 +17,9 @@ def masks_below(folder: Path) -> list[ImageFile]:
     """
     if not folder.is_dir():
         raise InputError(f"data.masks '{folder}' is no folder. Name the folder that holds the masks.")
-    found = [path for path in files_below(folder) if is_image_name(path) and path.is_file()]
-    return [ImageFile(path.absolute(), path.relative_to(folder)) for path in found]
+    base = folder.absolute()
+    found = [name for name in files_below(folder) if is_image_name(name) and (base / name).is_file()]
+    return [ImageFile(str(base / name), name) for name in found]
 
 
 def pair_masks(images: Sequence[ImageFile], masks: Sequence[ImageFile], place: str) -> list[ImageFile]:
@@ -36,32 +37,36 @@ def pair_masks(images: Sequence[ImageFile], masks: Sequence[ImageFile], place: s
     masks = [mask for mask in masks if mask.path not in own]
     by_path, by_stem = defaultdict(list), defaultdict(list)
     for mask in masks:
-        by_path[mask.name.with_suffix("")].append(mask.path)
-    names = {image.name.with_suffix("") for image in images}
+        by_path[_bare(mask)].append(mask.path)
+    names = {_bare(image) for image in images}
     for mask in masks:
-        if mask.name.with_suffix("") not in names:
-            by_stem[mask.name.stem].append(mask.path)
+        if _bare(mask) not in names:
+            by_stem[_bare(mask).name].append(mask.path)
     paired = [_pair(image, by_path, by_stem) for image in images]
     _refuse_shared(paired, by_stem)
     if not any(image.mask for image in paired):
         raise InputError(
             f"None of the {len(masks)} masks in {place} has the name of any of the {len(images)} images, such as "
-            f"'{images[0].name.stem}'. Name each mask like its image."
+            f"'{_bare(images[0]).name}'. Name each mask like its image."
         )
     return paired
 
 
-def _pair(image: ImageFile, by_path: dict[Path, list[Path]], by_stem: dict[str, list[Path]]) -> ImageFile:
-    found = by_path.get(image.name.with_suffix("")) or by_stem.get(image.name.stem) or []
+def _bare(image: ImageFile) -> PurePath:
+    return PurePath(image.name).with_suffix("")
+
+
+def _pair(image: ImageFile, by_path: dict[PurePath, list[str]], by_stem: dict[str, list[str]]) -> ImageFile:
+    found = by_path.get(_bare(image)) or by_stem.get(_bare(image).name) or []
     if len(found) > 1:
-        several = ", ".join(map(str, found[:3]))
+        several = ", ".join(found[:3])
         raise InputError(f"{image.path} has several masks: {several}. Leave one of them, or give it the image's path.")
     return replace(image, mask=found[0]) if found else image
 
 
-def _refuse_shared(images: Sequence[ImageFile], by_stem: dict[str, list[Path]]) -> None:
+def _refuse_shared(images: Sequence[ImageFile], by_stem: dict[str, list[str]]) -> None:
     """A mask found by the bare name must have one taker: two images of that name are not the same picture."""
-    takers: dict[Path, ImageFile] = {}
+    takers: dict[str, ImageFile] = {}
     loose = {mask for masks in by_stem.values() for mask in masks}
     for image in images:
         if image.mask in loose:

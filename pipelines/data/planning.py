@@ -79,7 +79,7 @@ def make_plan(config: RunConfig, lost: Mapping[str, str] | None = None) -> Plan:
 def _without(lost: Mapping[str, str], found: Sources) -> Sources:
     named = {row.path for row in found.set_aside}
     rows = [SetAside(path, "broken", reason) for path, reason in lost.items() if path not in named]
-    images = tuple(image for image in found.images if str(image.path) not in lost)
+    images = tuple(image for image in found.images if image.path not in lost)
     return replace(found, images=images, set_aside=(*found.set_aside, *rows))
 
 

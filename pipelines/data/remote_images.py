@@ -30,7 +30,7 @@ def look(url: str, field: str) -> None:
         InputError: it names none. StoreError: the store does not say.
     """
     store, _, objects = matching(url)
-    if not any(is_image_name(Path(each.key)) for each in objects):
+    if not any(is_image_name(each.key) for each in objects):
         raise _none_found(url, field, store)
 
 
@@ -43,7 +43,7 @@ def fetch_images(url: str, field: str, root: Root) -> tuple[list[ImageFile], lis
         InputError: it names no image. StoreError: the store fails. CodecmillError: the disk is full.
     """
     store, prefix, objects = matching(url)
-    named = [each for each in objects if is_image_name(Path(each.key))]
+    named = [each for each in objects if is_image_name(each.key)]
     if not named:
         raise _none_found(url, field, store)
     folder = root.images / store.url.partition("://")[2]
@@ -53,7 +53,7 @@ def fetch_images(url: str, field: str, root: Root) -> tuple[list[ImageFile], lis
         failed = dict(_fetch(store, folder, named, listing))
         listing.save()
     images = [
-        ImageFile(folder.absolute() / each.key, Path(each.key.removeprefix(prefix)))
+        ImageFile(str(folder.absolute() / each.key), each.key.removeprefix(prefix))
         for each in named
         if each.key not in failed
     ]

@@ -87,6 +87,16 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     return ShardSet.open(plan.folder)
 
 
+def find_shards(config: RunConfig) -> ShardSet | None:
+    """The shard set of a config if it is made and whole; the images are looked at, nothing is encoded.
+
+    Raises:
+        InputError: no image is found.
+    """
+    folder = make_plan(config).folder
+    return ShardSet.open(folder) if _is_complete(folder) else None
+
+
 def _is_complete(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file() or suspects.marked(folder):
         return False

@@ -118,7 +118,7 @@ def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = 
     return Sources(tuple(images), tuple(set_aside))
 
 
-def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[tuple[Path, Path, str]]:
+def _outside(folders: list[Path], candidates: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
     """What is not in any of the folders, unless the search began inside; each with its real path.
 
     What a folder says of its files is found out once, for it may have a hundred thousand: asking of each file where all
@@ -135,12 +135,12 @@ def _outside(folders: list[Path], candidates: list[tuple[Path, Path]]) -> list[t
 
     kept = []
     for path, name in candidates:
-        parent, _, last = str(path).rpartition("/")
-        parent = parent or ("/" if path.is_absolute() else ".")
+        parent, _, last = path.rpartition("/")
+        parent = parent or "/"
         plain = last != ".." and not os.path.islink(path)  # noqa: PTH114  # Path's raises where a folder is closed
-        real = f"{real_folder(parent).rstrip('/')}/{last}" if plain else _real(str(path))
+        real = f"{real_folder(parent).rstrip('/')}/{last}" if plain else _real(path)
         real_parent = real.rpartition("/")[0] or "/"
-        if not is_own(real_parent, parent, len(name.parts) - 1):
+        if not is_own(real_parent, parent, name.count("/")):
             kept.append((path, name, real))
     return kept
 
@@ -153,20 +153,20 @@ def _real(path: str) -> str:
         return path
 
 
-def _candidates(choice: str, field: str) -> list[tuple[Path, Path]]:
-    """Paths and names, in the order of the paths."""
-    given = Path(choice).expanduser()
+def _candidates(choice: str, field: str) -> list[tuple[str, str]]:
+    """Absolute paths, in their order, and what they are below the folder that is searched."""
+    given = Path(choice).expanduser().absolute()
     if given.is_dir():
-        above = len(given.parts)
-        return [(path, Path(*path.parts[above:])) for path in files_below(given) if is_image_name(path)]
+        base = str(given).rstrip("/")
+        return [(f"{base}/{name}", name) for name in files_below(given) if is_image_name(name)]
     if given.suffix.lower() == ".txt" and not any(character in choice for character in "*?"):
         return _listed(given, field)
     if given.is_file():
-        return [(given, Path(given.name))]
+        return [(str(given), given.name)]
     return _globbed(given, field)
 
 
-def _globbed(pattern: Path, field: str) -> list[tuple[Path, Path]]:
+def _globbed(pattern: Path, field: str) -> list[tuple[str, str]]:
     parts = pattern.parts
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
     base, rest = Path(*parts[:fixed]), Path(*parts[fixed:])
@@ -174,20 +174,21 @@ def _globbed(pattern: Path, field: str) -> list[tuple[Path, Path]]:
         matches = sorted(set(base.glob(str(rest))))
     except ValueError as error:
         raise InputError(f"{field} '{pattern}' is no glob: {error}. Use ** alone between slashes.") from error
-    return [(path, path.relative_to(base)) for path in matches if is_image_name(path) and not path.is_dir()]
+    found = [path for path in matches if is_image_name(path.name) and not path.is_dir()]
+    return [(str(path), str(path.relative_to(base))) for path in found]
 
 
-def _listed(file: Path, field: str) -> list[tuple[Path, Path]]:
+def _listed(file: Path, field: str) -> list[tuple[str, str]]:
     try:
         lines = os.fsdecode(file.read_bytes()).splitlines()
     except OSError as error:
         raise InputError(f"{field} '{file}' is a list that cannot be read: {error.strerror}.") from error
     entries = dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     found = [(file.parent / entry, Path(entry)) for entry in sorted(entries)]
-    return [(path, Path(name.name) if name.is_absolute() else name) for path, name in found]
+    return [(str(path), name.name if name.is_absolute() else str(name)) for path, name in found]
 
 
-def _regular(candidates: list[tuple[Path, Path, str]]) -> tuple[list[ImageFile], list[SetAside]]:
+def _regular(candidates: list[tuple[str, str, str]]) -> tuple[list[ImageFile], list[SetAside]]:
     """Split into regular files, which can be read without waiting, and the rest; the same file counts once."""
     images: list[ImageFile] = []
     set_aside: list[SetAside] = []
@@ -198,17 +199,17 @@ def _regular(candidates: list[tuple[Path, Path, str]]) -> tuple[list[ImageFile],
         seen.add(real)
         reason = _unreadable(path)
         if reason is None:
-            images.append(ImageFile(path.absolute(), name))
+            images.append(ImageFile(path, name))
         else:
-            printable = os.fsencode(path.absolute()).decode(errors="backslashreplace")
+            printable = os.fsencode(path).decode(errors="backslashreplace")
             set_aside.append(SetAside(printable, "broken", reason))
     return images, set_aside
 
 
-def _unreadable(path: Path) -> str | None:
+def _unreadable(path: str) -> str | None:
     try:
-        str(path).encode()
-        mode = path.stat().st_mode
+        path.encode()
+        mode = os.stat(path).st_mode  # noqa: PTH116
     except UnicodeEncodeError:
         return "its name is not valid UTF-8; rename it"
     except (OSError, ValueError) as error:

@@ -111,8 +111,8 @@ def images_of(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) 
         named = ((Path(source.path).name, decode_png(sample.image)) for source, sample in stored)
         return NamedImages(named, sum(shard_set.counts("test")))
     background = run.read_config().data.background
-    found = find_images(choice.images, "evaluation.images", run.root).images
-    return NamedImages(((image.path.name, _opened(image.path, background)) for image in found), len(found))
+    paths = [Path(image.path) for image in find_images(choice.images, "evaluation.images", run.root).images]
+    return NamedImages(((path.name, _opened(path, background)) for path in paths), len(paths))
 
 
 def _opened(path: Path, background: tuple[int, int, int]) -> Image.Image | ImageError:
