@@ -20,7 +20,6 @@ HOURS = 3600
 @task(
     name="evaluate",
     task_run_name="evaluate {run.name} at step {checkpoint.step}",
-    tags=["evaluation"],
     retries=1,
     retry_delay_seconds=10,
     retry_condition_fn=unless_explained,

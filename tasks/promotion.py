@@ -16,7 +16,6 @@ from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Regi
 @task(
     name="register",
     task_run_name="register {run.name}",
-    tags=["registration"],
     retries=5,
     retry_delay_seconds=[2, 10, 30, 60, 120],
     retry_condition_fn=unless_explained,

@@ -36,7 +36,6 @@ LITTLE_BYTES = 8 * 2**20
 @task(
     name="encode",
     task_run_name="encode from {order.jobs[0].path}",
-    tags=["shards"],
     retries=2,
     retry_delay_seconds=5,
     retry_condition_fn=unless_explained,

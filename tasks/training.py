@@ -15,7 +15,6 @@ from tasks.values import CheckpointReference, HeldRun, ShardSetReference
 @task(
     name="train",
     task_run_name="train {run.name}",
-    tags=["training"],
     retries=2,
     retry_delay_seconds=10,
     retry_condition_fn=unless_explained,

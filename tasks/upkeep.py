@@ -30,7 +30,7 @@ class Cleaned(Section):
     bytes: int
 
 
-@task(name="verify", tags=["upkeep"], timeout_seconds=24 * 3600, cache_policy=NO_CACHE, persist_result=False)
+@task(name="verify", timeout_seconds=24 * 3600, cache_policy=NO_CACHE, persist_result=False)
 def verify_all(root: Root, sources: bool) -> Verified:
     """Verify every checkpoint of every run, and all that they come from.
 
@@ -61,7 +61,7 @@ def verify_all(root: Root, sources: bool) -> Verified:
     return Verified(runs=len(runs), files=files, bytes=size)
 
 
-@task(name="clean up", tags=["upkeep"], timeout_seconds=3600, cache_policy=NO_CACHE, persist_result=False)
+@task(name="clean up", timeout_seconds=3600, cache_policy=NO_CACHE, persist_result=False)
 def clean_up(root: Root, days: float, runs: bool, dry_run: bool) -> Cleaned:
     """Remove what nobody needs, or say what that is."""
     from pipelines.cleaning import find_removable, remove

@@ -17,7 +17,6 @@ class News(Section):
 # MLflow may be away for a moment; nothing has been begun.
 @task(
     name="news",
-    tags=["upkeep"],
     retries=5,
     retry_delay_seconds=[2, 10, 30, 60, 120],
     timeout_seconds=3600,

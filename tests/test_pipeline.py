@@ -1,7 +1,9 @@
 """The whole DAG: by its command, from Python, twice, with weights of an earlier run, and stopped on the way."""
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import make, picture
+from prefect import Task
 from processes import PROJECT, clean_environment, wait_for
 from trainings import (
     Undisturbed,
@@ -29,6 +32,7 @@ from trainings import (
     train_and_kill,
 )
 
+import tasks
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json
@@ -434,3 +438,10 @@ def test_a_run_without_a_test_split_is_refused_before_it_begins(tiny: dict[str, 
     assert refused.returncode == 2
     assert "A whole run evaluates its model on the test split, but data.test_fraction is 0." in refused.stderr
     assert not directory_of(config).path.exists()
+
+
+def test_no_task_asks_for_a_place_under_a_limit_before_it_begins():
+    modules = [importlib.import_module(f"tasks.{each.name}") for each in pkgutil.iter_modules(tasks.__path__)]
+    found = {value.name: value.tags for module in modules for value in vars(module).values() if isinstance(value, Task)}
+    assert {"encode", "train", "evaluate"} <= found.keys()
+    assert not any(found.values()), "a tag is asked for, and waited for, even if it has no limit"

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: counted by the pages that the kernel has to clear."""
+"""Freed memory stays with the process, counted by pages that the kernel clears; garbage is left at its end."""
 
 import resource
 import subprocess
@@ -29,3 +29,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_a_large_tensor_takes_the_pages_of_the_one_before(how: str, least: int, most: int):
     done = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True)
     assert least <= int(done.stdout) <= most
+
+
+GARBAGE = """
+import sys
+from pipelines.process_memory import collect_rarely
+class Cycle:
+    def __del__(self):
+        print("looked at")
+if sys.argv[1] == "rarely":
+    collect_rarely()
+cycle = Cycle()
+cycle.me = cycle
+del cycle
+"""
+
+
+@pytest.mark.parametrize(("how", "printed"), [("rarely", ""), ("as usual", "looked at\n")])
+def test_what_is_there_at_the_end_of_a_process_is_not_looked_through_for_garbage(how: str, printed: str):
+    done = subprocess.run([sys.executable, "-c", GARBAGE, how], capture_output=True, text=True, check=True)
+    assert done.stdout == printed

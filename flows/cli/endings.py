@@ -12,6 +12,7 @@ from types import FrameType
 
 from flows.cli.options import Arguments, parse, root_of
 from pipelines.errors import CodecmillError
+from pipelines.process_memory import collect_rarely
 from pipelines.run_directory import Root
 from pipelines.service_addresses import use_services
 
@@ -25,6 +26,7 @@ class Terminated(BaseException):
 def carry_out(typed: Sequence[str]) -> int:
     """Do what a command line says; returns the exit code. Whatever goes wrong is one message on standard error."""
     arguments: Arguments | None = None
+    collect_rarely()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be UTF-8, and shall end no command
     try:

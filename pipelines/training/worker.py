@@ -16,7 +16,7 @@ from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError
 from pipelines.event_log import EventLog, events
 from pipelines.process_lifetime import die_with_parent
-from pipelines.process_memory import keep_freed_memory
+from pipelines.process_memory import collect_rarely, keep_freed_memory
 from pipelines.run_directory import RunDirectory
 from pipelines.training.following import LEAVE, SPOKEN, STOPPED
 from pipelines.training.heartbeat import Beat, open_heartbeat
@@ -49,6 +49,7 @@ class StopSignals:
 def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
     keep_freed_memory()
+    collect_rarely()
     beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]))
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request, attempt / LEAVE)
