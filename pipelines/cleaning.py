@@ -95,10 +95,10 @@ def _old_runs(root: Root, days: float) -> Iterator[Removable]:
 
 
 def _unnamed_sets(root: Root, days: float) -> Iterator[Removable]:
-    named = {Path(path).resolve() for path in _named_sets(root)}
+    named = {Path(path).name for path in _named_sets(root)}  # by name, for the root may have been moved since
     for file in sorted(root.shards.glob(f"[0-9a-f]*/{MANIFEST}")):
         age = _days_since(modified(file))
-        if age >= days and file.parent.resolve() not in named:
+        if age >= days and file.parent.name not in named:
             yield Removable(kind="shard set", path=file.parent, bytes=size_of(file.parent), days=age)
 
 

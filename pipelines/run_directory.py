@@ -176,7 +176,17 @@ class RunDirectory:
             raise CodecmillError(f"{self.config_file} is no config of this version: {first_fault(error)}.") from error
 
     def shard_set(self) -> Path:
-        """The folder of the shard set that this run trains on.
+        """The folder of the shard set that this run trains on: under its own root, or where it was made.
+
+        Raises:
+            CodecmillError: `shard_set.json` is missing or damaged.
+        """
+        recorded = self.recorded_shard_set()
+        here = self.root.shards / recorded.name  # the root may have been moved or copied since
+        return here if here.is_dir() else recorded
+
+    def recorded_shard_set(self) -> Path:
+        """Where the shard set was when this run wrote it down.
 
         Raises:
             CodecmillError: `shard_set.json` is missing or damaged.

@@ -13,6 +13,7 @@ from trainings import begin, train
 from pipelines import checkpoints, tracking
 from pipelines.cleaning import find_removable, remove
 from pipelines.data.remote_images import LISTING
+from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.durable_files import lock, write_json
 from pipelines.promotion import Decision
@@ -48,6 +49,16 @@ def test_shard_sets_that_no_run_names_go_once_they_are_old(tiny: dict[str, Any],
     (rest,) = (each for each in find_removable(root, days=30, runs=False) if each.kind == "rest")
     assert remove(rest)
     assert not rest.path.exists()
+
+
+def test_a_root_that_was_moved_keeps_the_sets_of_its_runs(tiny: dict[str, Any], root: Root):
+    made = begin(make(tiny)).shard_set()
+    moved = Root(root.path.rename(root.path.with_name("moved")))
+    age(moved.path, 31)
+    assert find_removable(moved, days=30, runs=False) == []
+    found = moved.run("tiny").shard_set()
+    assert found == moved.shards / made.name
+    assert ShardSet.open(found).read("train", 0, 0).image
 
 
 def test_copies_of_images_in_a_store_go_once_no_run_has_looked_at_them_for_long(root: Root):

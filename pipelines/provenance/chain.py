@@ -93,6 +93,6 @@ def _is_set(folder: Path) -> bool:
 def recorded_folder(run: RunDirectory) -> Path | None:
     """Where a run's `shard_set.json` says that its shard set is."""
     try:
-        return run.shard_set()
+        return run.recorded_shard_set()
     except CodecmillError:
         return None
