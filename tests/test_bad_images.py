@@ -409,3 +409,20 @@ def test_the_command_gets_through_them_too(corpus: tuple[Path, Path, set[str]], 
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     check(tmp_path / "root", readable, broken, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["pad", "resize"])
+def test_a_line_of_pixels_is_not_blown_up_to_a_picture_that_fills_the_memory(
+    how: str, photos: Path, tiny: dict[str, Any], tmp_path: Path
+):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    length = MAX_PIXELS // 16 + 1
+    (folder / "line.png").write_bytes(png(length, 1))  # 25 kB
+    config = make(tiny, data={"images": str(folder), "patch_size": 16, "small_images": how, "max_bad_fraction": 1.0})
+    (row,) = create_shards(config).manifest.set_aside
+    would_be = 16 * length if how == "pad" else 16 * 16 * length
+    assert row.status == "broken"
+    assert row.reason == (
+        f"its {length} x 1 pixels, brought to a patch's side ({how}), would be {would_be:,}, "
+        f"and more than {MAX_PIXELS:,}"
+    )

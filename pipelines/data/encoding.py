@@ -1,6 +1,7 @@
 """From one source to its part of a tar: decoded, cut, encoded, written whole or not at all, in any process."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from pipelines.config import Section
 from pipelines.data.images import ImageError, open_image, open_mask
 from pipelines.data.moments import Moments
 from pipelines.data.parts import Part, describe, part_file, read_part, writing_part
-from pipelines.data.patches import Box, PatchSettings, choose_patches, enlarge
+from pipelines.data.patches import Box, PatchSettings, choose_patches, enlarge, enlarged_size
+from pipelines.data.picture_limits import MAX_PIXELS
 from pipelines.data.png_writing import Compression, write_png
 from pipelines.data.shard_format import Split, canonical
 from pipelines.data.tar_members import lay_out
@@ -97,6 +99,9 @@ def _write(stream: IO[bytes], job: Job, order: EncodingOrder) -> Part:
     if job.split == "test":
         boxes: list[Box] = [(0, 0, *image.size)]
         about["pixels_sha256"] = _pixels_sha256(image, mask)
+    elif (size := math.prod(enlarged_size(image.size, order.settings))) > MAX_PIXELS:
+        reason = f"{_size(image)}, brought to a patch's side ({order.settings.small_images}), would be {size:,}"
+        return Part(**about, status="broken", reason=f"{reason}, and more than {MAX_PIXELS:,}")
     else:
         image, mask = enlarge(image, mask, order.settings)
         boxes = choose_patches(image, order.settings, job.sha256)
@@ -123,8 +128,12 @@ def _unchanged(path: str, sha256: str, what: str) -> bytes:
 def _why_no_patch(image: Image.Image, settings: PatchSettings) -> str:
     side = settings.patch_size
     if min(image.size) < side:
-        return f"its {image.width} x {image.height} pixels are smaller than a patch of {side}"
+        return f"{_size(image)} are smaller than a patch of {side}"
     return f"no patch has a detail of {settings.min_detail:g} (data.min_detail)"
+
+
+def _size(image: Image.Image) -> str:
+    return f"its {image.width} x {image.height} pixels"
 
 
 def _pixels_sha256(image: Image.Image, mask: Image.Image | None) -> str:

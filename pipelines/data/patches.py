@@ -28,6 +28,15 @@ class PatchSettings(Section):
     seed: int | None
 
 
+def enlarged_size(size: tuple[int, int], settings: PatchSettings) -> tuple[int, int]:
+    """Width and height, in pixels, of what `enlarge` makes of an image of this width and height."""
+    side = settings.patch_size
+    if min(size) >= side or settings.small_images == "skip":
+        return size
+    factor = side / min(size) if settings.small_images == "resize" else 1
+    return max(side, round(size[0] * factor)), max(side, round(size[1] * factor))
+
+
 def enlarge(
     image: Image.Image, mask: Image.Image | None, settings: PatchSettings
 ) -> tuple[Image.Image, Image.Image | None]:
@@ -36,20 +45,18 @@ def enlarge(
     'pad' repeats the last row and column to the right and below; 'resize' scales the shorter side to the patch size
     (bicubic; the mask nearest). What is large enough stays as it is.
     """
-    side = settings.patch_size
-    if min(image.size) >= side or settings.small_images == "skip":
+    size = enlarged_size(image.size, settings)
+    if size == image.size:
         return image, mask
     if settings.small_images == "pad":
-        return _pad(image, side), _pad(mask, side) if mask else None
-    factor = side / min(image.size)
-    size = (max(side, round(image.width * factor)), max(side, round(image.height * factor)))
+        return _pad(image, size), _pad(mask, size) if mask else None
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return resized, mask.resize(size, Image.Resampling.NEAREST) if mask else None
 
 
-def _pad(image: Image.Image, side: int) -> Image.Image:
+def _pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     pixels = np.asarray(image)
-    missing = [(0, max(0, side - image.height)), (0, max(0, side - image.width)), (0, 0)]
+    missing = [(0, size[1] - image.height), (0, size[0] - image.width), (0, 0)]
     return Image.fromarray(np.pad(pixels, missing[: pixels.ndim], mode="edge"))
 
 
