@@ -83,6 +83,17 @@ def test_killed_at_any_step_it_resumes_to_the_same_bits(
     assert result(killed) == undisturbed(config)
 
 
+def test_a_stop_between_checkpoints_does_not_change_which_is_the_best(tiny: dict[str, Any]):
+    # So little is learnt that all steps are as good, and the first that may be chosen stays the best.
+    chosen = {"steps": 4, "checkpoint_interval": 4, "validation_interval": 1, "learning_rate": 1e-12}
+    stopped = begin(make(tiny, training=chosen))
+    with stopped.locked() as lock:
+        assert launch.train(stopped, lock, on_line=print, until=1).step == 1
+    best = train(stopped).manifest.best
+    assert best is not None
+    assert best.step == 4, "as in a run that was not stopped, which saves no other step"
+
+
 # With the eager float32 of the test above, each number of ranks meets float32, bf16, eager and compiled, and these meet
 # each other. One is killed just before, at, and just after a validation, which sees another batch shape: that in which
 # most could go wrong.

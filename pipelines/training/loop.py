@@ -213,6 +213,9 @@ class Training:
         return validate(self.module, self.shard_set, self.config, self.ranks, self.directory, self.step, self.beat)
 
     def _is_best(self, validation: Validation) -> bool:
+        training = self.config.training
+        if self.step % training.checkpoint_interval and self.step != training.steps:
+            return False  # saved because the run was stopped: one that was not stopped could not choose this step
         loss = validation.means["loss"]
         if not (math.isfinite(validation.psnr) and math.isfinite(loss)):
             return False
