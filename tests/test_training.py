@@ -36,7 +36,7 @@ from pipelines.errors import CodecmillError, Interrupted, RankFailure
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
 from pipelines.run_directory import RunDirectory
-from pipelines.training import launch
+from pipelines.training import attempts, launch
 from pipelines.training.journal import read
 
 
@@ -81,6 +81,26 @@ def test_killed_at_any_step_it_resumes_to_the_same_bits(
     assert beginnings(killed)[0] == 0
     assert beginnings(killed)[-1] >= 5, "there was a checkpoint to go on from"
     assert result(killed) == undisturbed(config)
+
+
+class Terminated(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("kind", "saved"), [(KeyboardInterrupt, True), (Terminated, False)])
+def test_ctrl_c_waits_for_what_takes_longer_to_save_than_who_ends_a_process_would_wait(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], saved: bool
+):
+    monkeypatch.setattr(attempts, "GRACE_SECONDS", 0.0)
+    run = begin(make(tiny, training={"steps": 1000, "checkpoint_interval": 1000}))
+
+    def stop(line: str) -> None:
+        if "Starting at step" in line:
+            raise kind
+
+    with run.locked() as lock, pytest.raises(kind):
+        launch.train(run, lock, on_line=stop)
+    assert bool(checkpoints.steps_on_disk(run)) == saved
 
 
 def test_a_stop_between_checkpoints_does_not_change_which_is_the_best(tiny: dict[str, Any]):

@@ -17,7 +17,11 @@ from pipelines.training.heartbeat import Watch
 from pipelines.training.rendezvous import Rendezvous, interface_of
 
 GRACE_SECONDS = 25.0
-"""How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked."""
+"""How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked.
+
+A person who has typed Ctrl-C waits for them as long as `training.hang_timeout`, through a long validation perhaps: a
+second Ctrl-C ends at once.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Trainer:
             pass_fds=() if self.lock is None else (self.lock,),
         )
         output = RankOutput(process, folder / "output.log", self.on_line)
+        patience = GRACE_SECONDS
         try:
             while process.poll() is None:
                 steps.report(output.pass_on())
@@ -68,8 +73,11 @@ class Trainer:
                 for sentence in watch.found[known:]:
                     self.on_line(sentence)
                 time.sleep(0.2)
+        except KeyboardInterrupt:
+            patience = max(patience, training.hang_timeout)
+            raise
         finally:
-            _end(process, folder / LEAVE if self.lock is None else self.directory.stop_request)
+            _end(process, folder / LEAVE if self.lock is None else self.directory.stop_request, patience)
             output.close()
         steps.report("")
         return folder, Ending(process.returncode, watch.found, output.spoken)
@@ -137,15 +145,15 @@ def _between_hosts(meeting: Rendezvous) -> dict[str, str]:
     }
 
 
-def _end(process: subprocess.Popen[bytes], request: Path) -> None:
-    """Ask ranks that are there still to save and end; after the grace time, or when interrupted again, kill them."""
+def _end(process: subprocess.Popen[bytes], request: Path, patience: float) -> None:
+    """Ask ranks that are there still to save and end; after so many seconds, or when interrupted again, kill them."""
     if process.poll() is not None:
         return
     try:
         request.touch()
-        process.wait(GRACE_SECONDS)
+        process.wait(patience)
     except subprocess.TimeoutExpired:
-        print(f"The ranks did not end within {GRACE_SECONDS:.0f} s and are killed.", file=sys.stderr)
+        print(f"The ranks did not end within {patience:.0f} s and are killed.", file=sys.stderr)
     finally:
         # The ranks die with their agent: see process_lifetime.
         with contextlib.suppress(ProcessLookupError):
