@@ -21,6 +21,7 @@ from pipelines.storage import StoreUnavailable, lease, patience
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.lease import Lease, LostLease, lease_of, leased
 from pipelines.storage.sending import Sending
+from pipelines.training import launch
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,19 @@ def test_a_silent_holder_loses_it_and_cannot_touch_it_any_more(tmp_path: Path, p
     assert lost.is_set()
     here.release()
     there.confirm()
+
+
+def test_a_run_that_was_lost_before_its_training_is_not_trained_here(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)  # nobody looks whether it is held
+    run = begin(make(tiny))
+    with run.locked() as lock, leased(run):
+        Lease(Root(tmp_path / "there").run("tiny"), the_store()).confirm()
+        wait_for(run.stop_request.exists)
+        with pytest.raises(LostLease, match="Run 'tiny' was taken over by another machine"):
+            launch.train(run, lock, on_line=print)
+    assert not run.logs.exists(), "no rank was started"
 
 
 def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Proxy):

@@ -56,6 +56,7 @@ class Lease:
         self._etag: str | None = None
         self._epoch = self._beat = 0
         self._has_conditions = True
+        self._loss: CodecmillError | None = None
         self._token = uuid4().hex
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -77,6 +78,15 @@ class Lease:
             else:
                 self._renew()
 
+    def must_not_be_lost(self) -> None:
+        """Say so, without asking the store, where it was found that another machine has the run.
+
+        Raises:
+            LostLease, BusyError: it has.
+        """
+        if self._loss is not None:
+            raise self._loss
+
     def release(self) -> None:
         """Let others have it at once. Of a lease that is lost, or where the store is away, nothing."""
         self._ending.set()
@@ -94,6 +104,7 @@ class Lease:
                 continue  # while nobody can write to the store, nobody takes it over either
             except CodecmillError as error:
                 log.warning("%s", error)
+                self._loss = error
                 self._lost()
                 return
 

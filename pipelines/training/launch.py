@@ -10,6 +10,7 @@ from pipelines.config import RunConfig
 from pipelines.durable_files import built_folder, lock, write_bytes
 from pipelines.errors import Interrupted
 from pipelines.run_directory import RunDirectory
+from pipelines.storage.lease import lease_of
 from pipelines.training import rendezvous
 from pipelines.training.attempts import Trainer
 from pipelines.training.following import Ending, Listen, failure
@@ -28,6 +29,7 @@ def train(directory: RunDirectory, held: int, on_line: Listen, until: int | None
 
     Raises:
         Interrupted: the ranks were asked to stop from outside; what they had reached is saved.
+        LostLease: another machine has taken the run over.
         CodecmillError: a rank failed; the message is the first failing rank's.
     """
     config = directory.read_config()
@@ -37,6 +39,8 @@ def train(directory: RunDirectory, held: int, on_line: Listen, until: int | None
         return done
     _fetch_start_weights(directory, config, done)
     directory.stop_request.unlink(missing_ok=True)
+    if lease := lease_of(directory):
+        lease.must_not_be_lost()  # while the shards were made: the wish to stop that it left is gone with the file
     try:
         trainer = Trainer(directory, config, on_line, held, until=until)
         attempt, ending = trainer.attempt() if config.training.nodes == 1 else _with_other_hosts(trainer)
