@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.cli.demo import find_photographs
+from infra.bench.codec import measure_codec
 from infra.bench.creation import measure_creation, measure_floor
 from infra.bench.curves import measure_curves
 from infra.bench.dag import measure_dag
@@ -32,7 +33,7 @@ from pipelines.data.sources import find_images
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
 
-GROUPS = ("creation", "floor", "loading", "step", "pipeline", "ranks", "opening", "dag", "curves")
+GROUPS = ("creation", "floor", "loading", "step", "pipeline", "ranks", "codec", "opening", "dag", "curves")
 
 
 def main() -> int:
@@ -103,6 +104,7 @@ def _wanted(place: Workplace, wanted: tuple[str, ...]) -> Iterator[Callable[[], 
         "step": lambda: measure_step(place),
         "pipeline": lambda: measure_pipeline(place, stored),
         "ranks": lambda: measure_ranks(place, stored),
+        "codec": lambda: measure_codec(place, stored),
         "opening": lambda: measure_opening(place),
         "dag": lambda: measure_dag(place),
         "curves": lambda: measure_curves(place),

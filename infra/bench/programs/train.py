@@ -31,7 +31,7 @@ def prepare(parameters: Parameters) -> Measure:
 
     def measure(number: int) -> dict[str, Any]:
         with empty_folder(parameters["folder"]) as folder, Stretch() as stretch:
-            trainings = [_begun(folder, f"bench-{copy}", shard_set, parameters) for copy in range(parameters["copies"])]
+            trainings = [begun(folder, f"bench-{copy}", shard_set, parameters) for copy in range(parameters["copies"])]
             _train_at_once(trainings, pinned=parameters["copies"] > 1)
             speed, stall = _speeds([_stepping(run, parameters["skipped"]) for run in trainings])
             waits = [line["train/data_wait_fraction"] for run in trainings for line in _counted(run, parameters)]
@@ -42,9 +42,11 @@ def prepare(parameters: Parameters) -> Measure:
     return measure
 
 
-def _begun(folder: Path, name: str, shard_set: ShardSet, parameters: Parameters) -> RunDirectory:
+def begun(folder: Path, name: str, shard_set: ShardSet, parameters: Parameters) -> RunDirectory:
     run = Root(folder).run(name)
-    values = {"name": name, "root": str(folder), "data": parameters["data"], "training": parameters["training"]}
+    """A run that is ready to train, with the `data`, `training` and, if any, `model` of the parameters."""
+    sections = {section: parameters[section] for section in ("data", "training", "model") if section in parameters}
+    values = {"name": name, "root": str(folder), **sections}
     run.write_config(resolve(RunConfig.model_validate(values)))
     write_json(run.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
     return run
