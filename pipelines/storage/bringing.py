@@ -1,6 +1,7 @@
 """A run from the store: on a machine that has nothing of it, or less than another machine has sent since."""
 
 import logging
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -128,22 +129,30 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
         return  # the run was stopped before it had one
     fingerprint = str(recorded.get("fingerprint"))
     folder = run.root.shards / fingerprint[:16]
-    if not (folder / shard_format.MANIFEST).is_file():
-        manifest_key = keys.of_shard_set(folder, shard_format.MANIFEST)
-        try:
-            content = store.read(manifest_key)
-        except MissingObject as error:
-            raise CodecmillError(
-                f"{store.url} has run '{run.path.name}', but its shard set {fingerprint[:16]} not whole yet. Let the "
-                "machine that has it send it: codecmill sync RUN"
-            ) from error
-        remote_sets.make_known(folder, f"{store.url}/{keys.of_shard_set(folder)}", content)
+    try:
+        make_set_known(folder, store)
+    except MissingObject as error:
+        raise CodecmillError(
+            f"{store.url} has run '{run.path.name}', but its shard set {fingerprint[:16]} not whole yet. Let the "
+            "machine that has it send it: codecmill sync RUN"
+        ) from error
     found = shard_format.Manifest.read(folder).fingerprint
     if found != fingerprint:
         raise CodecmillError(
             f"{folder} is shard set {found[:32]}, but the run in {store.url} began with {fingerprint}."
         )
     write_json(run.shard_set_file, {"fingerprint": fingerprint, "path": str(folder.absolute())})
+
+
+def make_set_known(folder: Path, store: Store) -> None:
+    """Have a shard set's manifest in its folder here, if it is not there, and where the rest is.
+
+    Raises:
+        MissingObject: the store has no such set. StoreError: it cannot be had.
+    """
+    if not (folder / shard_format.MANIFEST).is_file():
+        content = store.read(keys.of_shard_set(folder, shard_format.MANIFEST))
+        remote_sets.make_known(folder, f"{store.url}/{keys.of_shard_set(folder)}", content)
 
 
 def _bring_marks(run: RunDirectory, store: Store) -> None:
