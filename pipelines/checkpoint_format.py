@@ -29,7 +29,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-
 class FileRecord(Section):
     """Size in bytes and sha256 of a file."""
 
-    bytes: int
+    bytes: int = Field(ge=0, lt=2**63)
     sha256: str
 
 

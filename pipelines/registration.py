@@ -7,7 +7,8 @@ from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
-from pipelines.evaluation.results import REPORT, read_evaluation
+from pipelines.evaluation.contents import REPORT
+from pipelines.evaluation.results import read_evaluation
 from pipelines.progress import Progress
 from pipelines.promotion import Decision, Scores, decide
 from pipelines.run_directory import RunDirectory

@@ -157,8 +157,12 @@ class RunDirectory:
     def promotion_file(self) -> Path:
         return self.path / "promotion.json"
 
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluation"
+
     def evaluation(self, step: int) -> Path:
-        return self.path / "evaluation" / f"step_{step:08d}"
+        return self.evaluations / f"step_{step:08d}"
 
     @property
     def root(self) -> Root:

@@ -34,10 +34,12 @@ def evaluate(
     from pipelines.data.shard_set import ShardSet
     from pipelines.evaluation.stage import evaluate_run
     from pipelines.evaluation.summary import summary
+    from pipelines.storage import sending
 
     opened = checkpoints.open_checkpoint(checkpoint.path)
     with logged():
         evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
+        sending.bring_level(run.directory)
     if choice.images is not None:  # the test split's goes with the registration
         _show_in_mlflow(run, evaluation.folder)
     wait_until_heard("The evaluation", run.name)
@@ -49,7 +51,7 @@ def evaluate(
 def _links(run: HeldRun, folder: Path) -> str:
     """To MLflow's pages, where a server has them."""
     from pipelines import tracking
-    from pipelines.evaluation.results import REPORT
+    from pipelines.evaluation.contents import REPORT
 
     known = tracking.tracked(run.directory)
     if known is None or known.url() is None:

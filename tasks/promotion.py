@@ -33,6 +33,7 @@ def register(
     """Make the checkpoint a registered version, and the champion if it is better than the present one."""
     from pipelines import registration
     from pipelines.data.shard_set import ShardSet
+    from pipelines.storage import sending
 
     with logged():
         result = registration.register(
@@ -44,5 +45,6 @@ def register(
             choice,
             flow_run_page(run.directory.root),
         )
+        sending.bring_level(run.directory)
     wait_until_heard("The registration", run.name)
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

@@ -29,13 +29,18 @@ def news(config: RunConfig, shard_set: ShardSetReference) -> News:
     from pipelines.data.shard_set import ShardSet
     from pipelines.errors import CodecmillError
     from pipelines.run_directory import Root
+    from pipelines.storage import open_store, store_url
+    from pipelines.storage.bringing import make_set_known
 
     root = Root(config.root.absolute())
     champion = tracking.champion(root)
     known: set[str] = set()
     if champion is not None:
+        folder = root.shards / champion.fingerprint[:16]
         try:
-            before = ShardSet.open(root.shards / champion.fingerprint[:16])
+            if url := store_url():
+                make_set_known(folder, open_store(url))  # it may have been trained on another machine
+            before = ShardSet.open(folder)
             known = {row.sha256 for split in before.manifest.sources for row in before.sources(split)}
         except CodecmillError as error:
             get_run_logger().warning("All images count as new: the champion's shard set is not there. %s", error)

@@ -16,8 +16,8 @@ from trainings import begin, train
 import pipelines.codec
 from pipelines.data.images import open_image
 from pipelines.durable_files import read_json
+from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.metrics import psnr
-from pipelines.evaluation.results import POINTS
 from pipelines.run_directory import Root, RunDirectory
 
 MODEL = {

@@ -39,7 +39,8 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.data.shard_verification import verify_shard
 from pipelines.durable_files import json_bytes, read_json
 from pipelines.errors import CodecmillError
-from pipelines.evaluation.results import REPORT, RESULT, TABLE, Broken, Evaluation, ImageRow, read_evaluation
+from pipelines.evaluation.contents import REPORT, RESULT, TABLE
+from pipelines.evaluation.results import Broken, Evaluation, ImageRow, read_evaluation
 from pipelines.evaluation.stage import evaluate_run
 from pipelines.evaluation.summary import summary
 from pipelines.file_digests import file_sha256

@@ -14,6 +14,7 @@ from PIL import Image
 from test_codec import HALF, codec_of, picture
 
 from pipelines.config import EvaluationConfig
+from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.equal_rates import SIDE, at_equal_rates
 from pipelines.evaluation.evaluate import evaluate, score
 from pipelines.evaluation.metrics import psnr
@@ -27,7 +28,7 @@ from pipelines.evaluation.rate_distortion import (
     bd_rate,
     points_of,
 )
-from pipelines.evaluation.results import POINTS, percent, read_evaluation
+from pipelines.evaluation.results import percent, read_evaluation
 from pipelines.evaluation.summary import summary
 from pipelines.promotion import Scores, decide
 

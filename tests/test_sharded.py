@@ -115,6 +115,33 @@ def test_two_ranks_with_shares_train_as_with_replicas_and_go_on_to_the_same_bits
 
 
 @pytest.mark.full
+def test_one_rank_whose_share_is_everything_trains_to_the_bits_of_a_replica(tiny: dict[str, Any], tmp_path: Path):
+    names = ("replica", "share", "changing", "more")
+    double = {"precision": "float64", "replica_check_interval": 1}
+    runs = {name: begin(make(tiny, name=name, training=double)) for name in names}
+    changing = [("fsdp", 4), ("fsdp", 6), ("ddp", 9), ("fsdp", None)]
+    train_parts(
+        tmp_path / "one",
+        1,
+        [
+            (runs["replica"], "ddp", None),
+            (runs["share"], "fsdp", None),
+            *((runs["changing"], parallel, until) for parallel, until in changing),
+            (runs["more"], "fsdp", 7),
+        ],
+    )
+    last = checkpoints.latest(runs["share"])
+    replica = checkpoints.latest(runs["replica"])
+    assert last is not None and replica is not None
+    assert "shard_00000_of_00001.safetensors" in last.manifest.files
+    assert last.sha256 == replica.sha256
+    assert losses(runs["share"]) == losses(runs["replica"])
+    assert digests(runs["changing"]) == digests(runs["share"])
+    train_parts(tmp_path / "two", 2, [(runs["more"], "fsdp", None)])
+    assert losses(runs["more"]) == pytest.approx(losses(runs["replica"]), rel=1e-9)
+
+
+@pytest.mark.full
 def test_shares_that_are_killed_resume_to_the_same_bits_and_then_on_one_rank_with_all(tiny: dict[str, Any]):
     training = {"parallel": "fsdp", "processes": 2, "steps": 40, "checkpoint_interval": 1}
     alone = begin(make(tiny, name="alone", training=training))

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from html import escape
 from urllib.parse import quote
 
+from pipelines.evaluation.contents import PICTURES
 from pipelines.evaluation.markup import data_uri, link, ms_ssim_html, psnr_html, size_html
 from pipelines.evaluation.pictures import ERROR_FACTOR, PREVIEW_SIDE, Previews
-from pipelines.evaluation.results import PICTURES, Evaluation, ImageRow, printable
+from pipelines.evaluation.results import Evaluation, ImageRow, printable
 
 CARDS = 8
 """Worst images that are shown large, and best ones."""

@@ -8,11 +8,12 @@ from io import BytesIO
 
 from PIL import Image
 
+from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.equal_rates import Pieces
 from pipelines.evaluation.markup import counted, data_uri, link, name_html
 from pipelines.evaluation.rate_distortion import OURS, CurvePoint, RateDistortion
-from pipelines.evaluation.results import POINTS, percent, printable
+from pipelines.evaluation.results import percent, printable
 
 MOST_ROWS = 50
 """Pictures whose own BD-rates are listed; the file has all."""

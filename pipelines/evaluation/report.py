@@ -9,13 +9,14 @@ from typing import Any
 
 from pipelines.evaluation.cards import chosen, folder_link, sections
 from pipelines.evaluation.chart import histogram
+from pipelines.evaluation.contents import TABLE
 from pipelines.evaluation.curve_section import curve_section
 from pipelines.evaluation.equal_rates import Pieces
 from pipelines.evaluation.markup import counted, data_uri, link, ms_ssim_html, name_html, psnr_html, size_html
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE
 from pipelines.evaluation.page import SCRIPT, SKELETON, STYLE
 from pipelines.evaluation.pictures import ERROR_FACTOR, PREVIEW_SIDE, Previews
-from pipelines.evaluation.results import SIDE_BY_SIDE, TABLE, Evaluation, percent, printable
+from pipelines.evaluation.results import SIDE_BY_SIDE, Evaluation, percent, printable
 
 LABELS = {
     "run": "Run",

@@ -12,16 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pipelines.config import MOST_STEPS
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
+from pipelines.evaluation.contents import REPORT, RESULT, TABLE
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
 from pipelines.evaluation.rate_distortion import JPEG, Point, RateDistortion
 
 FORMAT_VERSION = 1
-RESULT = "evaluation.json"
-REPORT = "report.html"
-TABLE = "metrics.csv"
-POINTS = "rate_distortion.csv"
-PICTURES = "pictures"
 SIDE_BY_SIDE = "side_by_side.png"
 """Original, reconstruction and error of an image."""
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from itertools import islice
 
 from pipelines.data.images import decode_png
+from pipelines.evaluation.contents import PICTURES
 from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.markup import data_uri
 from pipelines.evaluation.page import STYLE
 from pipelines.evaluation.pictures import preview
-from pipelines.evaluation.results import PICTURES, SIDE_BY_SIDE, Evaluation, ImageRow, code
+from pipelines.evaluation.results import SIDE_BY_SIDE, Evaluation, ImageRow, code
 
 SHOWN = 3
 

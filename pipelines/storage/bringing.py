@@ -1,9 +1,7 @@
 """A run from the store: on a machine that has nothing of it, or less than another machine has sent since."""
 
-import json
 import logging
-from contextlib import suppress
-from typing import Any
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -16,6 +14,7 @@ from pipelines.errors import CodecmillError, InputError, first_fault
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
+from pipelines.storage.bringing_results import bring_results, of_run
 from pipelines.storage.patience import MissingObject, StoreError, StoreUnavailable
 from pipelines.storage.store import Store, open_store
 from pipelines.tracking import is_current
@@ -59,7 +58,8 @@ def is_in_store(name: str) -> bool:
 
 def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
     """Bring what a run's folder lacks: config, shard set (its shards only when they are read), which MLflow run it is,
-    journal and the newest checkpoint that is whole, if it is newer than the newest here.
+    journal and the newest checkpoint that is whole, if it is newer than the newest here, the best that it names, the
+    evaluations of both, and which version it is registered as.
 
     Must be called by the holder of the run's lock.
 
@@ -73,38 +73,44 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
     config = _config(run, store)
     if config is None:
         return None
-    if not run.config_file.is_file():
-        run.write_config(config)
-    elif config.seed != run.read_config().seed:
+    is_new = not run.config_file.is_file()
+    if not is_new and config.seed != run.read_config().seed:
         raise InputError(
             f"{store.url} has another run called '{run.path.name}'. Give one of them another --name, or this root "
             "another store."
         )
     _bring_shard_set(run, store)
     _bring_marks(run, store)
-    here = _newest_here(run)
-    for step in reversed(keys.complete_steps(store, run.path.name)):
-        if step <= here:
-            return None
-        brought = _bring_checkpoint(run, store, step)
-        if brought is not None:
-            _bring_best(run, store, brought)
-            write_bytes(run.journal, store.read(keys.of_run(run.path.name, run.journal.name)))
-            run.write_config(config)  # with what has been changed there since, such as more steps
-            return brought
-    return None
-
-
-def _newest_here(run: RunDirectory) -> int:
     newest = next(checkpoints.sound_checkpoints(run), None)
-    return newest.step if newest else -1
+    brought = _bring_newest(run, store, newest.step if newest else -1)
+    if brought is not None and not is_new:
+        run.write_config(config)  # with what has been changed there since, such as more steps
+    _bring_best(run, store, brought or newest)
+    bring_results(run, store)
+    if is_new:  # last: where the store fails on the way no run is here, and the next time it is brought to its end
+        run.write_config(config)
+    return brought
+
+
+def _bring_newest(run: RunDirectory, store: Store, here: int) -> checkpoints.Checkpoint | None:
+    """The newest whole checkpoint in a store, if it is of a later step than `here`; before it the journal, which has
+    the lines of all of them.
+    """
+    newer = [step for step in keys.complete_steps(store, run.path.name) if step > here]
+    if newer:
+        try:
+            write_bytes(run.journal, store.read(keys.of_run(run.path.name, run.journal.name)))
+        except MissingObject as error:
+            log.warning("The training goes on without the figures of its earlier steps: %s", error)
+    found = (_bring_checkpoint(run, store, step) for step in reversed(newer))
+    return next(filter(None, found), None)
 
 
 def _config(run: RunDirectory, store: Store) -> RunConfig | None:
     """What the store has as a run's config, under this root; None where it does not have the run."""
     key = keys.of_run(run.path.name, CONFIG)
     try:
-        values = _object(store.read(key), store.address(key))
+        values = store.read_object(key)
         return RunConfig.model_validate({**values, "root": str(run.root.path.absolute())})
     except MissingObject:
         return None
@@ -118,21 +124,18 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
         return
     key = keys.of_run(run.path.name, run.shard_set_file.name)
     try:
-        recorded = _object(store.read(key), store.address(key))
+        recorded = store.read_object(key)
     except MissingObject:
         return  # the run was stopped before it had one
     fingerprint = str(recorded.get("fingerprint"))
     folder = run.root.shards / fingerprint[:16]
-    if not (folder / shard_format.MANIFEST).is_file():
-        manifest_key = keys.of_shard_set(folder, shard_format.MANIFEST)
-        try:
-            content = store.read(manifest_key)
-        except MissingObject as error:
-            raise CodecmillError(
-                f"{store.url} has run '{run.path.name}', but its shard set {fingerprint[:16]} not whole yet. Let the "
-                "machine that has it send it: codecmill sync RUN"
-            ) from error
-        remote_sets.make_known(folder, f"{store.url}/{keys.of_shard_set(folder)}", content)
+    try:
+        make_set_known(folder, store)
+    except MissingObject as error:
+        raise CodecmillError(
+            f"{store.url} has run '{run.path.name}', but its shard set {fingerprint[:16]} not whole yet. Let the "
+            "machine that has it send it: codecmill sync RUN"
+        ) from error
     found = shard_format.Manifest.read(folder).fingerprint
     if found != fingerprint:
         raise CodecmillError(
@@ -141,15 +144,24 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
     write_json(run.shard_set_file, {"fingerprint": fingerprint, "path": str(folder.absolute())})
 
 
+def make_set_known(folder: Path, store: Store) -> None:
+    """Have a shard set's manifest in its folder here, if it is not there, and where the rest is.
+
+    Raises:
+        MissingObject: the store has no such set. StoreError: it cannot be had.
+    """
+    if not (folder / shard_format.MANIFEST).is_file():
+        content = store.read(keys.of_shard_set(folder, shard_format.MANIFEST))
+        remote_sets.make_known(folder, f"{store.url}/{keys.of_shard_set(folder)}", content)
+
+
 def _bring_marks(run: RunDirectory, store: Store) -> None:
     """Make known here which MLflow run it is, where that is the MLflow of this machine, too."""
     if run.mlflow_file.is_file():
         return
-    key = keys.of_run(run.path.name, run.mlflow_file.name)
-    with suppress(MissingObject):
-        marks = _object(store.read(key), store.address(key))
-        if is_current(str(marks.get("tracking_uri")), run.root):
-            write_json(run.mlflow_file, marks)
+    marks = of_run(run, store, run.mlflow_file.name)
+    if is_current(str(marks.get("tracking_uri")), run.root):
+        write_json(run.mlflow_file, marks)
 
 
 def _bring_checkpoint(run: RunDirectory, store: Store, step: int) -> checkpoints.Checkpoint | None:
@@ -175,18 +187,9 @@ def _bring_checkpoint(run: RunDirectory, store: Store, step: int) -> checkpoints
         return None
 
 
-def _bring_best(run: RunDirectory, store: Store, newest: checkpoints.Checkpoint) -> None:
-    best = newest.manifest.best
+def _bring_best(run: RunDirectory, store: Store, newest: checkpoints.Checkpoint | None) -> None:
+    best = newest.manifest.best if newest else None
     if best is None or best.step in checkpoints.steps_on_disk(run):
         return
-    _bring_checkpoint(run, store, best.step)
-
-
-def _object(content: bytes, source: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise CodecmillError(f"{source} is no JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise CodecmillError(f"{source} holds no object.")
-    return value
+    if best.step in keys.complete_steps(store, run.path.name):
+        _bring_checkpoint(run, store, best.step)

@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 from pipelines.checkpoint_format import MANIFEST
+from pipelines.evaluation.contents import RESULT
+from pipelines.storage.objects import Object
 from pipelines.storage.store import Store
 
 _CHECKPOINT = re.compile(rf"step_(\d{{8,}})/{re.escape(MANIFEST)}")
+_EVALUATION = re.compile(rf"(step_(\d{{8,}})(?:_[0-9a-f]{{8}})?)/{re.escape(RESULT)}")
 
 
 def of_run(name: str, *inside: str) -> str:
@@ -15,6 +18,11 @@ def of_run(name: str, *inside: str) -> str:
 
 def of_checkpoint(name: str, step: int, *file: str) -> str:
     return of_run(name, "checkpoints", f"step_{step:08d}", *file)
+
+
+def of_evaluation(name: str, folder: str, *file: str) -> str:
+    """Of a folder such as `step_00000500`."""
+    return of_run(name, "evaluation", folder, *file)
 
 
 def of_shard_set(folder: Path, *file: str) -> str:
@@ -31,3 +39,14 @@ def complete_steps(store: Store, name: str) -> list[int]:
     prefix = of_run(name, "checkpoints/")
     found = (_CHECKPOINT.fullmatch(each.key.removeprefix(prefix)) for each in store.list(prefix))
     return sorted(int(match[1]) for match in found if match)
+
+
+def complete_evaluations(store: Store, name: str) -> dict[str, tuple[int, Object]]:
+    """The whole evaluations of a run in a store, by the names of their folders: the step, and what was sent last.
+
+    Raises:
+        StoreError: the store does not say.
+    """
+    prefix = of_run(name, "evaluation/")
+    found = ((each, _EVALUATION.fullmatch(each.key.removeprefix(prefix))) for each in store.list(prefix))
+    return {match[1]: (int(match[2]), each) for each, match in found if match}

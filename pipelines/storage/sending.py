@@ -1,10 +1,11 @@
-"""What of a run goes to the store: choices, shard set, journal, the newest and the best checkpoint; manifests last."""
+"""What of a run goes to the store: choices, shard set, journal, the newest and the best checkpoint, evaluations, and
+which version it is registered as; manifests last."""
 
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipelines import checkpoints
@@ -12,11 +13,13 @@ from pipelines.checkpoint_format import MANIFEST, file_names
 from pipelines.data import remote_sets, shard_format
 from pipelines.durable_files import link_or_copy
 from pipelines.errors import CodecmillError
+from pipelines.evaluation.contents import RESULT, check_contents, read_contents
 from pipelines.file_digests import file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
-from pipelines.storage.lease import lease_of
-from pipelines.storage.store import Store
+from pipelines.storage.address import store_url
+from pipelines.storage.lease import lease_of, leased
+from pipelines.storage.store import Store, open_store
 
 log = logging.getLogger("codecmill.storage")
 
@@ -39,7 +42,8 @@ class Sending:
         self._store = store
         self._sent: set[int] | None = None
         """None before the store was asked."""
-        self._settings: dict[Path, str] = {}
+        self._level: dict[Path, str] = {}
+        """The sha256 of files that the store has by now; of an evaluation, that of its `evaluation.json`."""
         self._has_shard_set = False
 
     def send(self) -> None:
@@ -50,26 +54,26 @@ class Sending:
             BusyError, LostLease: another machine works on the run, or has taken it over.
         """
         self._confirm()
-        self._send_settings()
+        self._send_changed(self._run.config_file, self._run.shard_set_file)
         self._send_marks()
         self._send_checkpoints()
         if not self._has_shard_set:
             self._send_shard_set()
+        self._send_evaluations()
+        self._send_changed(self._run.promotion_file)
 
     def _confirm(self) -> None:
         lease = lease_of(self._run)
         if lease is not None:
             lease.confirm()
 
-    def _send_settings(self) -> None:
-        """config.json and shard_set.json: small, and overwritten where they have changed."""
-        for file in (self._run.config_file, self._run.shard_set_file):
-            if not file.is_file():
-                continue
+    def _send_changed(self, *files: Path) -> None:
+        """Small files of the run, overwritten where they have changed."""
+        for file in (file for file in files if file.is_file()):
             sha256 = file_sha256(file)
-            if self._settings.get(file) != sha256:
+            if self._level.get(file) != sha256:
                 self._store.send(file, keys.of_run(self._run.path.name, file.name))
-                self._settings[file] = sha256
+                self._level[file] = sha256
 
     def _send_marks(self) -> None:
         """Which MLflow run it is, and what that has of it: wherever the training goes on, it goes on there."""
@@ -132,11 +136,60 @@ class Sending:
                 for each in list(self._store.list(prefix)):
                     self._store.remove(each.key)
 
+    def _send_evaluations(self) -> None:
+        for result in sorted(self._run.evaluations.glob(f"step_*/{RESULT}")):
+            sha256 = file_sha256(result)
+            if self._level.get(result) != sha256:
+                self._send_evaluation(result.parent, sha256)
+                self._level[result] = sha256
+
+    def _send_evaluation(self, folder: Path, sha256: str) -> None:
+        """Send an evaluation if it is whole on disk, in the place of an earlier one of the same name.
+
+        Args:
+            sha256: of its `evaluation.json`.
+        """
+        prefix = keys.of_evaluation(self._run.path.name, folder.name, "")
+        there = self._store.find(prefix + RESULT)
+        if there is not None and there.sha256 == sha256:
+            return
+        try:
+            contents = read_contents(folder)
+            check_contents(folder, contents)
+        except CodecmillError as error:
+            log.warning("An evaluation is not sent to the store: %s", error)
+            return
+        if there is not None:
+            self._store.remove(prefix + RESULT)
+        for name, record in contents.files.items():
+            self._store.send(folder / name, prefix + name, record.sha256)
+        self._confirm()
+        self._store.send(folder / RESULT, prefix + RESULT, sha256)
+        for each in list(self._store.list(prefix)):
+            if each.key.removeprefix(prefix) not in {*contents.files, RESULT}:
+                self._store.remove(each.key)
+
     def _send_shard_set(self) -> None:
         if not self._run.shard_set_file.is_file():
             return
         send_shard_set(self._store, self._run.shard_set(), between=self._send_checkpoints)
         self._has_shard_set = True
+
+
+def bring_level(run: RunDirectory) -> None:
+    """Send what the store that the environment names, if any, lacks of a run. One that fails is told of, and gets it
+    later: what was made is here.
+
+    Must be called by the holder of the run's lock.
+    """
+    url = store_url()
+    if url is None:
+        return
+    try:
+        with leased(run) if lease_of(run) is None else nullcontext():
+            Sending(run, open_store(url)).send()
+    except (CodecmillError, OSError) as error:  # of this disk, where it is full, say
+        log.warning("The store gets what it is missing later, or by codecmill sync %s: %s", run.path.name, error)
 
 
 def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lambda: None) -> None:

@@ -1,10 +1,12 @@
 """A store: objects below one address, sent and fetched whole, with a look at what arrived."""
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.durable_files import room_for, sync_file
 from pipelines.errors import CodecmillError
@@ -74,6 +76,20 @@ class Store:
             return content
 
         return patiently(self.address(key), "read", attempt)
+
+    def read_object(self, key: str) -> dict[str, Any]:
+        """The JSON object in a small object.
+
+        Raises:
+            MissingObject: there is none; StoreError: it cannot be had. CodecmillError: it holds something else.
+        """
+        try:
+            value = json.loads(self.read(key))
+        except (ValueError, RecursionError) as error:
+            raise CodecmillError(f"{self.address(key)} is no JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise CodecmillError(f"{self.address(key)} holds no object.")
+        return value
 
     def fetch(self, key: str, target: Path, size: int, sha256: str | None, seconds: float | None = None) -> None:
         """Bring an object into a file, which is there only when every byte is as it was recorded.
