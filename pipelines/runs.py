@@ -97,6 +97,17 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
     return RunConfig.model_validate(_nested(after))
 
 
+def shaped_otherwise(here: RunConfig, there: RunConfig) -> list[str]:
+    """In which settings two configs differ that decide on the weights of a run; each as text, with both values."""
+    ours, theirs = flat(here.model_dump(mode="json")), flat(there.model_dump(mode="json"))
+    free = CHANGEABLE | INEXACT | {"training.steps", "root", "name"}
+    return [
+        f"{field} {ours[field]!r} here, {theirs[field]!r} there"
+        for field in ours
+        if field not in free and ours[field] != theirs[field]
+    ]
+
+
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """A config's values by dotted name, sections opened, everything else whole."""
     found: dict[str, Any] = {}

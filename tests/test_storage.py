@@ -27,17 +27,18 @@ from pipelines.data import shard_cache
 from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.object_store import examine_store
 from pipelines.doctor.s3_server import examine_s3
-from pipelines.errors import InputError
+from pipelines.durable_files import write_json
+from pipelines.errors import CodecmillError, InputError
 from pipelines.provenance.explaining import explain
 from pipelines.provenance.locating import find
 from pipelines.provenance.verifying import verify
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import start_or_continue
 from pipelines.status import run_status
 from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, objects, patience, s3
 from pipelines.storage.bringing import bring, catch_up
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.sending import Sending
+from pipelines.storage.store import open_store
 from pipelines.tracking.marks import Marks, read_marks, write_marks
 from pipelines.training import launch
 from pipelines.training.journal import Journal
@@ -83,6 +84,10 @@ def elsewhere(tmp_path: Path) -> RunDirectory:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def files_of(run: RunDirectory) -> dict[str, bytes]:
+    return {str(file.relative_to(run.path)): file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
 
 
 def test_a_run_is_sent_once_and_brought_as_it_was(run: RunDirectory, tmp_path: Path, proxy: Proxy):
@@ -214,13 +219,67 @@ def test_a_store_that_is_away_is_an_error_only_where_nothing_is_here(
     assert "Going on with what is here of the run: s3://" in caplog.text
 
 
-def test_another_run_of_the_same_name_is_refused(run: RunDirectory, tiny: dict[str, Any], tmp_path: Path, proxy: Proxy):
+@pytest.mark.parametrize(
+    ("sections", "difference"),
+    [
+        ({"seed": 7}, "seed 7 here, 0 there"),
+        ({"training": {"learning_rate": 0.5}}, r"training.learning_rate 0.5 here, 0.0\d+ there"),
+        ({"data": {"patch_size": 24}}, "data.patch_size 24 here, 32 there; shard set .* here, .* there"),
+    ],
+)
+def test_another_run_of_the_same_name_is_neither_taken_over_nor_written_over(
+    run: RunDirectory, tiny: dict[str, Any], tmp_path: Path, proxy: Proxy, sections: dict[str, Any], difference: str
+):
+    store = the_store()
+    Sending(run, store).send()
+    other = begin(make(tiny, root=str(tmp_path / "elsewhere"), **sections))
+    save(other, 99)  # further than what is there
+    here, there = files_of(other), {each.key: each.etag for each in store.list("")}
+    advice = "Give one of them another --name, or this root another store"
+    for attempt in (lambda: catch_up(other), lambda: Sending(other, store).send()):
+        with pytest.raises(InputError, match=rf"has another run called 'tiny': ({difference})\. {advice}"):
+            attempt()
+    assert files_of(other) == here
+    assert {each.key: each.etag for each in store.list("")} == there
+
+
+def test_the_same_run_under_way_on_other_hardware_is_no_other(
+    run: RunDirectory, tiny: dict[str, Any], tmp_path: Path, proxy: Proxy
+):
     Sending(run, the_store()).send()
-    other = start_or_continue(make(tiny, root=str(tmp_path / "elsewhere"), seed=7))
+    elsewhere_too = make(tiny, root=str(tmp_path / "elsewhere"), training={"processes": 2, "steps": 20, "threads": 2})
+    other = begin(elsewhere_too)
+    catch_up(other)
+    assert checkpoints.steps_on_disk(other) == [5, 12]
+
+
+def test_a_fingerprint_from_a_store_leads_to_no_other_folder(run: RunDirectory, tmp_path: Path, proxy: Proxy):
+    store = the_store()
+    Sending(run, store).send()
+    (precious := tmp_path / "precious").mkdir()
+    (precious / "photo.jpg").touch()
+    write_json(tmp_path / "shard_set.json", {"fingerprint": "../../precious", "path": "x"})
+    store.send(tmp_path / "shard_set.json", "runs/tiny/shard_set.json")
+    store.send(next(run.root.shards.glob("*/manifest.json")), "shards/precious/manifest.json")
+    with pytest.raises(CodecmillError, match=r"names no shard set: '../../precious' is no fingerprint"):
+        catch_up(elsewhere(tmp_path))
+    assert [file.name for file in precious.iterdir()] == ["photo.jpg"]
+
+
+def test_a_set_that_lies_in_another_store_is_not_taken_for_sent(run: RunDirectory, tmp_path: Path, proxy: Proxy):
+    Sending(run, the_store()).send()
+    there = elsewhere(tmp_path)
+    catch_up(there)
+    other = open_store(f"{the_store().url}/other")
     with pytest.raises(
-        InputError, match=r"has another run called 'tiny'. Give one of them another --name, or this root"
+        CodecmillError, match=r"lies in s3://.*, and only some of it is here. Copy it to s3://.*/other/"
     ):
-        catch_up(other)
+        Sending(there, other).send()
+    for row in ShardSet.open(run.shard_set()).manifest.shards:
+        for name, _, _ in row.files():
+            shutil.copyfile(run.shard_set() / name, there.shard_set() / name)
+    Sending(there, other).send()
+    assert other.find(f"shards/{run.shard_set().name}/manifest.json") is not None
 
 
 def test_the_store_keeps_of_a_run_what_its_disk_keeps(run: RunDirectory, proxy: Proxy):

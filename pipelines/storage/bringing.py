@@ -1,27 +1,27 @@
 """A run from the store: on a machine that has nothing of it, or less than another machine has sent since."""
 
 import logging
+import re
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import MANIFEST, file_names, read_manifest
-from pipelines.config import RunConfig
 from pipelines.data import remote_sets, shard_format
 from pipelines.durable_files import built_folder, write_bytes, write_json
-from pipelines.errors import CodecmillError, InputError, first_fault
+from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.bringing_results import bring_results, of_run
 from pipelines.storage.patience import MissingObject, StoreError, StoreUnavailable
+from pipelines.storage.sameness import config_in_store, must_be_one
 from pipelines.storage.store import Store, open_store
 from pipelines.tracking import is_current
 
 log = logging.getLogger("codecmill.storage")
 
 CONFIG = "config.json"
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 def catch_up(run: RunDirectory) -> None:
@@ -70,15 +70,12 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
         StoreUnavailable: the store fails. StoreError: it does not let us.
         InputError: the run of this name here is another one.
     """
-    config = _config(run, store)
+    config = config_in_store(run, store)
     if config is None:
         return None
     is_new = not run.config_file.is_file()
-    if not is_new and config.seed != run.read_config().seed:
-        raise InputError(
-            f"{store.url} has another run called '{run.path.name}'. Give one of them another --name, or this root "
-            "another store."
-        )
+    if not is_new:
+        must_be_one(run, store, config)
     _bring_shard_set(run, store)
     _bring_marks(run, store)
     newest = next(checkpoints.sound_checkpoints(run), None)
@@ -106,18 +103,6 @@ def _bring_newest(run: RunDirectory, store: Store, here: int) -> checkpoints.Che
     return next(filter(None, found), None)
 
 
-def _config(run: RunDirectory, store: Store) -> RunConfig | None:
-    """What the store has as a run's config, under this root; None where it does not have the run."""
-    key = keys.of_run(run.path.name, CONFIG)
-    try:
-        values = store.read_object(key)
-        return RunConfig.model_validate({**values, "root": str(run.root.path.absolute())})
-    except MissingObject:
-        return None
-    except ValidationError as error:
-        raise CodecmillError(f"{store.address(key)} is no config of this version: {first_fault(error)}.") from error
-
-
 def _bring_shard_set(run: RunDirectory, store: Store) -> None:
     """Make the run's shard set known here: its manifest, and where the rest is."""
     if run.shard_set_file.is_file():
@@ -128,6 +113,8 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
     except MissingObject:
         return  # the run was stopped before it had one
     fingerprint = str(recorded.get("fingerprint"))
+    if not _FINGERPRINT.fullmatch(fingerprint):  # it becomes a folder's name
+        raise CodecmillError(f"{store.address(key)} names no shard set: '{fingerprint[:80]}' is no fingerprint.")
     folder = run.root.shards / fingerprint[:16]
     try:
         make_set_known(folder, store)

@@ -19,6 +19,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.lease import lease_of, leased
+from pipelines.storage.sameness import config_in_store, must_be_one
 from pipelines.storage.store import Store, open_store
 
 log = logging.getLogger("codecmill.storage")
@@ -44,7 +45,7 @@ class Sending:
         """None before the store was asked."""
         self._level: dict[Path, str] = {}
         """The sha256 of files that the store has by now; of an evaluation, that of its `evaluation.json`."""
-        self._has_shard_set = False
+        self._is_ours = self._has_shard_set = False
 
     def send(self) -> None:
         """Send what the store has not got. The newest checkpoint goes first, also where it appears meanwhile.
@@ -52,8 +53,12 @@ class Sending:
         Raises:
             StoreError: the store does not take it; what is there stays, the rest comes next time.
             BusyError, LostLease: another machine works on the run, or has taken it over.
+            InputError: the store has another run of this name.
         """
         self._confirm()
+        if not self._is_ours and (there := config_in_store(self._run, self._store)) is not None:
+            must_be_one(self._run, self._store, there)
+        self._is_ours = True
         self._send_changed(self._run.config_file, self._run.shard_set_file)
         self._send_marks()
         self._send_checkpoints()
@@ -193,25 +198,32 @@ def bring_level(run: RunDirectory) -> None:
 
 
 def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lambda: None) -> None:
-    """Send a complete shard set, its manifest last; what has come from a store is there already.
+    """Send a complete shard set, its manifest last; what has come from this store is there already.
 
     Args:
         between: called after each file; a large set takes hours.
 
     Raises:
-        StoreError: the store does not take it. CodecmillError: a file is not what the manifest says.
+        StoreError: the store does not take it. CodecmillError: a file is not what the manifest says, or the set lies
+            in another store.
     """
-    if remote_sets.origin(folder) is not None:
+    address, source = f"{store.url}/{keys.of_shard_set(folder)}", remote_sets.origin(folder)
+    if source == address:
         return
     manifest_file = folder / shard_format.MANIFEST
     key = keys.of_shard_set(folder, shard_format.MANIFEST)
     there = store.find(key)
     if there is not None and there.sha256 == file_sha256(manifest_file):
         return
-    for row in shard_format.Manifest.read(folder).shards:
-        for name, _, sha256 in row.files():
-            store.send(folder / name, keys.of_shard_set(folder, name), sha256)
-            between()
+    files = [each for row in shard_format.Manifest.read(folder).shards for each in row.files()]
+    if source is not None and not all(shard_format.is_whole(folder / name, size) for name, size, _ in files):
+        raise CodecmillError(
+            f"Shard set {folder.name} lies in {source}, and only some of it is here. Copy it to {address}, or have the "
+            f"shards made here, by `codecmill shards` of the same choices; then: codecmill sync RUN"
+        )
+    for name, _, sha256 in files:
+        store.send(folder / name, keys.of_shard_set(folder, name), sha256)
+        between()
     store.send(manifest_file, key)
 
 
