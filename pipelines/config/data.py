@@ -54,7 +54,7 @@ class DataConfig(Section):
         default=256, ge=1, le=65_536, description="A shard is split above this size of its decoded patches, in MiB"
     )
     compression: Literal["fast", "small"] = Field(
-        default="fast", description="How PNG is stored: fast, or small, 6 to 9 % smaller, made at less than half the speed"
+        default="fast", description="How PNG is stored: fast, or small, 6 to 9 % smaller at under half the speed"
     )
     normalization: Literal["imagenet", "half", "dataset"] | NormalizationChoice = Field(
         default="dataset",

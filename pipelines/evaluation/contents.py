@@ -16,7 +16,8 @@ TABLE = "metrics.csv"
 POINTS = "rate_distortion.csv"
 PICTURES = "pictures"
 
-FilePath = Annotated[str, StringConstraints(pattern=r"^([0-9A-Za-z][0-9A-Za-z_-]{0,99}/){0,2}[0-9A-Za-z_]{1,99}\.[a-z]{2,4}$")]
+_FILE = r"^([0-9A-Za-z][0-9A-Za-z_-]{0,99}/){0,2}[0-9A-Za-z_]{1,99}\.[a-z]{2,4}$"
+FilePath = Annotated[str, StringConstraints(pattern=_FILE)]
 """Of a file below the very folder: somebody else's may name `../../elsewhere`. Only files have a dot, so that none lies
 where another needs a folder."""
 
