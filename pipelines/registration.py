@@ -7,7 +7,7 @@ from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
-from pipelines.evaluation.contents import REPORT
+from pipelines.evaluation.contents import REPORT, made_at
 from pipelines.evaluation.results import read_evaluation
 from pipelines.progress import Progress
 from pipelines.promotion import Decision, Scores, decide
@@ -46,8 +46,8 @@ def register(
     _tell(0, "sending the report to MLflow")
     tracking.bring_level(run)  # it may have been away while the run was trained
     tracking.log_folder(run, report, f"evaluation/{report.name}")
-    made = (report / "evaluation.json").stat().st_mtime
-    tracking.log_metrics(run, checkpoint.step, {f"test/{name}": value for name, value in metrics.items()}, made)
+    test_metrics = {f"test/{name}": value for name, value in metrics.items()}
+    tracking.log_metrics(run, checkpoint.step, test_metrics, made_at(report))
     _tell(1, "making a version of the model")
     version = tracking.register_model(
         run, checkpoint.path, checkpoint.sha256, shard_set.fingerprint, metrics, shard_set.test_set_sha256

@@ -39,7 +39,7 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.data.shard_verification import verify_shard
 from pipelines.durable_files import json_bytes, read_json
 from pipelines.errors import CodecmillError
-from pipelines.evaluation.contents import REPORT, RESULT, TABLE
+from pipelines.evaluation.contents import REPORT, RESULT, TABLE, check_contents, contents_of, made_at, read_contents
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, read_evaluation
 from pipelines.evaluation.stage import evaluate_run
 from pipelines.evaluation.summary import summary
@@ -534,7 +534,12 @@ def test_an_evaluation(tmp_path_factory: pytest.TempPathFactory, data: st.DataOb
     whole = Evaluation(folder, {"run": "r", "step": 2}, 10, 0.5, images, (Broken("c", "cut"),))
     for name in (REPORT, TABLE):
         (folder / name).touch()
-    (folder / RESULT).write_bytes(data.draw(json_from(json_bytes(whole.as_json()))))
+    (folder / RESULT).unlink(missing_ok=True)
+    holds = contents_of(folder).model_dump() | {"made": 1.8e9}
+    (folder / RESULT).write_bytes(data.draw(json_from(json_bytes(whole.as_json() | holds))))
+    with allowed():
+        check_contents(folder, read_contents(folder))
+    assert made_at(folder) >= 0
     found = read_evaluation(folder)
     if found:
         assert 0 <= found.step < 2**31 and "PSNR" in summary(found)

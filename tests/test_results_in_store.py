@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from pipelines import checkpoints
 from pipelines.config import EvaluationConfig, ModelConfig, RunConfig
 from pipelines.data.images import Normalization
 from pipelines.durable_files import json_bytes, read_json, write_json
-from pipelines.evaluation.evaluate import evaluate, read_evaluation
+from pipelines.evaluation.contents import made_at
+from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import run_status
@@ -67,10 +69,10 @@ def run(made: RunDirectory, tmp_path: Path) -> RunDirectory:
     return RunDirectory(shutil.copytree(made.path, tmp_path / "root" / "runs" / "tiny"))
 
 
-def evaluated(run: RunDirectory, model: Autoencoder, folder: str, date: str = "2026-11-26 08:00 UTC", images: int = 1):
+def evaluated(run: RunDirectory, model: Autoencoder, folder: str, images: int = 1) -> Evaluation:
     """Make an evaluation of a run, or make it again."""
     pictures = [(f"{number}.png", picture(number, 24, 20)) for number in range(images)]
-    about = {"run": "tiny", "step": int(folder[5:13]), "date": date}
+    about = {"run": "tiny", "step": int(folder[5:13])}
     return evaluate(model, NORMALIZATION, pictures, run.evaluations / folder, EvaluationConfig(), about)
 
 
@@ -139,7 +141,7 @@ def test_an_evaluation_that_is_made_again_takes_the_place_of_the_former_whole(
     folder = "step_00000005_0123abcd"
     evaluated(run, model, folder, images=2)
     Sending(run, the_store()).send()
-    evaluated(run, model, folder, "2026-11-26 09:00 UTC", images=1)
+    evaluated(run, model, folder, images=1)
     fault = proxy.break_("503", "PUT", f"{folder}/report.html")
     with pytest.raises(StoreUnavailable):
         Sending(run, the_store()).send()
@@ -212,10 +214,14 @@ def test_the_later_of_two_evaluations_stands(run: RunDirectory, model: Autoencod
     there = elsewhere(tmp_path)
     with there.locked():
         bring(there, the_store())
-        for date, stands in (("2026-11-26 07:59 UTC", False), ("2026-11-26 08:01 UTC", True)):
-            own = evaluated(there, model, "step_00000005", date)
-            bring(there, the_store())
-            assert (read_evaluation(own.folder) == own) is stands
+        own = evaluated(there, model, "step_00000005")
+        bring(there, the_store())
+        assert read_evaluation(own.folder) == own
+        evaluated(run, model, "step_00000005")
+        Sending(run, the_store()).send()
+        bring(there, the_store())
+        assert below(there.evaluation(5)) == below(run.evaluation(5))
+        assert made_at(there.evaluation(5)) == pytest.approx(time.time(), abs=60)
         (own.folder / "evaluation.json").write_bytes(b"{}")
         bring(there, the_store())
     assert below(there.evaluation(5)) == below(run.evaluation(5))

@@ -1,5 +1,6 @@
 """What lies in an evaluation's folder, by its `evaluation.json`, which is written last; read without tensors."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,10 @@ TABLE = "metrics.csv"
 POINTS = "rate_distortion.csv"
 PICTURES = "pictures"
 
-FilePath = Annotated[str, StringConstraints(pattern=r"^([0-9A-Za-z][0-9A-Za-z_-]*/){0,2}[0-9A-Za-z_]+\.[a-z]{2,4}$")]
+_FILE = r"^([0-9A-Za-z][0-9A-Za-z_-]{0,99}/){0,2}[0-9A-Za-z_]{1,99}\.[a-z]{2,4}$"
+FilePath = Annotated[str, StringConstraints(pattern=_FILE)]
 """Of a file below the very folder: somebody else's may name `../../elsewhere`. Only files have a dot, so that none lies
 where another needs a folder."""
-
-
-class _About(BaseModel):
-    date: str = ""
-    """In UTC, to the minute: of two, the greater is the later."""
 
 
 class Contents(BaseModel):
@@ -30,18 +27,20 @@ class Contents(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    about: _About
+    made: float = Field(ge=0, lt=2**40)
+    """When, in seconds since 1970."""
     files: dict[FilePath, FileRecord] = Field(min_length=1)
     """All but itself, by their paths below the folder."""
 
 
-def recorded(folder: Path) -> dict[str, FileRecord]:
-    """The files below a folder as they are now, by their paths below it."""
+def contents_of(folder: Path) -> Contents:
+    """What `evaluation.json` is to say of a folder to which nothing else will be added."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {
+    records = {
         file.relative_to(folder).as_posix(): FileRecord(bytes=file.stat().st_size, sha256=file_sha256(file))
         for file in files
     }
+    return Contents(made=round(time.time(), 3), files=records)
 
 
 def read_contents(folder: Path) -> Contents:
@@ -70,6 +69,14 @@ def parse_contents(content: bytes, source: str) -> Contents:
         return Contents.model_validate_json(content)
     except ValidationError as error:
         raise CodecmillError(f"{source} does not say what its folder holds: {first_fault(error)}.") from error
+
+
+def made_at(folder: Path) -> float:
+    """When an evaluation was made, in seconds since 1970: the same on each machine that its files are brought to."""
+    try:
+        return read_contents(folder).made
+    except CodecmillError:  # of an earlier codecmill, which did not say
+        return (folder / RESULT).stat().st_mtime
 
 
 def check_contents(folder: Path, contents: Contents) -> None:

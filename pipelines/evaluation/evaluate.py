@@ -20,7 +20,7 @@ from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, to_image, to_levels, to_tensor, to_unit
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError, InputError
-from pipelines.evaluation.contents import PICTURES, POINTS, REPORT, RESULT, TABLE, recorded
+from pipelines.evaluation.contents import PICTURES, POINTS, REPORT, RESULT, TABLE, contents_of
 from pipelines.evaluation.equal_rates import Pieces, at_equal_rates
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
@@ -85,8 +85,7 @@ def evaluate(
             write_bytes(building / POINTS, _csv_of_points(points).encode("utf-8"))
         pieces = list(_pieces(codec, result, building)) if codec and points else []
         write_bytes(building / REPORT, html(result, album.previews, pieces).encode("utf-8"))
-        files = {name: record.model_dump() for name, record in recorded(building).items()}
-        write_json(building / RESULT, result.as_json() | {"files": files})
+        write_json(building / RESULT, result.as_json() | contents_of(building).model_dump())
     return result
 
 

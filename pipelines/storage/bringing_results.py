@@ -69,7 +69,7 @@ def _is_wanted(folder: Path, about: Object, store: Store) -> bool:
         return True
     if digests(folder / RESULT).etag == about.etag:
         return False
-    return parse_contents(store.read(about.key), store.address(about.key)).about.date > here.about.date
+    return parse_contents(store.read(about.key), store.address(about.key)).made > here.made
 
 
 def _bring_evaluation(folder: Path, about: Object, store: Store) -> None:
