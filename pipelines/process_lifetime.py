@@ -1,9 +1,10 @@
-"""Children that never outlive their parent."""
+"""Children that never outlive their parent, and run the code that it runs."""
 
 import ctypes
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 PARENT_VARIABLE = "CODECMILL_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
@@ -28,3 +29,9 @@ def die_with_parent() -> None:
 def parent_environment() -> dict[str, str]:
     """What to add to a child's environment so that `die_with_parent` can tell that its parent is gone."""
     return {PARENT_VARIABLE: str(os.getpid())}
+
+
+def with_our_sources() -> dict[str, str]:
+    """What to add to a child's environment so that it imports these very sources, before all that it would find."""
+    sources = str(Path(__file__).parents[1])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))}

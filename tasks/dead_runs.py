@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines.attendance import Claim, FlowRun, anyone_dead, claimed
 from pipelines.durable_files import lock
 from pipelines.errors import BusyError
-from pipelines.process_lifetime import parent_environment
+from pipelines.process_lifetime import parent_environment, with_our_sources
 from pipelines.run_directory import Root
 
 LONGEST_SECONDS = 120
@@ -40,7 +40,7 @@ def put_right_beside(root: Root) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_environment(),
+        env=os.environ | with_our_sources(),
         start_new_session=True,
     )
     threading.Thread(target=process.wait, daemon=True).start()
@@ -88,21 +88,15 @@ def _ask_prefect(place: str, claims: list[Claim]) -> "subprocess.Popen[str]":
 
 
 def _start(module: list[str], settings: dict[str, str]) -> "subprocess.Popen[str]":
-    environment = {name: value for name, value in _environment().items() if name != "PREFECT_API_URL"}
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment | settings | parent_environment(),
+        env=environment | settings | with_our_sources() | parent_environment(),
         text=True,
     )
-
-
-def _environment() -> dict[str, str]:
-    sources = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def _place(root: Root, flow_run: FlowRun) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.errors import CodecmillError
+from pipelines.process_lifetime import with_our_sources
 
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
@@ -45,8 +46,6 @@ class Service:
         self._keeps_log = keeps_log
         self._health = health
         self._group: int | None = None
-        sources = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -54,7 +53,7 @@ class Service:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, "PYTHONPATH": path},
+                env={**os.environ, **environment, **with_our_sources()},
                 start_new_session=True,
                 pass_fds=() if held is None else (held,),
             )

@@ -8,13 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, cast
 
-import pipelines
 from pipelines.data.encoding import EncodingOrder, encode_sources
 from pipelines.errors import CodecmillError
-from pipelines.process_lifetime import die_with_parent, parent_environment
+from pipelines.process_lifetime import die_with_parent, parent_environment, with_our_sources
 from pipelines.process_memory import keep_freed_memory
 
 
@@ -59,13 +57,11 @@ class _Worker:
     """A process that encodes one order at a time."""
 
     def __init__(self) -> None:
-        code = str(Path(pipelines.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.data.encoding_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | parent_environment() | {"PYTHONPATH": path},
+            env=os.environ | with_our_sources() | parent_environment(),
         )
         self._jobs = 0
         self._orders = cast("IO[bytes]", self._process.stdin)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import RunConfig
-from pipelines.process_lifetime import parent_environment
+from pipelines.process_lifetime import parent_environment, with_our_sources
 from pipelines.run_directory import RunDirectory
 from pipelines.training.following import ATTEMPT, LEAVE, Ending, Listen, RankOutput, StepProgress
 from pipelines.training.heartbeat import Watch
@@ -120,13 +120,11 @@ def _environment(folder: Path, meeting: Rendezvous | None) -> dict[str, str]:
     foreign = ("PREFECT_", "TORCHELASTIC_", "MASTER_")
     ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in ranks}
-    sources = str(Path(__file__).parents[2])
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (sources, kept.get("PYTHONPATH"))))
     # torchrun would set it and print a paragraph about it; the ranks set their threads themselves.
     quiet = {"OMP_NUM_THREADS": "1"}
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     between_hosts = _between_hosts(meeting) if meeting else {}
-    ours = deterministic | parent_environment() | {ATTEMPT: str(folder.absolute())}
+    ours = deterministic | with_our_sources() | parent_environment() | {ATTEMPT: str(folder.absolute())}
     return quiet | between_hosts | kept | ours
 
 

@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipelines.errors import CodecmillError, InputError
-from pipelines.process_lifetime import die_with_parent, parent_environment
+from pipelines.process_lifetime import die_with_parent, parent_environment, with_our_sources
 
 VARIABLE = "CODECMILL_RENDEZVOUS"
 
@@ -150,13 +149,11 @@ def served(meeting: Rendezvous) -> Iterator[None]:
     if not meeting.is_here() or meeting.answers():
         yield
         return
-    sources = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))
     store = subprocess.Popen(
         [sys.executable, "-m", "pipelines.training.rendezvous", str(meeting)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # of two that are started at once on one machine, one finds the port taken
-        env=os.environ | parent_environment() | {"PYTHONPATH": path},
+        env=os.environ | with_our_sources() | parent_environment(),
         start_new_session=True,  # Ctrl-C is for the training, which needs it until it has ended
     )
     try:
