@@ -89,7 +89,7 @@ def test_noise_is_coded_by_how_frequent_its_values_are_and_not_searched():
     assert Image.open(BytesIO(fast)).tobytes() == noise.tobytes()
 
 
-VERSIONS = (deflate.__version__, zlib_ng.ZLIBNG_RUNTIME_VERSION)
+VERSIONS = (deflate.__version__, str(zlib_ng.ZLIBNG_RUNTIME_VERSION))
 # sha256 of what `STREAMS` compresses: libdeflate's levels 1 and 6, and Huffman codes alone. Written down on a processor
 # with AVX-512.
 KNOWN = {
