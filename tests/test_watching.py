@@ -1,6 +1,8 @@
 """New images are added to the shard set, and learnt from, on from the champion, once there are enough of them."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import make, picture
+from processes import PROJECT, clean_environment, wait_for
 from test_checkpoints import save
 from test_pipeline import from_python
+from trainings import beginnings, ranks_alive, steps_done
 
 from pipelines import checkpoints, tracking
 from pipelines.config import RunConfig
@@ -137,3 +141,39 @@ def test_new_images_start_a_fine_tuning_from_the_champion_once_there_are_enough(
 
     assert tuned["registration"]["alias"] == "candidate"
     assert look(config, tmp_path) is None, "the same training would fail to beat the champion the same way"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_look_that_is_killed_goes_on_with_its_training_when_it_is_retried(tiny: dict[str, Any], tmp_path: Path):
+    config = make(tiny, name="tuned-{date}-{time}-{id}", training={"steps": 600, "checkpoint_interval": 50})
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json())
+    root = Root(Path(tiny["root"]))
+    environment = clean_environment() | {
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONPATH": str(PROJECT),
+    }
+    begun = subprocess.Popen([sys.executable, "-c", WATCH, str(file)], cwd=PROJECT, env=environment)
+    try:
+        wait_for(lambda: any(steps_done(run) >= 60 for run in root.all_runs()), 120)
+    finally:
+        begun.kill()
+        begun.wait()
+    (run,) = root.all_runs()
+    wait_for(lambda: not ranks_alive(run), 30)
+    saved = checkpoints.latest(run)
+    assert saved is not None
+
+    at_work = [read_json(file) for file in root.attendance.glob("*.json")]
+    (flow_run,) = (entry["id"] for entry in at_work if entry["run"] is None)
+    retry = ["prefect", "flow-run", "retry", flow_run, "--entrypoint", "flows.watching.watch"]
+    for words in (["tasks.dead_runs", str(root.path)], retry):
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert root.all_runs() == [run]
+    assert beginnings(run) == [0, saved.step]
+    assert run.promotion_file.is_file()
