@@ -1,6 +1,7 @@
 """Shards that lie in a store: fetched ahead of use, verified, within a bound, and the same samples as from the disk."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -19,7 +20,7 @@ from pipelines.config import RunConfig
 from pipelines.data import read_ahead, remote_sets, shard_cache, suspects
 from pipelines.data.loading import training_batches, validation_batches
 from pipelines.data.order import SampleOrder
-from pipelines.data.shard_format import MANIFEST
+from pipelines.data.shard_format import MANIFEST, is_whole
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.errors import CodecmillError, InputError
@@ -201,6 +202,25 @@ def test_a_set_that_is_made_here_after_all_is_all_here(made: Made, elsewhere: Pa
     config = made[1].model_copy(update={"root": elsewhere.parent.parent})
     assert create_shards(config).path == elsewhere
     assert remote_sets.origin(elsewhere) is not None  # what lies in a store need not be made
+
+
+def test_a_shard_that_is_evicted_while_it_is_looked_at_is_not_here(tmp_path: Path):
+    file, over = tmp_path / "train-000000.tar", threading.Event()
+
+    def fetch_and_evict() -> None:
+        while not over.is_set():
+            file.write_bytes(b"shard")
+            file.unlink()
+
+    other = threading.Thread(target=fetch_and_evict)
+    other.start()
+    try:
+        seen = {is_whole(file, 5) for _ in range(100_000)}  # one look in 20,000 met the eviction
+    finally:
+        over.set()
+        other.join()
+    assert seen == {True, False}
+    assert not is_whole(tmp_path, tmp_path.stat().st_size), "a folder is no file"
 
 
 def iterate(batches: Iterator[Any], count: int) -> list[Any]:
