@@ -20,9 +20,11 @@ from pipelines.config import RunConfig
 from pipelines.data import read_ahead, remote_sets, shard_cache, suspects
 from pipelines.data.loading import training_batches, validation_batches
 from pipelines.data.order import SampleOrder
+from pipelines.data.shard_cache import NoRoomError
 from pipelines.data.shard_format import MANIFEST, is_whole
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
+from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError, InputError
 from pipelines.storage import StoreError
 from pipelines.storage.keys import of_shard_set
@@ -221,6 +223,25 @@ def test_a_shard_that_is_evicted_while_it_is_looked_at_is_not_here(tmp_path: Pat
         other.join()
     assert seen == {True, False}
     assert not is_whole(tmp_path, tmp_path.stat().st_size), "a folder is no file"
+
+
+def test_what_a_killed_fetch_has_left_takes_no_room(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    bound(made, 1.0, monkeypatch)
+    cached = ShardSet.open(elsewhere)
+    cache = cached._cache
+    assert cache is not None
+    killed, wanted, *_ = cached.rows("train")
+    left = [elsewhere / f".tmp-{killed.tar}-claim", elsewhere / f".tmp-{killed.tar}-4194304-1"]
+    for file in left:
+        file.write_bytes(b"half")
+    with (
+        lock(elsewhere / f".tmp-{killed.tar}.lock", "a fetch that is alive", wait=0),
+        pytest.raises(NoRoomError, match=rf"{killed.bytes} bytes of it are in use"),
+    ):
+        cache.bring(wanted)
+    cache.bring(wanted)
+    assert set(tars(elsewhere)) == {wanted.name}
+    assert not any(file.exists() for file in left)
 
 
 def iterate(batches: Iterator[Any], count: int) -> list[Any]:
