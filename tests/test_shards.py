@@ -495,6 +495,23 @@ def test_a_mark_at_a_sound_shard_costs_a_look_and_changes_nothing(config: RunCon
     assert (inodes(again), suspects.marked(again.path)) == (nodes, [])
 
 
+def test_a_marked_shard_that_was_restored_is_used_though_the_images_are_gone(config: RunConfig, folder: Path):
+    shard_set = create_shards(config)
+    first, second = shard_set.rows("train")[0], shard_set.rows("validation")[0]
+    whole = (shard_set.path / first.tar).read_bytes()
+    spoil(shard_set, first, "a flipped byte")
+    with pytest.raises(CodecmillError, match=rf"{first.tar} is damaged.* Or restore it from a copy"):
+        shard_set.read("train", 0, 0)
+    assert suspects.mark(shard_set.path, second.name), "read badly once, from a disk far away"
+    shutil.rmtree(folder)
+    with pytest.raises(CodecmillError, match=rf"{first.tar} was damaged when it was read. .* Or restore it from a co"):
+        ShardSet.open(shard_set.path)
+    assert suspects.marked(shard_set.path) == [first.name]
+    (shard_set.path / first.tar).write_bytes(whole)
+    assert ShardSet.open(shard_set.path).read("train", 0, 0).key
+    assert suspects.marked(shard_set.path) == []
+
+
 def test_a_damaged_index_is_found_and_a_cut_tar_is_refused(config: RunConfig):
     shard_set = create_shards(config)
     row = shard_set.rows("train")[0]
