@@ -72,7 +72,10 @@ def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so()
         merge(old, make({"name": "r"}, seed=3), allow_inexact=True)
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "x" * 101, "{color}"])
+TOO_LONG = ["x" * 101, "x" * 90 + "-{date}", "x" * 83 + "-{date}-{time}", "x" * 92 + "-{id}"]
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "{color}", *TOO_LONG])
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str):
     with pytest.raises(ValidationError):
         RunConfig(name=name)
@@ -83,6 +86,14 @@ def test_placeholders_are_filled_from_the_start():
     assert RunConfig(name="nightly-{date}").named(start).name == "nightly-2026-11-23"
     assert RunConfig(name="r-{date}-{time}").named(start).name == "r-2026-11-23-050607"
     assert RunConfig(name="{id}").named().name != RunConfig(name="{id}").named().name
+
+
+def test_the_longest_name_that_is_taken_is_read_again_once_it_is_filled_in(tmp_path: Path):
+    for rest in ("-{date}", "-{time}", "-{id}", ""):
+        filled = 1 + {"-{date}": 10, "-{time}": 6, "-{id}": 8}[rest] if rest else 0
+        named = RunConfig(name="x" * (100 - filled) + rest, root=tmp_path).named()
+        assert len(named.name) == 100
+        assert start_or_continue(named).read_config().name == named.name
 
 
 HOLD = """
