@@ -63,6 +63,17 @@ def test_what_shapes_the_weights_cannot_change(changed: dict[str, object], text:
         merge(old, make({"name": "r"}, **changed))
 
 
+def test_choices_that_do_not_go_together_with_what_a_run_began_with_are_one_sentence():
+    old = make({"name": "r", "training": {"processes": 8, "batch_size": 8}})
+    said = (
+        "Run 'r' cannot go on with these settings beside those that it was started with: training.processes 8 on "
+        "training.nodes 2 is more than training.batch_size 8: each rank needs at least one image of the global batch."
+    )
+    with pytest.raises(InputError) as refused:
+        merge(old, make({"name": "r", "training": {"nodes": 2, "batch_size": 8}}))
+    assert str(refused.value) == said
+
+
 def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so():
     old, new = (make({"name": "r", "training": {"precision": each}}) for each in ("bf16", "float32"))
     with pytest.raises(InputError, match=r"precision was 'bf16' and cannot become 'float32' without resume --allow-in"):
