@@ -1,9 +1,11 @@
 """Shard sets: read by webdataset itself, the same bytes after any interruption, rewritten only where they change."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -26,6 +28,7 @@ from pipelines.data import suspects
 from pipelines.data.encoding import EncodingOrder
 from pipelines.data.encoding_worker import run_here
 from pipelines.data.images import decode_png, open_image, open_mask
+from pipelines.data.planning import make_plan
 from pipelines.data.shard_format import SPLITS, ShardRow, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
@@ -447,6 +450,21 @@ def test_a_flipped_byte_is_found_when_it_is_read(config: RunConfig):
         f"{shard_set.path / row.tar} was changed: its sha256 is {found[:16]}... instead of {row.sha256[:16]}...; "
         "damaged: its sample 3."
     ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_takes_no_more_is_named_by_its_own_reason(config: RunConfig, workers: int):
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    make_plan(config)  # the cache of hashes is written
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            create_shards(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG
+    assert create_shards(config).verify() == []
 
 
 def spoil(shard_set: ShardSet, row: ShardRow, damage: str) -> None:
