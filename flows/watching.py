@@ -6,7 +6,7 @@ from pydantic import PositiveInt
 from flows.pipeline import training_pipeline
 from flows.shards import create_shards
 from pipelines.config import RunConfig
-from tasks.runs import HOOKS, at_work
+from tasks.runs import HOOKS, at_work, begun, named
 from tasks.values import RunSummary
 from tasks.watching import news
 
@@ -15,11 +15,16 @@ from tasks.watching import news
 def watch(config: RunConfig, enough: PositiveInt = 100) -> RunSummary | None:
     """Bring the shard set up to date, which costs what is new; with enough of it, go on from the champion.
 
+    A retry goes on with the training that was begun, whatever has become of images and champion meanwhile.
+
     Args:
         config: of the run that is started then; without a champion it starts from the beginning.
-        enough: images that the champion was not trained on.
+        enough: images that the champion, and what went on from it, were not trained on.
     """
+    config = named(config)  # here: the flow run of the training is another one with each retry
     at_work(config)
+    if (interrupted := begun(config)) is not None:
+        return training_pipeline(interrupted)
     found = news(config, create_shards(config))
     if found.images < enough:
         return None

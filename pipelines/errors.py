@@ -45,4 +45,5 @@ def first_fault(error: "ValidationError") -> str:
     """The first thing that is wrong with a value, and where in it, as the end of a sentence."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    what = first["msg"].removeprefix("Value error, ")  # pydantic's word before ours
+    return f"{where}: {what}" if where else what

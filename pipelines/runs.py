@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipelines.config import RunConfig
-from pipelines.errors import InputError
+from pipelines.errors import InputError, first_fault
 from pipelines.run_directory import Root, RunDirectory
 
 CHANGEABLE = {
@@ -75,7 +77,7 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
         allow_inexact: let `INEXACT` change, too.
 
     Raises:
-        InputError: something else differs than may change.
+        InputError: something else differs than may change, or what changes does not go together with the rest.
     """
     before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
     refused = []
@@ -94,7 +96,13 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
             f"Run '{old.name}' was started with other settings: {'; '.join(refused)}. "
             "Start a new run with --name, or leave these as they were."
         )
-    return RunConfig.model_validate(_nested(after))
+    try:
+        return RunConfig.model_validate(_nested(after))
+    except ValidationError as error:
+        raise InputError(
+            f"Run '{old.name}' cannot go on with these settings beside those that it was started with: "
+            f"{first_fault(error)}."
+        ) from error
 
 
 def shaped_otherwise(here: RunConfig, there: RunConfig) -> list[str]:

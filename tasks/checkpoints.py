@@ -34,7 +34,8 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
     if former is not None and former != made.fingerprint:
         raise CodecmillError(
             f"Run '{run.name}' began with shard set {former[:16]}, which is not whole any more, and the "
-            f"images now make {made.fingerprint[:16]}. Restore the images as they were, or start a new run with --name."
+            f"images now make {made.fingerprint[:16]}. Restore the set or the images as they were, "
+            "or start a new run with --name."
         )
     write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path)})
 

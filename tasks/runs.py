@@ -28,6 +28,12 @@ def named(config: RunConfig) -> RunConfig:
     return config.named(flow_run.scheduled_start_time, flow_run.id)
 
 
+def begun(config: RunConfig) -> RunConfig | None:
+    """The config that a run of this name was begun with; None where there is none yet."""
+    run = Root(config.root.absolute()).run(config.name)
+    return run.read_config() if run.config_file.is_file() else None
+
+
 def flow_run_name() -> str:
     """What Prefect calls a flow run: the flow and the run that it works on."""
     from prefect.runtime import flow_run

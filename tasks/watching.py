@@ -8,7 +8,7 @@ from tasks.values import ShardSetReference
 
 
 class News(Section):
-    """Images that the champion was not trained on, and where its weights are; None before there is a champion."""
+    """Images that are new to the champion and to what went on from it, and where its weights are, if there is one."""
 
     images: int
     champion: str | None
@@ -24,28 +24,15 @@ class News(Section):
     persist_result=False,
 )
 def news(config: RunConfig, shard_set: ShardSetReference) -> News:
-    """Compare a shard set with the one that the champion was trained on."""
+    """Compare a shard set with those that the champion, and what went on from it, were trained on."""
     from pipelines import tracking
     from pipelines.data.shard_set import ShardSet
-    from pipelines.errors import CodecmillError
     from pipelines.run_directory import Root
-    from pipelines.storage import open_store, store_url
-    from pipelines.storage.bringing import make_set_known
+    from pipelines.watching import new_images
 
     root = Root(config.root.absolute())
     champion = tracking.champion(root)
-    known: set[str] = set()
-    if champion is not None:
-        folder = root.shards / champion.fingerprint[:16]
-        try:
-            if url := store_url():
-                make_set_known(folder, open_store(url))  # it may have been trained on another machine
-            before = ShardSet.open(folder)
-            known = {row.sha256 for split in before.manifest.sources for row in before.sources(split)}
-        except CodecmillError as error:
-            get_run_logger().warning("All images count as new: the champion's shard set is not there. %s", error)
-    now = ShardSet.open(shard_set.path)
-    found = {row.sha256 for split in now.manifest.sources for row in now.sources(split)}
-    images = len(found - known)
-    get_run_logger().info("%d of %d images are new to the champion", images, len(found))
+    log = get_run_logger()
+    images = new_images(ShardSet.open(shard_set.path), root, champion, warn=log.warning)
+    log.info("%d images are new to the champion and to what went on from it", images)
     return News(images=images, champion=f"models:/{tracking.MODEL}@champion" if champion else None)

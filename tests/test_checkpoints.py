@@ -30,6 +30,7 @@ def save(
     best: dict[str, float] | None = None,
     weights: dict[str, torch.Tensor] | None = None,
     shard_set: str = "0" * 64,
+    parent: str | None = None,
 ):
     about: dict[str, Any] = {
         "step": step,
@@ -37,7 +38,7 @@ def save(
         "model": ModelConfig(),
         "normalization": {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
         "shard_set": shard_set,
-        "parent": None,
+        "parent": parent,
         "validation": {},
         "best": best,
         "versions": {"torch": "2"},

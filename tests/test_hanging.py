@@ -17,7 +17,7 @@ from trainings import Undisturbed, begin, ranks_alive, result, steps_done
 
 from pipelines.errors import RankFailure
 from pipelines.run_directory import RunDirectory
-from pipelines.training import launch
+from pipelines.training import heartbeat, launch
 from pipelines.training.heartbeat import Watch
 
 HUNG = r"Rank \d \(process (\d+), stopped\) gave no sign of life for [4-7] s, .* after it began .*It was killed"
@@ -76,6 +76,28 @@ def test_who_looks_in_the_midst_of_a_sign_sees_a_rank_that_is_alive(tmp_path: Pa
             while time.monotonic() < end:
                 watch.look()
                 assert watch.found == [] and rank.poll() is None
+        finally:
+            rank.kill()
+
+
+def test_a_pause_of_the_whole_machine_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(heartbeat, "DUMP_SECONDS", 0.1)
+    with subprocess.Popen([sys.executable, "-c", BEATS, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE) as rank:
+        try:
+            assert rank.stdout and rank.stdout.readline()
+            watch = Watch(tmp_path, timeout=1, compiles=False)
+            watch.look()
+            rank.send_signal(signal.SIGSTOP)
+            time.sleep(1.2)  # as who watches does, when all are paused
+            watch.look()
+            rank.send_signal(signal.SIGCONT)
+            for _ in range(10):
+                time.sleep(0.05)
+                watch.look()
+            assert watch.found == [] and rank.poll() is None
+            rank.send_signal(signal.SIGSTOP)
+            wait_for(lambda: watch.look() or rank.poll() == -signal.SIGKILL, 20)
+            assert re.search(r"\(process \d+, stopped\) gave no sign of life for 1 s", watch.found[0])
         finally:
             rank.kill()
 

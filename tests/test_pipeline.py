@@ -344,7 +344,8 @@ def test_a_shard_that_is_gone_is_made_anew_unless_the_images_have_changed(
     said = (
         rf"codecmill: Run 'bereft' began with shard set {began_with['fingerprint'][:16]}, which is not whole any more, "
     )
-    said += r"and the images now make [0-9a-f]{16}\. Restore the images as they were, or start a new run with --name\."
+    said += r"and the images now make [0-9a-f]{16}\. Restore the set or the images as they were, "
+    said += r"or start a new run with --name\."
     assert re.fullmatch(said, the_sentence(refused.stderr))
     assert read_json(run.shard_set_file) == began_with
     assert (checkpoints.steps_on_disk(run), len(beginnings(run))) == (saved, 1), "no rank was started"

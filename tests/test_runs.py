@@ -63,6 +63,17 @@ def test_what_shapes_the_weights_cannot_change(changed: dict[str, object], text:
         merge(old, make({"name": "r"}, **changed))
 
 
+def test_choices_that_do_not_go_together_with_what_a_run_began_with_are_one_sentence():
+    old = make({"name": "r", "training": {"processes": 8, "batch_size": 8}})
+    said = (
+        "Run 'r' cannot go on with these settings beside those that it was started with: training.processes 8 on "
+        "training.nodes 2 is more than training.batch_size 8: each rank needs at least one image of the global batch."
+    )
+    with pytest.raises(InputError) as refused:
+        merge(old, make({"name": "r", "training": {"nodes": 2, "batch_size": 8}}))
+    assert str(refused.value) == said
+
+
 def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so():
     old, new = (make({"name": "r", "training": {"precision": each}}) for each in ("bf16", "float32"))
     with pytest.raises(InputError, match=r"precision was 'bf16' and cannot become 'float32' without resume --allow-in"):
@@ -72,7 +83,10 @@ def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so()
         merge(old, make({"name": "r"}, seed=3), allow_inexact=True)
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "x" * 101, "{color}"])
+TOO_LONG = ["x" * 101, "x" * 90 + "-{date}", "x" * 83 + "-{date}-{time}", "x" * 92 + "-{id}"]
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "-flag", "a b", "{color}", *TOO_LONG])
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str):
     with pytest.raises(ValidationError):
         RunConfig(name=name)
@@ -83,6 +97,14 @@ def test_placeholders_are_filled_from_the_start():
     assert RunConfig(name="nightly-{date}").named(start).name == "nightly-2026-11-23"
     assert RunConfig(name="r-{date}-{time}").named(start).name == "r-2026-11-23-050607"
     assert RunConfig(name="{id}").named().name != RunConfig(name="{id}").named().name
+
+
+def test_the_longest_name_that_is_taken_is_read_again_once_it_is_filled_in(tmp_path: Path):
+    for rest in ("-{date}", "-{time}", "-{id}", ""):
+        filled = 1 + {"-{date}": 10, "-{time}": 6, "-{id}": 8}[rest] if rest else 0
+        named = RunConfig(name="x" * (100 - filled) + rest, root=tmp_path).named()
+        assert len(named.name) == 100
+        assert start_or_continue(named).read_config().name == named.name
 
 
 HOLD = """

@@ -1,6 +1,7 @@
 """Shards that lie in a store: fetched ahead of use, verified, within a bound, and the same samples as from the disk."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -19,9 +20,11 @@ from pipelines.config import RunConfig
 from pipelines.data import read_ahead, remote_sets, shard_cache, suspects
 from pipelines.data.loading import training_batches, validation_batches
 from pipelines.data.order import SampleOrder
-from pipelines.data.shard_format import MANIFEST
+from pipelines.data.shard_cache import NoRoomError
+from pipelines.data.shard_format import MANIFEST, is_whole
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
+from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError, InputError
 from pipelines.storage import StoreError
 from pipelines.storage.keys import of_shard_set
@@ -201,6 +204,44 @@ def test_a_set_that_is_made_here_after_all_is_all_here(made: Made, elsewhere: Pa
     config = made[1].model_copy(update={"root": elsewhere.parent.parent})
     assert create_shards(config).path == elsewhere
     assert remote_sets.origin(elsewhere) is not None  # what lies in a store need not be made
+
+
+def test_a_shard_that_is_evicted_while_it_is_looked_at_is_not_here(tmp_path: Path):
+    file, over = tmp_path / "train-000000.tar", threading.Event()
+
+    def fetch_and_evict() -> None:
+        while not over.is_set():
+            file.write_bytes(b"shard")
+            file.unlink()
+
+    other = threading.Thread(target=fetch_and_evict)
+    other.start()
+    try:
+        seen = {is_whole(file, 5) for _ in range(100_000)}  # one look in 20,000 met the eviction
+    finally:
+        over.set()
+        other.join()
+    assert seen == {True, False}
+    assert not is_whole(tmp_path, tmp_path.stat().st_size), "a folder is no file"
+
+
+def test_what_a_killed_fetch_has_left_takes_no_room(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    bound(made, 1.0, monkeypatch)
+    cached = ShardSet.open(elsewhere)
+    cache = cached._cache
+    assert cache is not None
+    killed, wanted, *_ = cached.rows("train")
+    left = [elsewhere / f".tmp-{killed.tar}-claim", elsewhere / f".tmp-{killed.tar}-4194304-1"]
+    for file in left:
+        file.write_bytes(b"half")
+    with (
+        lock(elsewhere / f".tmp-{killed.tar}.lock", "a fetch that is alive", wait=0),
+        pytest.raises(NoRoomError, match=rf"{killed.bytes} bytes of it are in use"),
+    ):
+        cache.bring(wanted)
+    cache.bring(wanted)
+    assert set(tars(elsewhere)) == {wanted.name}
+    assert not any(file.exists() for file in left)
 
 
 def iterate(batches: Iterator[Any], count: int) -> list[Any]:

@@ -1,9 +1,11 @@
 """Shard sets: read by webdataset itself, the same bytes after any interruption, rewritten only where they change."""
 
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -26,6 +28,7 @@ from pipelines.data import suspects
 from pipelines.data.encoding import EncodingOrder
 from pipelines.data.encoding_worker import run_here
 from pipelines.data.images import decode_png, open_image, open_mask
+from pipelines.data.planning import make_plan
 from pipelines.data.shard_format import SPLITS, ShardRow, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
@@ -449,6 +452,21 @@ def test_a_flipped_byte_is_found_when_it_is_read(config: RunConfig):
     ]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_takes_no_more_is_named_by_its_own_reason(config: RunConfig, workers: int):
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    make_plan(config)  # the cache of hashes is written
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            create_shards(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG
+    assert create_shards(config).verify() == []
+
+
 def spoil(shard_set: ShardSet, row: ShardRow, damage: str) -> None:
     """Damage a tar and leave its size as it is."""
     file = shard_set.path / row.tar
@@ -493,6 +511,23 @@ def test_a_mark_at_a_sound_shard_costs_a_look_and_changes_nothing(config: RunCon
     assert suspects.mark(shard_set.path, shard_set.rows("train")[0].name)
     again = create_shards(config)
     assert (inodes(again), suspects.marked(again.path)) == (nodes, [])
+
+
+def test_a_marked_shard_that_was_restored_is_used_though_the_images_are_gone(config: RunConfig, folder: Path):
+    shard_set = create_shards(config)
+    first, second = shard_set.rows("train")[0], shard_set.rows("validation")[0]
+    whole = (shard_set.path / first.tar).read_bytes()
+    spoil(shard_set, first, "a flipped byte")
+    with pytest.raises(CodecmillError, match=rf"{first.tar} is damaged.* Or restore it from a copy"):
+        shard_set.read("train", 0, 0)
+    assert suspects.mark(shard_set.path, second.name), "read badly once, from a disk far away"
+    shutil.rmtree(folder)
+    with pytest.raises(CodecmillError, match=rf"{first.tar} was damaged when it was read. .* Or restore it from a co"):
+        ShardSet.open(shard_set.path)
+    assert suspects.marked(shard_set.path) == [first.name]
+    (shard_set.path / first.tar).write_bytes(whole)
+    assert ShardSet.open(shard_set.path).read("train", 0, 0).key
+    assert suspects.marked(shard_set.path) == []
 
 
 def test_a_damaged_index_is_found_and_a_cut_tar_is_refused(config: RunConfig):

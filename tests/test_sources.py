@@ -1,5 +1,6 @@
 """Which files are found by a glob, a folder and a list, and which mask belongs to which image."""
 
+import codecs
 import os
 import re
 import subprocess
@@ -69,6 +70,12 @@ def test_a_list_names_its_files_relative_to_itself(folder: Path, tiny: dict[str,
     assert [(Path(row.path).name, row.reason) for row in sources.set_aside] == [
         ("absent.png", "No such file or directory")
     ]
+
+
+def test_a_list_that_was_written_on_windows_is_read_whole(tiny: dict[str, Any], folder: Path):
+    file = folder / "list.txt"
+    file.write_bytes(codecs.BOM_UTF8 + b"a.png\r\nb.JPG\r\n")
+    assert found(config(tiny, file), folder) == ["a.png", "b.JPG"]
 
 
 def test_nothing_found_names_the_pattern_and_the_way_out(folder: Path, tiny: dict[str, Any]):

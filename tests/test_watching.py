@@ -3,19 +3,28 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make, picture
 from object_store import Proxy, the_store
-from processes import PROJECT, clean_environment
+from processes import PROJECT, clean_environment, wait_for
+from test_checkpoints import save
 from test_pipeline import from_python
+from trainings import beginnings, ranks_alive, steps_done
 
 from pipelines import checkpoints, storage, tracking
 from pipelines.config import RunConfig
-from pipelines.durable_files import read_json
+from pipelines.data.shard_set import ShardSet
+from pipelines.data.shards import create_shards
+from pipelines.durable_files import read_json, write_json
+from pipelines.promotion import Scores
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.tracking import Version
+from pipelines.watching import new_images
 
 WATCH = """
 import sys
@@ -130,6 +139,75 @@ def test_one_object_more_at_a_prefix_is_one_that_is_fetched_and_one_shard_that_i
     assert the_store().find(f"runs/{tuned.path.name}/promotion.json") is not None
 
 
+@pytest.fixture
+def grown(tiny: dict[str, Any], photos: Path, tmp_path: Path) -> tuple[ShardSet, ShardSet, ShardSet]:
+    """The shard sets of a folder of pictures, before and after each of two was added."""
+    images = tmp_path / "growing"
+    shutil.copytree(photos, images)
+
+    def made(number: int) -> ShardSet:
+        picture(50 + number, 96, 96).save(images / f"new {number}.png")
+        return create_shards(make(tiny, data={"images": str(images)}))
+
+    return made(0), made(1), made(2)
+
+
+@pytest.fixture
+def registered(tiny: dict[str, Any]) -> Callable[..., Version]:
+    """Makes what the disk has of a registered run, and the version that it is."""
+    root = Root(Path(tiny["root"]))
+
+    def make_registered(name: str, shard_set: ShardSet, parent: Version | None) -> Version:
+        run = root.run(name)
+        run.write_config(make(tiny, name=name))
+        sha256 = parent and parent.checkpoint_sha256
+        made = save(run, 12, value=len(root.all_runs()), shard_set=shard_set.fingerprint, parent=sha256)
+        write_json(run.promotion_file, {"version": 1})
+        return Version(1, "", name, "", 12, shard_set.fingerprint, made.sha256, Scores(1, {}, ""), {})
+
+    return make_registered
+
+
+def fail(warning: str) -> None:
+    raise AssertionError(warning)
+
+
+def test_what_a_model_that_did_not_beat_the_champion_has_seen_starts_no_other_training(
+    grown: tuple[ShardSet, ShardSet, ShardSet], registered: Callable[..., Version], tiny: dict[str, Any]
+):
+    before, between, after = grown
+    root = Root(Path(tiny["root"]))
+    assert new_images(before, root, None, fail) == 13
+    champion = registered("first", before, None)
+    assert new_images(between, root, champion, fail) == 1
+    registered("from-nothing", between, None)
+    assert new_images(between, root, champion, fail) == 1, "to what went on from the champion it is new still"
+    tuned = registered("tuned", between, champion)
+    assert new_images(between, root, champion, fail) == 0
+    assert new_images(after, root, champion, fail) == 1
+    assert new_images(after, root, None, fail) == 1, "with no champion, what began with none counts"
+    assert new_images(after, root, tuned, fail) == 1
+    root.run("tuned").promotion_file.unlink()
+    assert new_images(between, root, champion, fail) == 1, "one that has not ended says nothing yet"
+
+
+def test_what_cannot_be_read_counts_as_new_and_is_named(
+    grown: tuple[ShardSet, ShardSet, ShardSet], registered: Callable[..., Version], tiny: dict[str, Any]
+):
+    before, between, _ = grown
+    root = Root(Path(tiny["root"]))
+    champion = registered("first", before, None)
+    registered("tuned", between, champion)
+    (checkpoints.folder_of(root.run("tuned"), 12) / "checkpoint.json").write_text("{")
+    warnings: list[str] = []
+    elsewhere = replace(champion, fingerprint="0" * 64)
+    assert new_images(between, root, elsewhere, warnings.append) == 14
+    assert [warning.partition(".")[0] for warning in sorted(warnings)] == [
+        "What run 'tuned' was trained on counts as new",
+        "What was learnt from a shard set counts as new, for it is not there",
+    ]
+
+
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_new_images_start_a_fine_tuning_from_the_champion_once_there_are_enough(
@@ -137,7 +215,7 @@ def test_new_images_start_a_fine_tuning_from_the_champion_once_there_are_enough(
 ):
     images = tmp_path / "growing"
     shutil.copytree(photos, images)
-    config = make(tiny, name="tuned-{id}", data={"images": str(images)})
+    config = make(tiny, name="tuned-{id}", data={"images": str(images)}, evaluation={"promotion_margin": 90})
     root = Root(Path(tiny["root"]))
     first = look(config, tmp_path)
     assert first is not None, "without a champion all images are new"
@@ -157,3 +235,42 @@ def test_new_images_start_a_fine_tuning_from_the_champion_once_there_are_enough(
     report = read_json(Path(tuned["run"]) / "start_from" / "load_report.json")
     assert report["loaded"]
     assert not report["missing"]
+
+    assert tuned["registration"]["alias"] == "candidate"
+    assert look(config, tmp_path) is None, "the same training would fail to beat the champion the same way"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_look_that_is_killed_goes_on_with_its_training_when_it_is_retried(tiny: dict[str, Any], tmp_path: Path):
+    config = make(tiny, name="tuned-{date}-{time}-{id}", training={"steps": 600, "checkpoint_interval": 50})
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json())
+    root = Root(Path(tiny["root"]))
+    environment = clean_environment() | {
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONPATH": str(PROJECT),
+    }
+    begun = subprocess.Popen([sys.executable, "-c", WATCH, str(file)], cwd=PROJECT, env=environment)
+    try:
+        wait_for(lambda: any(steps_done(run) >= 60 for run in root.all_runs()), 120)
+    finally:
+        begun.kill()
+        begun.wait()
+    (run,) = root.all_runs()
+    wait_for(lambda: not ranks_alive(run), 30)
+    saved = checkpoints.latest(run)
+    assert saved is not None
+
+    at_work = [read_json(file) for file in root.attendance.glob("*.json")]
+    (flow_run,) = (entry["id"] for entry in at_work if entry["run"] is None)
+    retry = ["prefect", "flow-run", "retry", flow_run, "--entrypoint", "flows.watching.watch"]
+    for words in (["tasks.dead_runs", str(root.path)], retry):
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert root.all_runs() == [run]
+    assert beginnings(run) == [0, saved.step]
+    assert run.promotion_file.is_file()

@@ -18,12 +18,13 @@ from pipelines.errors import InputError
 
 
 def _check_name(name: str) -> str:
-    bare = name.replace("{date}", "0").replace("{time}", "0").replace("{id}", "0")
+    # As long as what they are filled with: the name must be one still when it is read again from the run's folder.
+    bare = name.replace("{date}", "0" * 10).replace("{time}", "0" * 6).replace("{id}", "0" * 8)
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
     if not bare or bare[0] in ".-" or set(bare) - allowed or len(bare) > 100:
         raise ValueError(
             "a run's name has 1 to 100 letters, digits, '-', '_' or '.', starts with none of '.-', "
-            "and may hold {date}, {time} and {id}"
+            "and may hold {date}, {time} and {id}, which are 10, 6 and 8 of them"
         )
     return name
 

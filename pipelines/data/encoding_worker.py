@@ -31,6 +31,7 @@ def run_in_processes(orders: Sequence[EncodingOrder], workers: int) -> Iterator[
 
     Raises:
         CodecmillError: what a worker raised, or that one died.
+        OSError: what the disk told a worker, such as that it is full; see `pipelines.durable_files.room_for`.
     """
     waiting = list(reversed(orders))
     workers_started = [_Worker() for _ in range(min(workers, len(orders)))]
@@ -82,9 +83,11 @@ class _Worker:
             raise CodecmillError(
                 f"A process that encodes images {how}. If memory ran out, lower data.workers; what is done is kept."
             )
-        error = json.loads(line)["error"]
-        if error:
-            raise CodecmillError(error)
+        answer = json.loads(line)
+        if "errno" in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
+        if "error" in answer:
+            raise CodecmillError(answer["error"])
         return self._jobs
 
     def end(self) -> None:
@@ -103,12 +106,20 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
-        error = None
-        try:
-            encode_sources(EncodingOrder.model_validate_json(line))
-        except CodecmillError as reason:
-            error = str(reason)
-        print(json.dumps({"error": error}), file=answers)
+        print(json.dumps(_carry_out(EncodingOrder.model_validate_json(line))), file=answers)
+
+
+def _carry_out(order: EncodingOrder) -> dict[str, str | int]:
+    """Encode an order; returns what went wrong, if something did, so that the parent can raise it."""
+    try:
+        encode_sources(order)
+    except CodecmillError as reason:
+        return {"error": str(reason)}
+    except OSError as reason:
+        if reason.errno is None:  # of a library, not of the system
+            raise
+        return {"errno": reason.errno, "file": str(reason.filename or order.folder)}  # a write names no file
+    return {}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.data.shard_format import ShardRow, is_whole
 from pipelines.durable_files import lock
-from pipelines.errors import CodecmillError, InputError
+from pipelines.errors import BusyError, CodecmillError, InputError
 from pipelines.storage import Store, open_store
 
 CACHE_BYTES = "CODECMILL_CACHE_BYTES"
@@ -158,7 +158,7 @@ class ShardCache:
     def _make_room(self, wanted: ShardRow, spared: Collection[str]) -> None:
         """Evict what was used least recently; what will be needed soon only where nothing else is left."""
         # Claims first: one that ends meanwhile has left its tar by then; the other way round it would be in neither.
-        claimed = {file.name.removeprefix(".tmp-").partition(".tar-")[0] for file in self.folder.glob(".tmp-*.tar-*")}
+        claimed = self._being_fetched()
         here: dict[str, int] = {}
         for name in self._bytes:
             with suppress(FileNotFoundError):
@@ -178,6 +178,14 @@ class ShardCache:
                 f"{self.folder / wanted.tar} has no room in the cache of {self.limit} bytes: {used} bytes of it are in "
                 f"use. Set {CACHE_BYTES} higher."
             )
+
+    def _being_fetched(self) -> set[str]:
+        """Names of the shards that room is kept free for; what killed processes have left of others is deleted."""
+        claimed = {file.name.removeprefix(".tmp-").partition(".tar-")[0] for file in self.folder.glob(".tmp-*.tar-*")}
+        for name in list(claimed):
+            with suppress(BusyError), self._one_at_a_time(f"{name}.tar", wait=0):
+                claimed.remove(name)
+        return claimed
 
     def _store(self) -> Store:
         return open_store(self._url)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -207,4 +208,9 @@ def read_sources(file: Path) -> Iterator[SourceRow]:
 
 
 def is_whole(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+    """Whether a file is there with so many bytes. Asked once: another process may evict it at any moment."""
+    try:
+        about = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(about.st_mode) and about.st_size == size

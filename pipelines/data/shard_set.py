@@ -23,7 +23,7 @@ from pipelines.data.shard_verification import verify_shard
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import difference
 
-AGAIN = "It is made again, and no other, by: codecmill resume RUN (or codecmill shards)"
+AGAIN = "It is made again, and no other, by: codecmill resume RUN (or codecmill shards). Or restore it from a copy."
 OPEN_SHARDS = 128
 """Shards kept open at a time by one set: more than the default shuffle window, far fewer than a process may open."""
 
@@ -78,7 +78,7 @@ class ShardSet:
         manifest = Manifest.read(path)
         if (url := remote_sets.origin(path)) is not None:
             return cls(path, manifest, ShardCache(path, url, manifest.shards, cache_bytes()))
-        if names := suspects.marked(path):
+        if names := suspects.still_damaged(path, manifest.shards):
             raise CodecmillError(f"{path / names[0]}.tar was damaged when it was read. {AGAIN}")
         for row in manifest.shards:
             for name, size, _ in row.files():

@@ -98,12 +98,14 @@ def find_shards(config: RunConfig) -> ShardSet | None:
 
 
 def _is_complete(folder: Path) -> bool:
-    if not (folder / MANIFEST).is_file() or suspects.marked(folder):
+    if not (folder / MANIFEST).is_file():
         return False
     if remote_sets.origin(folder) is not None:
         return True  # in a store
     manifest = Manifest.read(folder)
-    return all(is_whole(folder / name, size) for shard in manifest.shards for name, size, _ in shard.files())
+    return not suspects.still_damaged(folder, manifest.shards) and all(
+        is_whole(folder / name, size) for shard in manifest.shards for name, size, _ in shard.files()
+    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Which images a run is made of: found by glob, folder or list, paired with masks, and named by their content."""
 
+import codecs
 import os
 import stat
 from collections.abc import Sequence
@@ -180,9 +181,10 @@ def _globbed(pattern: Path, field: str) -> list[tuple[str, str]]:
 
 def _listed(file: Path, field: str) -> list[tuple[str, str]]:
     try:
-        lines = os.fsdecode(file.read_bytes()).splitlines()
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)  # Windows' editors begin a file with it
     except OSError as error:
         raise InputError(f"{field} '{file}' is a list that cannot be read: {error.strerror}.") from error
+    lines = os.fsdecode(content).splitlines()
     entries = dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     found = [(file.parent / entry, Path(entry)) for entry in sorted(entries)]
     return [(str(path), name.name if name.is_absolute() else str(name)) for path, name in found]

@@ -19,6 +19,8 @@ Beat = Callable[[int, Doing], None]
 _LAYOUT = struct.Struct("=qqqqd")  # rank, process, step, what it does, seconds of the clock that all processes share
 WARM_UP_SECONDS, COMPILING_SECONDS = 300.0, 1800.0
 """How long a rank may take to its first step, without and with compilation; or training.hang_timeout if it is more."""
+PAUSED_SECONDS = 5.0
+"""So long between two looks, which follow each other in a fraction of a second, and it was not the ranks that stood."""
 DUMP_SECONDS = 1.0
 """How long ranks may take to write down where each of their threads is."""
 
@@ -57,7 +59,7 @@ class Sign:
     step: int
     doing: Doing
     seconds: float
-    """Since when there was no newer one."""
+    """For how long there was no newer one, as far as somebody could have seen it."""
 
     @property
     def state(self) -> str:
@@ -85,14 +87,20 @@ class Watch:
         self._timeout = timeout
         self._warm_up = max(timeout, COMPILING_SECONDS if compiles else WARM_UP_SECONDS)
         self._judged: set[int] = set()
+        self._looked = self._begun = time.monotonic()
         self.found: list[str] = []
         """A sentence for each rank that was found hanging."""
 
     def look(self) -> None:
         """Kill the rank that hangs, if one does: a stopped one, else, where all are silent, the one that is so longest.
 
-        Those that only wait for it would end with it.
+        Those that only wait for it would end with it. Where nobody could look for long, as when the whole machine or
+        container was paused, the ranks could give no sign either: they have as long from now on as they ever have.
         """
+        now = time.monotonic()
+        if now - self._looked > min(PAUSED_SECONDS, self._timeout / 2):
+            self._begun = now
+        self._looked = now
         signs = [sign for sign in self._signs() if sign.process not in self._judged]
         hanging = [sign for sign in signs if sign.seconds > self._timeout and sign.is_stopped]
         # Where one has ended, torchrun ends the others.
@@ -121,7 +129,9 @@ class Watch:
             if len(content) == _LAYOUT.size:
                 rank, process, step, doing, seen = _LAYOUT.unpack(content)
                 if process:  # it has made its first
-                    signs.append(Sign(rank, process, step, get_args(Doing)[doing], time.monotonic() - seen))
+                    signs.append(
+                        Sign(rank, process, step, get_args(Doing)[doing], self._looked - max(seen, self._begun))
+                    )
         return signs
 
 

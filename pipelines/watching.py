@@ -1,0 +1,61 @@
+"""Which images are new: to the champion, and to what went on from it and did not beat it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipelines import checkpoints
+from pipelines.checkpoint_format import Manifest, read_manifest
+from pipelines.data.shard_set import ShardSet
+from pipelines.errors import CodecmillError
+from pipelines.run_directory import Root
+from pipelines.storage import open_store, store_url
+from pipelines.storage.bringing import make_set_known
+from pipelines.tracking import Version
+
+Warn = Callable[[str], None]
+
+
+def new_images(shard_set: ShardSet, root: Root, champion: Version | None, warn: Warn) -> int:
+    """How many images of a shard set neither the champion nor a registered run that went on from it was trained on.
+
+    A training that went on from the champion and did not beat it would end with the same bits if it were made again:
+    what it has seen is no reason for another one. Before there is a champion, the same holds for what began with none.
+
+    Args:
+        warn: told what cannot be read, so that its images count as new.
+    """
+    known: set[str] = set()
+    for fingerprint in _trained_on(root, champion, warn):
+        try:
+            known |= _images(_shard_set(root.shards / fingerprint[:16]))
+        except CodecmillError as error:
+            warn(f"What was learnt from a shard set counts as new, for it is not there. {error}")
+    return len(_images(shard_set) - known)
+
+
+def _trained_on(root: Root, champion: Version | None, warn: Warn) -> set[str]:
+    """Fingerprints of shard sets."""
+    parent = champion and champion.checkpoint_sha256
+    children = {made.shard_set for made in _registered(root, warn) if made.parent == parent}
+    return children | ({champion.fingerprint} if champion else set())
+
+
+def _registered(root: Root, warn: Warn) -> Iterator[Manifest]:
+    """What the newest checkpoint of each registered run says of itself."""
+    for run in root.all_runs():
+        steps = checkpoints.steps_on_disk(run)
+        if run.promotion_file.is_file() and steps:
+            try:
+                yield read_manifest(checkpoints.folder_of(run, steps[-1]))
+            except CodecmillError as error:
+                warn(f"What run '{run.path.name}' was trained on counts as new. {error}")
+
+
+def _shard_set(folder: Path) -> ShardSet:
+    if url := store_url():
+        make_set_known(folder, open_store(url))  # the training may have been another machine's
+    return ShardSet.open(folder)
+
+
+def _images(shard_set: ShardSet) -> set[str]:
+    return {row.sha256 for split in shard_set.manifest.sources for row in shard_set.sources(split)}
