@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config import RunConfig
+from pipelines.config import EvaluationConfig, RunConfig
 from pipelines.errors import InputError, first_fault
 from pipelines.run_directory import Root, RunDirectory
 
@@ -96,8 +96,23 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
             f"Run '{old.name}' was started with other settings: {'; '.join(refused)}. "
             "Start a new run with --name, or leave these as they were."
         )
+    return _put_together(old, _nested(after))
+
+
+def evaluation_of(run: RunDirectory, given: EvaluationConfig) -> EvaluationConfig:
+    """How a run is evaluated: by the choices that are given, and for the others by its own.
+
+    Raises:
+        InputError: the two do not go together.
+    """
+    own = run.read_config()
+    chosen = own.evaluation.model_dump() | given.model_dump(include=given.model_fields_set)
+    return _put_together(own, own.model_dump() | {"evaluation": chosen}).evaluation
+
+
+def _put_together(old: RunConfig, values: dict[str, Any]) -> RunConfig:
     try:
-        return RunConfig.model_validate(_nested(after))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(
             f"Run '{old.name}' cannot go on with these settings beside those that it was started with: "

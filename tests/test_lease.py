@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -30,9 +31,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LEASE_SECONDS", 2.0)
 
 
-def on(machine: Path, lost: Any = lambda: None) -> Lease:
+def on(machine: Path, lost: Any = lambda: None, name: str = "r") -> Lease:
     """The lease of the same run on a machine, which is a root here."""
-    return Lease(Root(machine).run("r"), the_store(), lost)
+    run = Root(machine).run(name)
+    run.path.mkdir(parents=True, exist_ok=True)
+    return Lease(run, the_store(), lost)
 
 
 def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go(tmp_path: Path, proxy: Proxy):
@@ -88,6 +91,27 @@ def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Prox
     again.confirm()
     assert time.monotonic() - begun < 1.8
     assert again.epoch == 2
+
+
+@pytest.mark.parametrize("differs", ["the volume", "the name"])
+def test_another_container_on_the_same_machine_is_not_taken_for_a_dead_process_of_this_one(
+    differs: str, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    here = on(tmp_path / "root")
+    here.confirm()
+    if differs == "the volume":  # at the same path
+        (tmp_path / "root").rename(tmp_path / "root of the other")
+    else:
+        monkeypatch.setattr(socket, "gethostname", lambda: "other")
+    there = on(tmp_path / "root")
+    keeper = threading.Thread(target=here.keep)
+    keeper.start()
+    try:
+        with pytest.raises(BusyError, match=r"Run 'r' is in use by process"):
+            there.confirm()
+    finally:
+        here.release()
+        keeper.join()
 
 
 def test_of_many_who_take_it_at_once_one_gets_it(tmp_path: Path, proxy: Proxy, caplog: pytest.LogCaptureFixture):
@@ -146,7 +170,7 @@ def test_nothing_is_sent_without_the_lease(
 ):
     monkeypatch.setattr(patience, "USUAL_SECONDS", 0.3)
     run = begin(make(tiny))
-    other = Lease(Root(tmp_path / "there").run("tiny"), the_store())
+    other = on(tmp_path / "there", name="tiny")
     proxy.break_("503", "HEAD", "lease.json")
     with run.locked(), leased(run):  # the store is away: the run goes on
         held = lease_of(run)

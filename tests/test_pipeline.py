@@ -160,6 +160,18 @@ if __name__ == "__main__":
 """
 
 
+EVALUATION = """
+import sys
+from flows.evaluation import evaluation
+from pipelines.config import RunConfig
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        config = RunConfig.model_validate_json(file.read())
+    print(evaluation(RunConfig(name=config.name, root=config.root)).model_dump_json())  # as from Prefect's form
+"""
+
+
 def from_python(program: str, config: RunConfig, tmp_path: Path, seconds: float) -> Any:
     """The JSON that a program prints last; it is given a config's file, and may take so many seconds."""
     file = tmp_path / f"{config.name}.json"
@@ -431,6 +443,10 @@ def test_a_run_is_evaluated_again_and_tried_on_other_images(tiny: dict[str, Any]
     with connected(run.root) as client:
         reports = {file.path for file in client.list_artifacts(read_json(run.mlflow_file)["run_id"], "evaluation")}
     assert f"evaluation/{Path(found['path']).name}" in reports
+
+    run.write_config(make(run.read_config().model_dump(), evaluation={"images": str(photos)}))
+    found = from_python(EVALUATION, config, tmp_path, seconds=120)
+    assert found["images"] == 12, "what is not given is as the run has it"
 
 
 def test_a_run_without_a_test_split_is_refused_before_it_begins(tiny: dict[str, Any], tmp_path: Path):

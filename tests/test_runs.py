@@ -12,11 +12,11 @@ import pytest
 from conftest import make
 from pydantic import ValidationError
 
-from pipelines.config import RunConfig
+from pipelines.config import EvaluationConfig, RunConfig
 from pipelines.durable_files import write_json
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import merge, start_or_continue
+from pipelines.runs import evaluation_of, merge, start_or_continue
 
 
 def config(root: Path, **training: object) -> RunConfig:
@@ -72,6 +72,19 @@ def test_choices_that_do_not_go_together_with_what_a_run_began_with_are_one_sent
     with pytest.raises(InputError) as refused:
         merge(old, make({"name": "r", "training": {"nodes": 2, "batch_size": 8}}))
     assert str(refused.value) == said
+
+
+def test_a_run_is_evaluated_by_its_own_choices_where_none_are_given(tmp_path: Path):
+    own = {"promotion_metric": "bd_rate", "promotion_margin": 2.0, "curve_images": 4}
+    codec = {"model": {"entropy": "factorized"}, "training": {"device": "cpu"}}
+    run = start_or_continue(make({"name": "r", "root": str(tmp_path)}, evaluation=own, **codec))
+    assert evaluation_of(run, RunConfig(name="r").evaluation) == run.read_config().evaluation
+    assert evaluation_of(run, EvaluationConfig(promotion_metric="psnr")).model_dump(exclude_defaults=True) == {
+        "promotion_margin": 2.0,
+        "curve_images": 4,
+    }
+    with pytest.raises(InputError, match=r"Run 'r' cannot go on with these .*bd_rate needs evaluation.curve_images ab"):
+        evaluation_of(run, EvaluationConfig(curve_images=0))
 
 
 def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so():

@@ -1,6 +1,7 @@
 """What a training sends to MLflow beside itself: everything, once, also after an absence and a kill."""
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -17,14 +18,18 @@ from typing import Any
 
 import pytest
 from conftest import make
+from object_store import Fault, Proxy
 from processes import PROJECT, clean_environment, wait_for
 from test_tracking import end, points, serve
 from trainings import Undisturbed, begin, directory_of, ranks_alive, result, start, steps_done
 
+from flows.__main__ import main
 from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.durable_files import read_json
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.runs import start_or_continue
+from pipelines.storage import patience
 from pipelines.tracking.connection import connected
 from pipelines.training import launch
 from pipelines.training.journal import read
@@ -190,3 +195,29 @@ def test_a_server_that_goes_and_comes_back_in_mid_training_has_one_value_of_each
     assert {step for key, step, _ in journal if key == "train/loss"} == set(range(1, 601))
     assert {step for key, step, _ in journal if key == "validation/psnr"} == set(range(100, 601, 100))
     assert [(key, step, value) for key, step, value, _ in rows] == sorted(journal)
+
+
+def test_a_store_that_is_away_keeps_nothing_from_mlflow(
+    tiny: dict[str, Any],
+    empty_database: Path,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.2)
+    run = start_or_continue(make(tiny, name="both"))
+    shutil.copy(empty_database, run.root.mlflow_database)
+    proxy.faults = [Fault("503", lambda method, path: True)]
+    sync = ["sync", "both", "--root", str(run.root.path)]
+    assert main(sync) == 1
+    said = capsys.readouterr()
+    assert re.search(r"codecmill: s3://.* could not be .* Service Unavailable", said.err)
+    assert said.out == f"MLflow has all of 'both', at sqlite:///{run.root.mlflow_database}\n"
+    assert run.mlflow_file.is_file()
+
+    with serving(Broken) as address, monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        assert main(sync) == 1
+    said = capsys.readouterr()
+    assert re.search(r"codecmill: s3://.* could not be .*\n.*MLflow", said.err), "both are named"
+    assert said.out == ""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from flows.cli import listing, starting, working
 from flows.cli.config_file import as_yaml, effective_config
 from flows.cli.options import Arguments
-from pipelines import attendance, status
+from pipelines import status
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
-from pipelines.storage.address import STORE, checked_url, store_url
+from pipelines.storage.address import STORE, checked_url
 from tasks.dead_runs import put_right_beside
 
 if TYPE_CHECKING:
@@ -114,21 +114,9 @@ def _rendezvous(arguments: Arguments) -> None:
 
 
 def _sync(arguments: Arguments) -> None:
-    run = Root(arguments.root).existing_run(arguments.run)
-    from flows.cli.display import shown_progress
-    from pipelines import tracking
-    from pipelines.storage import open_store
-    from pipelines.storage.lease import leased
-    from pipelines.storage.sending import Sending
+    from flows.cli.syncing import sync
 
-    entry = attendance.Entry(id=f"sync-{run.path.name}-{os.getpid()}", process=os.getpid(), run=run.path.name)
-    with run.locked(), attendance.present(run.root, entry), shown_progress():
-        if url := store_url():
-            with leased(run):
-                Sending(run, open_store(url)).send()
-            print(f"{url} has all of '{arguments.run}'")
-        tracking.bring_level(run)
-    print(f"MLflow has all of '{arguments.run}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
+    sync(Root(arguments.root).existing_run(arguments.run))
 
 
 def _audit(arguments: Arguments) -> None:

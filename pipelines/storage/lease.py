@@ -45,6 +45,7 @@ class Lease:
     """The right to send a run to a store. May be used from several threads.
 
     Args:
+        run: its folder is there, since the holder of its lock alone may ask for the lease.
         lost: called once, from the thread that renews, when another machine has taken the run over.
     """
 
@@ -58,6 +59,7 @@ class Lease:
         self._has_conditions = True
         self._loss: CodecmillError | None = None
         self._token = uuid4().hex
+        self._place = _place_of(run)
         self._lock = threading.Lock()
         self._ending = threading.Event()
 
@@ -185,7 +187,7 @@ class Lease:
 
     def _may_be_taken(self, seen: dict[str, Any]) -> bool:
         """Whether its holder has let it go, or was a process here: that is dead, since we hold the run's lock."""
-        return bool(seen.get("free")) or seen.get("place") == self._place() or seen.get("token") == self._token
+        return bool(seen.get("free")) or seen.get("place") == self._place or seen.get("token") == self._token
 
     def _content(self, epoch: int, is_free: bool = False) -> bytes:
         return json_bytes(
@@ -195,14 +197,20 @@ class Lease:
                 "free": is_free,
                 "host": socket.gethostname(),
                 "process": os.getpid(),
-                "place": self._place(),
+                "place": self._place,
                 "token": self._token,
             }
         )
 
-    def _place(self) -> str:
-        """This machine since it was started, and the folder of the run on it."""
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {self._run.path.absolute()}"
+
+def _place_of(run: RunDirectory) -> str:
+    """This machine since it was started, and the folder of the run on it.
+
+    Containers on one machine share what it says of its start, and each may have another volume at the same path.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    folder = run.path.stat()
+    return f"{boot} {socket.gethostname()} {run.path.absolute()} {folder.st_dev}:{folder.st_ino}"
 
 
 def lease_of(run: RunDirectory) -> Lease | None:
