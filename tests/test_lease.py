@@ -77,7 +77,8 @@ def test_a_run_that_was_lost_before_its_training_is_not_trained_here(
     monkeypatch.setattr(lease, "LEASE_SECONDS", 0.0)  # nobody looks whether it is held
     run = begin(make(tiny))
     with run.locked() as lock, leased(run):
-        Lease(Root(tmp_path / "there").run("tiny"), the_store()).confirm()
+        (there := tmp_path / "there" / "runs" / "tiny").mkdir(parents=True)
+        Lease(RunDirectory(there), the_store()).confirm()
         wait_for(run.stop_request.exists)
         with pytest.raises(LostLease, match="Run 'tiny' was taken over by another machine"):
             launch.train(run, lock, on_line=print)
