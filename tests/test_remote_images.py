@@ -1,16 +1,20 @@
 """Images in a store: found as in a folder, fetched once, and again only where they have changed."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make
-from object_store import Proxy, the_store
+from object_store import BUCKET, Proxy, the_store
 from PIL import Image
+from processes import wait_for
 
 from pipelines.data.shards import create_shards
 from pipelines.data.sources import check_sources, find_images, find_sources
+from pipelines.durable_files import lock
 from pipelines.errors import InputError
+from pipelines.progress import listen
 from pipelines.run_directory import Root
 from pipelines.storage import StoreUnavailable, patience
 
@@ -98,6 +102,21 @@ def test_what_has_changed_is_fetched_again_and_what_is_gone_is_none(
     assert proxy.count("GET", "photo") - proxy.count("GET", "list-type") == 1
     (found,) = [image.path for image in after if image.name == "flat/photo 00.png"]
     assert Path(found).read_bytes() == changed.read_bytes()
+
+
+def test_another_process_that_fetches_the_same_images_is_waited_for_and_it_is_said(remote: str, tmp_path: Path):
+    root, said = Root(tmp_path), []
+    root.images.mkdir()
+    stop = listen(lambda progress: said.append(progress.message))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with lock(root.images / f".tmp-{BUCKET}.lock", "another process", wait=0):
+                found = pool.submit(find_images, f"{remote}/photos", "data.images", root)
+                wait_for(lambda: bool(said), 30)
+                assert said == ["waiting for another process that fetches the same images"]
+            assert len(found.result(60).images) == 12
+    finally:
+        stop()
 
 
 def test_half_an_image_and_a_changed_byte_are_none_and_an_absent_store_is_named(

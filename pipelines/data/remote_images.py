@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, SetAside, is_image_name
-from pipelines.durable_files import lock
+from pipelines.data.waiting import alone
 from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
@@ -19,8 +19,6 @@ AT_ONCE = 8
 LISTING = ".listing.json"
 """In a bucket's folder; written anew by each look at its images."""
 LARGEST_LISTING = 2 * 2**30
-LONGEST_WAIT = 7 * 24 * 3600.0
-"""Seconds for another process that fetches the same images."""
 
 
 def look(url: str, field: str) -> None:
@@ -48,7 +46,7 @@ def fetch_images(url: str, field: str, root: Root) -> tuple[list[ImageFile], lis
         raise _none_found(url, field, store)
     folder = root.images / store.url.partition("://")[2]
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder.with_name(f".tmp-{folder.name}.lock"), f"{folder}", LONGEST_WAIT):
+    with alone(folder.with_name(f".tmp-{folder.name}.lock"), f"{folder}", len(named), "fetches the same images"):
         listing = _Listing(folder / LISTING)
         failed = dict(_fetch(store, folder, named, listing))
         listing.save()

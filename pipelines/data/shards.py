@@ -3,9 +3,8 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -39,12 +38,10 @@ from pipelines.data.shard_format import (
 from pipelines.data.shard_index import SPAN
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.splitting import group
-from pipelines.durable_files import lock, room_for, sync_folder, write_json
-from pipelines.errors import BusyError, CodecmillError
+from pipelines.data.waiting import alone
+from pipelines.durable_files import room_for, sync_folder, write_json
+from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
-
-LONGEST_WAIT = 7 * 24 * 3600.0
-"""Seconds to wait for another process that makes the same set."""
 
 SMALLEST_STD = 0.5 / 255
 """For a channel that hardly changes: half a level, so that normalising with it stays finite."""
@@ -69,7 +66,7 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     given_up: list[Plan] = []
     lost: dict[str, str] = {}
     while not _is_complete(plan.folder):
-        with _alone(plan):
+        with alone(plan.lock_file, plan.title.capitalize(), plan.files, "makes the same shard set"):
             try:
                 _complete(plan, run_parts or _default_runner(config.data.workers))
                 break
@@ -106,19 +103,6 @@ def _is_complete(folder: Path) -> bool:
     return not suspects.still_damaged(folder, manifest.shards) and all(
         is_whole(folder / name, size) for shard in manifest.shards for name, size, _ in shard.files()
     )
-
-
-@contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    what = plan.title.capitalize()
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lock(plan.lock_file, what, wait=0.0))
-        except BusyError:
-            message = "waiting for another process that makes the same shard set"
-            report(Progress("shards", 0, plan.files, "images", message))
-            stack.enter_context(lock(plan.lock_file, what, LONGEST_WAIT))
-        yield
 
 
 def _complete(plan: Plan, run_parts: RunParts) -> None:
