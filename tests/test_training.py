@@ -83,24 +83,19 @@ def test_killed_at_any_step_it_resumes_to_the_same_bits(
     assert result(killed) == undisturbed(config)
 
 
-class Terminated(BaseException):
-    pass
-
-
-@pytest.mark.parametrize(("kind", "saved"), [(KeyboardInterrupt, True), (Terminated, False)])
 def test_ctrl_c_waits_for_what_takes_longer_to_save_than_who_ends_a_process_would_wait(
-    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], saved: bool
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(attempts, "GRACE_SECONDS", 0.0)
     run = begin(make(tiny, training={"steps": 1000, "checkpoint_interval": 1000}))
 
     def stop(line: str) -> None:
         if "Starting at step" in line:
-            raise kind
+            raise KeyboardInterrupt
 
-    with run.locked() as lock, pytest.raises(kind):
+    with run.locked() as lock, pytest.raises(KeyboardInterrupt):
         launch.train(run, lock, on_line=stop)
-    assert bool(checkpoints.steps_on_disk(run)) == saved
+    assert checkpoints.steps_on_disk(run) != []
 
 
 def test_a_stop_between_checkpoints_does_not_change_which_is_the_best(tiny: dict[str, Any]):
