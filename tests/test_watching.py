@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from test_checkpoints import save
 from test_pipeline import from_python
 from trainings import beginnings, ranks_alive, steps_done
 
+from flows.cli.prefect_server import start_server
+from flows.cli.services import free_port
 from pipelines import checkpoints, storage, tracking
 from pipelines.config import RunConfig
 from pipelines.data.shard_set import ShardSet
@@ -247,30 +250,28 @@ def test_a_look_that_is_killed_goes_on_with_its_training_when_it_is_retried(tiny
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
     root = Root(Path(tiny["root"]))
-    environment = clean_environment() | {
-        "PREFECT_HOME": str(tmp_path / "home"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PYTHONPATH": str(PROJECT),
-    }
-    begun = subprocess.Popen([sys.executable, "-c", WATCH, str(file)], cwd=PROJECT, env=environment)
-    try:
-        wait_for(lambda: any(steps_done(run) >= 60 for run in root.all_runs()), 120)
-    finally:
-        begun.kill()
-        begun.wait()
-    (run,) = root.all_runs()
-    wait_for(lambda: not ranks_alive(run), 30)
-    saved = checkpoints.latest(run)
-    assert saved is not None
+    with closing(start_server(root, free_port(), {})) as server:  # one of its own would outlive the look that is killed
+        server.wait_ready()
+        environment = clean_environment() | {"PREFECT_API_URL": f"{server.address}/api", "PYTHONPATH": str(PROJECT)}
+        begun = subprocess.Popen([sys.executable, "-c", WATCH, str(file)], cwd=PROJECT, env=environment)
+        try:
+            wait_for(lambda: any(steps_done(run) >= 60 for run in root.all_runs()), 120)
+        finally:
+            begun.kill()
+            begun.wait()
+        (run,) = root.all_runs()
+        wait_for(lambda: not ranks_alive(run), 30)
+        saved = checkpoints.latest(run)
+        assert saved is not None
 
-    at_work = [read_json(file) for file in root.attendance.glob("*.json")]
-    (flow_run,) = (entry["id"] for entry in at_work if entry["run"] is None)
-    retry = ["prefect", "flow-run", "retry", flow_run, "--entrypoint", "flows.watching.watch"]
-    for words in (["tasks.dead_runs", str(root.path)], retry):
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert root.all_runs() == [run]
-    assert beginnings(run) == [0, saved.step]
-    assert run.promotion_file.is_file()
+        at_work = [read_json(file) for file in root.attendance.glob("*.json")]
+        (flow_run,) = (entry["id"] for entry in at_work if entry["run"] is None)
+        retry = ["prefect", "flow-run", "retry", flow_run, "--entrypoint", "flows.watching.watch"]
+        for words in (["tasks.dead_runs", str(root.path)], retry):
+            done = subprocess.run(
+                [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert root.all_runs() == [run]
+        assert beginnings(run) == [0, saved.step]
+        assert run.promotion_file.is_file()
