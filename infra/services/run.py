@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--no-worker", action="store_true", help="start the servers alone")
     arguments = parser.parse_args()
     places = Places(Root(arguments.root.absolute()))
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a script's `make services &` would have Ctrl-C ignored
+        signal.signal(number, _leave)
     try:
         # PostgreSQL's user has to pass through it; what is secret in it has a mode of its own.
         places.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -55,8 +56,6 @@ def main() -> int:
     except CodecmillError as error:
         say(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0
 
 
@@ -113,6 +112,7 @@ def _tell(places: Places, configuration: Configuration) -> None:
 
 
 def _leave(number: int, _: object) -> NoReturn:
+    say("ending all; some ten seconds")
     sys.exit(128 + number)
 
 
