@@ -1,7 +1,6 @@
 """What a process does with memory that it has freed, and how often it looks for what can be freed."""
 
 import atexit
-import ctypes
 import gc
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -19,6 +18,8 @@ def keep_freed_memory() -> None:
     24,000 page faults a step of the default model, a fifth of its time, and an eighth of the time in which photographs
     become patches. The peak of memory stays what it is. Other C libraries have no such choice and are left alone.
     """
+    import ctypes  # late: all commands come by here, and few need it
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

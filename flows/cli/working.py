@@ -72,8 +72,8 @@ def _made_shards(config: RunConfig) -> "ShardSetReference | None":
         check_sources(config)
         return None
     with shown_progress():
-        found = find_shards(config)
-    return shard_set_at(found.path) if found else None
+        folder = find_shards(config)
+    return shard_set_at(folder) if folder else None
 
 
 def evaluate(arguments: Arguments) -> None:

@@ -4,6 +4,7 @@ import yaml
 
 from infra.bench.contender import PROJECT
 from infra.bench.loading import Stored
+from infra.bench.photographs import A_SHEET
 from infra.bench.results import MEMORY, Column, Group
 from infra.bench.workplace import Workplace
 
@@ -27,7 +28,7 @@ def measure_codec(place: Workplace, stored: Stored) -> Group:
         "data": {"normalization": "half"},
         "model": recipe["model"],
         "training": training,
-        "files": place.sheets(24 * 4)[: place.scale.trainings + 1],
+        "files": place.sheets(A_SHEET * (place.scale.trainings + 1)),
     }
     programs = [place.of_ours(part, "code_pictures", part=part, **common) for part in ("encode", "decode")]
     rounds = place.measured("codec", programs, place.scale.trainings)

@@ -84,14 +84,14 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     return ShardSet.open(plan.folder)
 
 
-def find_shards(config: RunConfig) -> ShardSet | None:
-    """The shard set of a config if it is made and whole; the images are looked at, nothing is encoded.
+def find_shards(config: RunConfig) -> Path | None:
+    """The folder of a config's shard set if it is made and whole; the images are looked at, nothing is encoded.
 
     Raises:
         InputError: no image is found.
     """
     folder = make_plan(config).folder
-    return ShardSet.open(folder) if _is_complete(folder) else None
+    return folder if _is_complete(folder) else None
 
 
 def _is_complete(folder: Path) -> bool:

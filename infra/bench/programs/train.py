@@ -43,8 +43,8 @@ def prepare(parameters: Parameters) -> Measure:
 
 
 def begun(folder: Path, name: str, shard_set: ShardSet, parameters: Parameters) -> RunDirectory:
-    run = Root(folder).run(name)
     """A run that is ready to train, with the `data`, `training` and, if any, `model` of the parameters."""
+    run = Root(folder).run(name)
     sections = {section: parameters[section] for section in ("data", "training", "model") if section in parameters}
     values = {"name": name, "root": str(folder), **sections}
     run.write_config(resolve(RunConfig.model_validate(values)))
