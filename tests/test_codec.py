@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from another_device import another_device, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,9 +30,10 @@ from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.codec.files import compress, decompress
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
-from pipelines.config import LossConfig, ModelConfig, TrainingConfig
+from pipelines.config import EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
 from pipelines.data.images import Normalization, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.model import codec as model_codec
 from pipelines.model.arithmetic import FRACTION, LIMIT, WEIGHT_FRACTION, Exact, Floating, from_fixed, to_fixed
 from pipelines.model.build import build_model
@@ -97,6 +99,30 @@ def test_a_picture_of_any_size_is_read_as_it_was_written(codec: PictureCodec, wi
     decoded = codec.decode(parse(content, "x"))
     assert decoded.size == image.size
     assert content == codec.encode(image, codec.step_of(60))
+
+
+def test_a_model_elsewhere_writes_and_reads_the_same_as_on_the_cpu(codec: PictureCodec):
+    image, step = picture(), codec.step_of(60)
+    content = codec.encode(image, step)
+    decoded = codec.decode(parse(content, "x"))
+    with another_device():
+        moved(codec.model)
+        assert codec.encode(image, step) == content
+        assert codec.decode(parse(content, "x")).tobytes() == decoded.tobytes()
+
+
+def test_a_model_elsewhere_is_evaluated_as_on_the_cpu(tmp_path: Path):
+    codec = codec_of_kind("nested")
+
+    def evaluated(name: str) -> dict[str, float]:
+        about = {"run": "r", "step": 1, "checkpoint_sha256": SHA256, "normalization": HALF.as_json(), "images": "x"}
+        choice = EvaluationConfig(tile_size=64, pictures=1)  # less than the picture: it is cut into tiles
+        return evaluate(codec.model, HALF, [("a", picture())], tmp_path / name, choice, about, codec).means
+
+    here = evaluated("here")
+    with another_device():
+        moved(codec.model)
+        assert evaluated("elsewhere") == here
 
 
 @pytest.mark.parametrize("context", PASSES)

@@ -1,8 +1,9 @@
 """Whether the promises hold on this machine's GPUs: `infra/gpu-check`, some minutes.
 
-Small complete runs: one that is killed and resumed ends as one that was left alone, with replicas of the model and with
-shares of it (DDP and FSDP); with two GPUs and more, virtual ranks give the same bits on one and on all; and what a
-codec's files decode to is the same with and without a GPU.
+Small complete runs: one that is killed and resumed ends as one that was left alone, with replicas of the model, with
+shares of it (DDP and FSDP), and as `auto` has it for a long run on a GPU, compiled and in bf16; what a codec's files
+decode to is the same with and without a GPU; with two GPUs and more, virtual ranks give the same bits on one and on
+all.
 `--device cpu` goes the same way with gloo, to try this program where there is no GPU.
 """
 
@@ -29,6 +30,12 @@ CODEC = {
     "training.precision": "bf16",
     "evaluation.curve_images": 1,
 }
+RESUMED = {
+    "ddp": {"training.parallel": "ddp"},
+    "fsdp": {"training.parallel": "fsdp"},
+    "compiled": {**CODEC, "training.compile": "true"},
+}
+"""What differs between the runs that are killed, by the names of the checks."""
 
 
 def main() -> int:
@@ -44,7 +51,7 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     make_pictures(folder / "pictures")
     on_device = {"training.device": arguments.device, "training.processes": ranks}
-    checks = [_killed_and_resumed(folder, on_device, parallel) for parallel in ("ddp", "fsdp")]
+    checks = [_killed_and_resumed(folder, name, {**on_device, **choices}) for name, choices in RESUMED.items()]
     checks.append(_decoded_everywhere(folder, on_device))
     if ranks > 1:
         checks.append(_virtual_ranks(folder, on_device))
@@ -66,11 +73,10 @@ def _describe(device: str) -> int:
     return len(names)
 
 
-def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any], parallel: str) -> bool:
-    choices = {**on_device, "training.parallel": parallel}
-    alone = SmallRun(folder, f"alone-{parallel}", STEPS, choices)
+def _killed_and_resumed(folder: Path, check: str, choices: Mapping[str, Any]) -> bool:
+    alone = SmallRun(folder, f"alone-{check}", STEPS, choices)
     alone.finish()
-    killed = SmallRun(folder, f"killed-{parallel}", STEPS, choices)
+    killed = SmallRun(folder, f"killed-{check}", STEPS, choices)
     process = killed.start()
     while killed.last_step() < STEPS // 2 and process.poll() is None:
         time.sleep(0.01)
@@ -84,7 +90,7 @@ def _killed_and_resumed(folder: Path, on_device: Mapping[str, Any], parallel: st
         differing.append("nothing: it had ended before it was killed")
     if orphans:
         differing.append(f"{orphans} processes left")
-    return _told(f"{parallel}, killed at step {caught} of {STEPS} and resumed, ends as if left alone", differing)
+    return _told(f"{check}, killed at step {caught} of {STEPS} and resumed, ends as if left alone", differing)
 
 
 def _virtual_ranks(folder: Path, on_device: Mapping[str, Any]) -> bool:

@@ -72,7 +72,7 @@ def as_digest(numbers: Iterable[float]) -> str:
 
 @contextmanager
 def process_group(device: str) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started: gloo on the CPU, NCCL on GPUs (not run where there is none)."""
+    """Join the ranks that torchrun started: gloo on the CPU, NCCL on GPUs."""
     local_rank = int(os.environ["LOCAL_RANK"])
     agents_store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     store: Store = agents_store

@@ -156,7 +156,8 @@ class Hyperprior(nn.Module):
 
     def code(self, coder: SymbolCoder, y: Tensor | None, size: tuple[int, int], log2_step: Tensor) -> Tensor:
         """Write or read a picture's latents; as `Factorized.code`."""
-        z = None if y is None else self._hyper_latents(y)
+        # What is written may be decided where the weights are; what both sides compute, they compute on the CPU.
+        z = None if y is None else self._hyper_latents(y.to(self.coarse.weight.device)).cpu()
         exact = Exact()
         hyper_quantised = code_around(coder, z, *self.hyper.exact_prior(log2_step, hyper_size(size)))
         features = self._features(exact, hyper_quantised, log2_step, size)
