@@ -18,6 +18,7 @@ from pipelines.data.decoded_patches import DecodedPatches
 from pipelines.data.images import decode_png, to_tensor
 from pipelines.data.loading import Batch, blank_batch, training_batches, validation_batches
 from pipelines.data.order import SampleOrder
+from pipelines.data.randomness import random_generator
 from pipelines.data.shard_format import Split
 from pipelines.data.shard_set import Sample, ShardSet
 from pipelines.data.shards import create_shards
@@ -57,6 +58,18 @@ def equal(a: Batch, b: Batch) -> bool:
     return (a.keys, a.positions, a.step) == (b.keys, b.positions, b.step) and (
         torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks)
     )
+
+
+def test_the_noise_of_a_sample_is_the_same_on_any_rank(made: tuple[ShardSet, RunConfig]):
+    """Keyed by seed, step and position, and by nothing else: resuming draws it again."""
+    config = varied(made[1], workers=3)
+    for rank, of in ((0, 1), (1, 3)):
+        with training_batches(made[0], config, 4, rank, of, noise_shape=(5, 2)) as batches:
+            for step, batch in zip((4, 5), batches, strict=False):
+                assert batch.noise is not None
+                keys = [(config.seed, step, position, "noise") for position in batch.positions]
+                drawn = [random_generator(*key).random((5, 2), np.float32) for key in keys]
+                assert torch.equal(batch.noise, torch.from_numpy(np.stack(drawn)) - 0.5)
 
 
 def test_a_rank_has_as_many_samples_in_every_step(made: tuple[ShardSet, RunConfig]):
@@ -154,9 +167,11 @@ def test_batches_are_what_pillow_and_torchvision_make_of_the_patches(made: tuple
 
 def test_the_batch_that_warms_a_step_up_lies_in_memory_like_the_others(made: tuple[ShardSet, RunConfig]):
     """Else a compiled step would be compiled twice."""
-    blank, batch = blank_batch(made[1], 4, 1), taken(made, 1, rank=1, of=4)[0]
+    blank = blank_batch(made[1], 4, 1, noise_shape=(7,))
+    with training_batches(*made, 1, 1, 4, noise_shape=(7,)) as batches:
+        batch = next(batches)
     assert blank.positions == batch.positions
-    for one, other in ((blank.images, batch.images), (blank.masks, batch.masks)):
+    for one, other in ((blank.images, batch.images), (blank.masks, batch.masks), (blank.noise, batch.noise)):
         assert one is not None
         assert other is not None
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)

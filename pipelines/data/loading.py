@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.config import RunConfig
 from pipelines.data.decoded_patches import DecodedPatches, Patch
 from pipelines.data.order import SampleOrder
+from pipelines.data.randomness import random_generator
 from pipelines.data.read_ahead import ReadAhead
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.transforms import Draw, draw
@@ -40,6 +41,8 @@ class Batch:
     Attributes:
         images: uint8 (n, 3, S, S), in memory as torch.channels_last.
         masks: uint8 (n, 1, S, S), zeros for an image without one; None where the run has no masks.
+        noise: that the model takes, float32 (n, ...) uniform on [-0.5, 0.5), keyed by seed, step and sample: the same
+            on any rank. None where it takes none, and in validation.
         keys: the samples' keys.
         positions: their positions in the endless order; in validation, in the split.
         step: the optimiser step that it is for, from 1; 0 in validation.
@@ -48,6 +51,7 @@ class Batch:
 
     images: Tensor
     masks: Tensor | None
+    noise: Tensor | None
     keys: list[str]
     positions: list[int]
     step: int
@@ -71,12 +75,20 @@ class _Crop(NamedTuple):
 
 @contextmanager
 def training_batches(
-    shard_set: ShardSet, config: RunConfig, first_step: int, rank: int, world_size: int
+    shard_set: ShardSet,
+    config: RunConfig,
+    first_step: int,
+    rank: int,
+    world_size: int,
+    noise_shape: tuple[int, ...] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """The batches of one rank from a step on, without end; the threads end with the context.
 
     Step s reads the positions (s - 1) * batch_size ... s * batch_size - 1 of the order. Of these a rank takes every
     `world_size`-th, from its own number on: as many in every step, since a compiled step sees one shape only.
+
+    Args:
+        noise_shape: of the noise that the model takes for a sample; drawn here, where nothing waits for it.
 
     Raises:
         CodecmillError: a sample cannot be read; from the iterator, at the batch that holds it.
@@ -96,7 +108,7 @@ def training_batches(
         shard_set.read_ahead(order, (first_step - 1) * size) as ahead,
         ThreadPoolExecutor(config.data.workers, thread_name_prefix="loading") as pool,
     ):
-        batches = _batches(pool, config, _told(requests, ahead), crop)
+        batches = _batches(pool, config, _told(requests, ahead), crop, noise_shape)
         try:
             yield batches
         finally:
@@ -152,7 +164,7 @@ def validation_batches(
         yield replace(blank_batch(config, world_size, rank), keys=[], positions=[])
 
 
-def blank_batch(config: RunConfig, world_size: int, rank: int) -> Batch:
+def blank_batch(config: RunConfig, world_size: int, rank: int, noise_shape: tuple[int, ...] | None = None) -> Batch:
     """Black images for a rank's share of a batch, in memory as its batches are: a compiled step depends on that."""
     positions = list(range(rank, config.training.batch_size, world_size))
     images, masks = _room(config, len(positions))
@@ -160,6 +172,7 @@ def blank_batch(config: RunConfig, world_size: int, rank: int) -> Batch:
     return Batch(
         images=_as_tensor(images),
         masks=None if masks is None else _as_tensor(masks),
+        noise=None if noise_shape is None else torch.zeros(len(positions), *noise_shape),
         keys=[""] * len(positions),
         positions=positions,
         step=0,
@@ -184,14 +197,22 @@ def _centre(width: int, height: int, side: int) -> Draw:
 
 
 def _batches(
-    pool: ThreadPoolExecutor, config: RunConfig, requests: Iterator[_Request], crop: Callable[[_Place], _Crop]
+    pool: ThreadPoolExecutor,
+    config: RunConfig,
+    requests: Iterator[_Request],
+    crop: Callable[[_Place], _Crop],
+    noise_shape: tuple[int, ...] | None = None,
 ) -> Generator[Batch, None, None]:
     """Keep `AHEAD` batches in the making; an error arrives with the batch that it belongs to."""
-    underway = deque(_Making(pool, config, request, crop) for request in islice(requests, AHEAD + 1))
+
+    def makings(most: int) -> Iterator[_Making]:
+        return (_Making(pool, config, request, crop, noise_shape) for request in islice(requests, most))
+
+    underway = deque(makings(AHEAD + 1))
     while underway:
         batch = underway.popleft().result()
         # Afterwards: a thread that wakes up for a new job may take the processor from this one, which is awaited.
-        underway.extend(_Making(pool, config, request, crop) for request in islice(requests, AHEAD - len(underway)))
+        underway.extend(makings(AHEAD - len(underway)))
         yield batch
 
 
@@ -201,10 +222,18 @@ class _Making:
     What they write to is the batch itself; nothing is put together afterwards.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, config: RunConfig, request: _Request, crop: Callable[[_Place], _Crop]):
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        config: RunConfig,
+        request: _Request,
+        crop: Callable[[_Place], _Crop],
+        noise_shape: tuple[int, ...] | None,
+    ):
         samples = len(request.places)
-        self._request, self._crop = request, crop
+        self._request, self._crop, self._seed = request, crop, config.seed
         self._images, self._masks = _room(config, samples)
+        self._noise = None if noise_shape is None else np.empty((samples, *noise_shape), np.float32)
         each = min(MOST_TOGETHER, -(-samples // config.data.workers))
         self._jobs = [pool.submit(self._fill, range(samples)[i : i + each]) for i in range(0, samples, each)]
 
@@ -216,6 +245,10 @@ class _Making:
             drawn.put(patch.image, self._images[i])
             if patch.mask and self._masks is not None:
                 drawn.put(patch.mask, self._masks[i])
+            if self._noise is not None:
+                key = self._request.step, self._request.positions[i], "noise"
+                random_generator(self._seed, *key).random(dtype=np.float32, out=self._noise[i])
+                self._noise[i] -= 0.5
             keys.append(patch.key)
         return keys
 
@@ -225,6 +258,7 @@ class _Making:
         return Batch(
             images=_as_tensor(self._images),
             masks=None if self._masks is None else _as_tensor(self._masks),
+            noise=None if self._noise is None else torch.from_numpy(self._noise),
             keys=keys,
             positions=self._request.positions,
             step=self._request.step,

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
 from pipelines.data.images import Normalization
 from pipelines.data.loading import Batch, training_batches
-from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 from pipelines.model.build import Model
@@ -101,8 +99,9 @@ class Training:
             draw_beginning(self.module, self.shard_set, self.config, self.ranks, self.directory)
         if training.on_nonfinite == "rollback" and self.step == 0:
             self._save(None, journal)  # something to go back to
+        ranks = self.ranks
         with training_batches(
-            self.shard_set, self.config, self.step + 1, self.ranks.rank, self.ranks.world_size
+            self.shard_set, self.config, self.step + 1, ranks.rank, ranks.world_size, self.noise_shape
         ) as batches:
             while self.step < training.steps:
                 self.beat(self.step, "a step")
@@ -167,26 +166,21 @@ class Training:
         line |= agreed.figures(self.model.parts)
         return line | ({"train/gradient_norm": norm} if math.isfinite(norm) else {}), agreed.stop
 
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Of the noise that the model takes for a sample in training; None where it takes none."""
+        side = self.config.training.crop_size
+        shape = self.model.noise_shape(1, side, side)
+        return shape and shape[1:]
+
     def compute(self, batch: Batch) -> StepOutput:
         """The gradient of the whole batch, left in the parameters; returns the figures of this rank's samples."""
         device = self.ranks.device
-        masks = None if batch.masks is None else batch.masks.to(device, non_blocking=True)
         images = batch.images.to(device, non_blocking=True)
-        return self.gradients.compute(images, masks, self._noise(batch), self.scaler.scale)
-
-    def _noise(self, batch: Batch) -> Tensor | None:
-        """The model's uniform noise on [-0.5, 0.5), keyed by seed, step and sample: the same on any rank."""
-        side = self.config.training.crop_size
-        shape = self.model.noise_shape(1, side, side)
-        if shape is None:
-            return None
-        drawn = [
-            torch.from_numpy(
-                random_generator(self.config.seed, self.step + 1, position, "noise").random(shape, "float32")
-            )
-            for position in batch.positions
-        ]
-        return (torch.cat(drawn) - 0.5).to(self.ranks.device)
+        masks, noise = (
+            None if part is None else part.to(device, non_blocking=True) for part in (batch.masks, batch.noise)
+        )
+        return self.gradients.compute(images, masks, noise, self.scaler.scale)
 
     def _pass_over(self, agreed: Agreement) -> dict[str, Any]:
         """Go on after a step whose loss or gradient is no number; returns what the journal is to say of it."""

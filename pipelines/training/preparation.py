@@ -137,7 +137,8 @@ def _warm_up(prepared: Training) -> float:
     It is also where a compiled step is compiled.
     """
     started = time.perf_counter()
-    prepared.compute(blank_batch(prepared.config, prepared.ranks.world_size, prepared.ranks.rank))
+    ranks = prepared.ranks
+    prepared.compute(blank_batch(prepared.config, ranks.world_size, ranks.rank, prepared.noise_shape))
     prepared.module.zero_grad(set_to_none=True)
     if prepared.ranks.device.type == "cuda":
         torch.cuda.synchronize()
