@@ -1,6 +1,6 @@
 """Registration and promotion as a task."""
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
@@ -47,4 +47,5 @@ def register(
         )
         sending.bring_level(run.directory)
     wait_until_heard("The registration", run.name)
+    get_run_logger().info("Version %s is the %s. %s", result.version, result.alias, result.reason)
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

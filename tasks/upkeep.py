@@ -2,8 +2,10 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from pipelines.config import Section
@@ -11,8 +13,14 @@ from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
 from tasks.progress import logged
 
+if TYPE_CHECKING:
+    from pipelines.provenance.ledger import Problem
+
 LISTED = 20
 """Problems that a message lists."""
+
+SHOWN = 1000
+"""Rows of a table on Prefect's pages."""
 
 
 class Verified(Section):
@@ -41,7 +49,7 @@ def verify_all(root: Root, sources: bool) -> Verified:
     from pipelines.provenance.locating import find
     from pipelines.provenance.verifying import verify
 
-    problems: dict[str, None] = {}
+    problems: dict[str, Problem] = {}
     read: set[Path] = set()
     runs = [run for run in root.all_runs() if checkpoints.steps_on_disk(run)]
     files = size = 0
@@ -50,7 +58,12 @@ def verify_all(root: Root, sources: bool) -> Verified:
             found = verify(find(run.path.name, root, Path(scratch), every=True), sources, but=read)
             files, size = files + found.files, size + found.bytes
             read |= {*found.shard_sets}
-            problems |= dict.fromkeys(f"{each.file} {each.how}. {each.way_out}" for each in found.problems)
+            problems |= {f"{each.file} {each.how}. {each.way_out}": each for each in found.problems}
+    rows = [
+        {"file": str(each.file), "what is wrong": each.how, "what to do": each.way_out} for each in problems.values()
+    ]
+    what = f"{files:,} files ({size:,} bytes) that the checkpoints of {len(runs)} runs come from"
+    _show("verification", root, f"{len(problems)} of {what} are not as they were written", rows)
     if problems:
         more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise CodecmillError(
@@ -81,4 +94,13 @@ def clean_up(root: Root, days: float, runs: bool, dry_run: bool) -> Cleaned:
             gone.append(each)
         else:
             log.warning("Left %s, where somebody is at work", each.path)
-    return Cleaned(folders=tuple(each.path for each in gone), bytes=sum(each.bytes for each in gone))
+    cleaned = Cleaned(folders=tuple(each.path for each in gone), bytes=sum(each.bytes for each in gone))
+    said = f"{len(gone)} folders ({cleaned.bytes:,} bytes) {'would go' if dry_run else 'were removed'}"
+    rows = [{"kind": each.kind, "folder": str(each.path), "days": each.days, "bytes": each.bytes} for each in gone]
+    _show("clean-up", root, said, rows)
+    return cleaned
+
+
+def _show(key: str, root: Root, said: str, rows: list[dict[str, Any]]) -> None:
+    """Leave what was found on Prefect's page of the flow run; its page of the key has those of all flow runs."""
+    create_table_artifact(rows[:SHOWN], key=key, description=f"Under {root.path}: {said}.")

@@ -416,6 +416,15 @@ def test_upkeep_reads_all_again_and_removes_what_nobody_names(services: Running,
     assert verified["bytes"] > sum(file.stat().st_size for file in shard_set.glob("*.tar"))
     assert broken[0] == "1 of the files that runs come from are not as they were written:"
     assert str(tar) in broken[1]
+    shown = services.prefect("POST", "artifacts/filter", {"artifacts": {"key": {"any_": ["verification", "clean-up"]}}})
+    rows = {
+        (each["description"].split(": ")[1], row["file" if "file" in row else "folder"])
+        for each in shown
+        for row in json.loads(each["data"])
+    }
+    size = f"({sum(file.stat().st_size for file in tar.parent.glob('*')):,} bytes)"
+    assert rows >= {(f"1 folders {size} {end}.", str(unnamed)) for end in ("would go", "were removed")}
+    assert [file for said, file in rows if said.startswith("1 of")] == [str(tar)]
 
 
 def test_a_browser_shows_the_run_its_figures_and_its_pictures(services: Running, runs: Runs, tmp_path: Path):
