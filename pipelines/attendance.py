@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.config import Section
-from pipelines.durable_files import json_bytes, sync_folder
+from pipelines.durable_files import json_bytes, owner, sync_folder
 from pipelines.run_directory import Root
 
 
@@ -157,11 +157,5 @@ def _is_at(file: Path, descriptor: int) -> bool:
 
 def _is_free(file: Path) -> bool:
     with suppress(OSError):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            # Shared, so that two who look at once do not take each other for the owner.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-        finally:
-            os.close(descriptor)
+        return owner(file) is None and file.exists()
     return False

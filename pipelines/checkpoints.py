@@ -25,7 +25,7 @@ from pipelines.checkpoint_format import (
 from pipelines.durable_files import built_folder, read_json, write_bytes, write_json
 from pipelines.errors import CodecmillError, first_fault
 from pipelines.file_digests import difference, file_sha256
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, step_name
 from pipelines.sealed_json import write_sealed
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def folder_of(run: RunDirectory, step: int) -> Path:
-    return run.checkpoints / f"step_{step:08d}"
+    return run.checkpoints / step_name(step)
 
 
 def save(
@@ -205,7 +205,7 @@ def retain(run: RunDirectory, newest: Checkpoint, keep_latest: int, spared: Coll
         kept.add(newest.manifest.best.step)
     for step in steps:
         if step not in kept:
-            doomed = run.checkpoints / f".tmp-former-step_{step:08d}-{os.getpid()}"
+            doomed = run.checkpoints / f".tmp-former-{step_name(step)}-{os.getpid()}"
             folder_of(run, step).rename(doomed)
             shutil.rmtree(doomed)
 

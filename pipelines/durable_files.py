@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.errors import BusyError, CodecmillError
 
@@ -32,7 +32,7 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
             except BlockingIOError as error:
                 if time.monotonic() >= deadline:
                     raise BusyError(
-                        f"{what} is in use by process {_owner(descriptor)}. Wait for it to end, or stop it."
+                        f"{what} is in use by process {_said_owner(descriptor)}. Wait for it to end, or stop it."
                     ) from error
                 time.sleep(0.1)
         os.ftruncate(descriptor, 0)
@@ -42,27 +42,36 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _owner(descriptor: int) -> str:
-    """Who holds a lock, as far as its file says: a process, and its host where that is another one."""
-    process, _, host = os.pread(descriptor, 300, 0).decode("ascii", "replace").strip().partition(" ")
-    return (process or "unknown") + (f" on {host}" if host not in ("", socket.gethostname()) else "")
+class Owner(NamedTuple):
+    """Who holds a lock, as far as its file says: a process (0 where it does not), and its host."""
+
+    process: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.process or 'unknown'}" + ("" if self.host in ("", socket.gethostname()) else f" on {self.host}")
 
 
-def is_locked(path: Path) -> bool:
-    """Whether somebody holds `path` by `lock` right now."""
+def owner(path: Path) -> Owner | None:
+    """Who holds `path` by flock right now; None where nobody does, or where there is no such file."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return None
     try:
         # Shared and without waiting: whoever wants the lock in this very instant tries again for some time.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return _said_owner(descriptor)
     else:
-        return False
+        return None
     finally:
         os.close(descriptor)
+
+
+def _said_owner(descriptor: int) -> Owner:
+    process, _, host = os.pread(descriptor, 300, 0).decode("ascii", "replace").strip().partition(" ")
+    return Owner(int(process) if process.isascii() and process.isdecimal() else 0, host)
 
 
 @contextmanager

@@ -12,6 +12,11 @@ from pipelines.durable_files import lock, read_json, write_json
 from pipelines.errors import CodecmillError, InputError, first_fault
 
 
+def step_name(step: int) -> str:
+    """What belongs to a step is called so, and then sorts by it."""
+    return f"step_{step:08d}"
+
+
 @dataclass(frozen=True)
 class Root:
     """The folder that holds everything codecmill keeps."""
@@ -162,7 +167,7 @@ class RunDirectory:
         return self.path / "evaluation"
 
     def evaluation(self, step: int) -> Path:
-        return self.evaluations / f"step_{step:08d}"
+        return self.evaluations / step_name(step)
 
     @property
     def root(self) -> Root:

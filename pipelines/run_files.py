@@ -1,15 +1,14 @@
 """What the files of a run hold, as far as they can be read: what is damaged is noted, never raised."""
 
-import fcntl
-import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.durable_files import read_json
+from pipelines.durable_files import owner, read_json
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, step_name
 from pipelines.tolerant_reading import first_object, last_figures, modified, number, text
 
 
@@ -73,7 +72,7 @@ class RunFiles:
             before = len(self.problems)
             manifest = self._json(folder / "checkpoint.json")
             step = manifest.get("step")
-            if isinstance(step, int) and folder.name == f"step_{step:08d}" and self._sizes_match(folder, manifest):
+            if isinstance(step, int) and folder.name == step_name(step) and self._sizes_match(folder, manifest):
                 return folder.absolute(), step, manifest
             if len(self.problems) == before:
                 self.problems.append(f"{folder} is no complete checkpoint; the one before it is used.")
@@ -84,8 +83,9 @@ class RunFiles:
         best = newest.get("best")
         step = best.get("step") if isinstance(best, dict) else None
         if isinstance(step, int | float) and 0 <= step < 1e12 and step != self.step:  # damage may say infinity
-            manifest = self._json(self.run.checkpoints / f"step_{int(step):08d}" / "checkpoint.json")
-            if self._sizes_match(self.run.checkpoints / f"step_{int(step):08d}", manifest) and manifest:
+            folder = self.run.checkpoints / step_name(int(step))
+            manifest = self._json(folder / "checkpoint.json")
+            if self._sizes_match(folder, manifest) and manifest:
                 return int(step), _weights_sha256(manifest)
         return self.step, _weights_sha256(newest)
 
@@ -99,20 +99,10 @@ class RunFiles:
 
 def lock_owner(run: RunDirectory) -> int | None:
     """The process that holds a run's lock right now (0 when it does not say which), or None."""
-    try:
-        descriptor = os.open(run.lock_file, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        # Shared and without waiting: whoever wants the lock in this very instant tries again for some time.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition(" ")[0].strip()
-        return int(text) if text.isascii() and text.isdecimal() else 0
-    else:
-        return None
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):
+        found = owner(run.lock_file)
+        return found and found.process
+    return None
 
 
 def _weights_sha256(manifest: dict[str, Any]) -> str | None:

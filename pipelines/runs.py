@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.config import EvaluationConfig, RunConfig
+from pipelines.config.dotted import flat, nested
 from pipelines.errors import InputError, first_fault
 from pipelines.run_directory import Root, RunDirectory
 
@@ -96,7 +97,7 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
             f"Run '{old.name}' was started with other settings: {'; '.join(refused)}. "
             "Start a new run with --name, or leave these as they were."
         )
-    return _put_together(old, _nested(after))
+    return _put_together(old, nested(after))
 
 
 def evaluation_of(run: RunDirectory, given: EvaluationConfig) -> EvaluationConfig:
@@ -129,22 +130,3 @@ def shaped_otherwise(here: RunConfig, there: RunConfig) -> list[str]:
         for field in ours
         if field not in free and ours[field] != theirs[field]
     ]
-
-
-def flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A config's values by dotted name, sections opened, everything else whole."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{inner}": content for inner, content in value.items()}
-        else:
-            found[key] = value
-    return found
-
-
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        section, _, field = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[field] = value
-    return nested

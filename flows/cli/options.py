@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flows.cli.choices import choices
 from flows.cli.config_file import Values, effective_config, nearest
@@ -28,6 +28,7 @@ from flows.cli.flags import (
     width,
 )
 from pipelines.config import RunConfig
+from pipelines.config.dotted import nested
 from pipelines.errors import CodecmillError, InputError
 
 COMMANDS = {
@@ -157,15 +158,6 @@ def root_of(arguments: Arguments) -> Path:
         return effective_config(arguments.config_file, arguments.overrides).root
     except CodecmillError:
         return arguments.root
-
-
-def nested(flat: dict[str, Any]) -> Values:
-    """Values by dotted name, as sections."""
-    values: Values = {}
-    for name, value in flat.items():
-        section, _, key = name.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[key] = value
-    return values
 
 
 def _about_unknown(command: str, unknown: list[str]) -> str:

@@ -8,11 +8,11 @@ from rich.text import Text
 
 from flows.cli.listing import output, readable_size
 from pipelines.config import RunConfig
+from pipelines.config.dotted import flat
 from pipelines.provenance.audit import Audit
 from pipelines.provenance.explaining import Explanation, ShardSetLines
 from pipelines.provenance.reproducing import Reproduction
 from pipelines.provenance.verifying import Verification
-from pipelines.runs import flat
 
 SHOWN_SOURCES = 5
 SHOWN_SHARDS = 10

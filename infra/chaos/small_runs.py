@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from infra.chaos.results import faults_of, result_of
+from pipelines.run_directory import step_name
 
 PROJECT = Path(__file__).parents[2]
 CHECKPOINTS = 16
@@ -169,7 +170,7 @@ class SmallRun:
         """The first that is not done."""
         if not (self.folder / "shard_set.json").is_file():
             return "shards" if (self.folder / "config.json").is_file() else "start"
-        if not (self.folder / f"checkpoints/step_{self.steps:08d}/checkpoint.json").is_file():
+        if not (self.folder / "checkpoints" / step_name(self.steps) / "checkpoint.json").is_file():
             return "training"
         if not list(self.folder.glob("evaluation/*/evaluation.json")):
             return "evaluation"

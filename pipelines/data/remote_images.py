@@ -49,7 +49,6 @@ def fetch_images(url: str, field: str, root: Root) -> tuple[list[ImageFile], lis
     with alone(folder.with_name(f".tmp-{folder.name}.lock"), f"{folder}", len(named), "fetches the same images"):
         listing = _Listing(folder / LISTING)
         failed = dict(_fetch(store, folder, named, listing))
-        listing.save()
     images = [
         ImageFile(str(folder.absolute() / each.key), each.key.removeprefix(prefix))
         for each in named

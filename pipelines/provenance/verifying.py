@@ -14,6 +14,7 @@ from pipelines.provenance.data_links import verify_shard_set
 from pipelines.provenance.ledger import Ledger, Problem
 from pipelines.provenance.locating import Found
 from pipelines.provenance.run_links import verify_choices, verify_parent, verify_pointer
+from pipelines.run_directory import step_name
 
 
 class Verification(Section):
@@ -85,9 +86,9 @@ def _opened(folder: Path, found: Found, ledger: Ledger) -> Chain | None:
         return None
     if chain.manifest.config is None:
         ledger.note(f"{file} is of an older codecmill: it has no seal, no config, and no digest of its shard manifest.")
-    if folder.name.startswith("step_") and folder.name != f"step_{chain.manifest.step:08d}":
+    if folder.name.startswith("step_") and folder.name != step_name(chain.manifest.step):
         how = f"is that of step {chain.manifest.step}, in a folder of another name"
-        ledger.wrong(file, how, f"Rename the folder to step_{chain.manifest.step:08d}.")
+        ledger.wrong(file, how, f"Rename the folder to {step_name(chain.manifest.step)}.")
     return chain
 
 

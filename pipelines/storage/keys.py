@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipelines.checkpoint_format import MANIFEST
 from pipelines.evaluation.contents import RESULT
+from pipelines.run_directory import step_name
 from pipelines.storage.objects import Object
 from pipelines.storage.store import Store
 
@@ -17,7 +18,7 @@ def of_run(name: str, *inside: str) -> str:
 
 
 def of_checkpoint(name: str, step: int, *file: str) -> str:
-    return of_run(name, "checkpoints", f"step_{step:08d}", *file)
+    return of_run(name, "checkpoints", step_name(step), *file)
 
 
 def of_evaluation(name: str, folder: str, *file: str) -> str:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.durable_files import is_locked
+from pipelines.durable_files import owner
 from pipelines.errors import Interrupted, RankFailure
 from pipelines.run_directory import RunDirectory
 from pipelines.training import rendezvous
@@ -100,14 +100,14 @@ def help_along(directory: RunDirectory, on_line: Listen) -> None:
     on_line(f"Another process leads '{directory.path.name}'; this one lends it ranks")
     with rendezvous.served(meeting):
         while is_led(directory):
-            if is_locked(directory.training_file):
+            if owner(directory.training_file):
                 _help_once(directory, meeting, on_line)
             time.sleep(LOOK_SECONDS)
 
 
 def is_led(directory: RunDirectory) -> bool:
     """Whether somebody, on whatever host, does or is about to do what is missing of a run."""
-    return is_locked(directory.lead_file) or is_locked(directory.lock_file)
+    return any(owner(file) for file in (directory.lead_file, directory.lock_file))
 
 
 def _help_once(directory: RunDirectory, meeting: rendezvous.Rendezvous, on_line: Listen) -> None:

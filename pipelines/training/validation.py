@@ -16,7 +16,7 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_bytes
 from pipelines.evaluation.pictures import grid
 from pipelines.model.losses import psnr
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, step_name
 from pipelines.training.agreement import means
 from pipelines.training.distributed import Ranks
 from pipelines.training.heartbeat import Beat
@@ -60,7 +60,7 @@ def draw_beginning(
 def _write_pictures(directory: RunDirectory, step: int, batch: Batch, pictures: Tensor) -> None:
     """The first patches beside what became of them, on the scale 0 to 1."""
     sheet = grid(batch.images[:PICTURES], to_levels(pictures[:PICTURES]).cpu())
-    write_bytes(directory.pictures / f"step_{step:08d}_validation.png", write_png(sheet))
+    write_bytes(directory.pictures / f"{step_name(step)}_validation.png", write_png(sheet))
 
 
 def validate(
