@@ -50,7 +50,7 @@ FULL = Scale(
     trainings=3,
     dags=2,
     repeats=5,
-    scaled=8000,
+    scaled=16000,
     thorough=True,
     curves=(40, 400, 4000),
 )

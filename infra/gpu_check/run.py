@@ -42,11 +42,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is checked [cuda]")
     parser.add_argument("--root", type=Path, default=Path("codecmill-data/gpu-check"), help="folder, emptied first")
+    parser.add_argument("--step", metavar="CONFIG", type=Path, help="instead: where a recipe's step spends its time")
+    parser.add_argument("--batch", metavar="N", type=int, help="with --step: images a step [the recipe's]")
     arguments = parser.parse_args()
     ranks = _describe(arguments.device)
     if not ranks:
         print("gpu-check: torch sees no GPU here. Look at nvidia-smi and at the build of torch.", file=sys.stderr)
         return 2
+    if arguments.step:
+        _profile(arguments.step, arguments.batch, arguments.device)
+        return 0
     folder = arguments.root.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     make_pictures(folder / "pictures")
@@ -56,6 +61,13 @@ def main() -> int:
     if ranks > 1:
         checks.append(_virtual_ranks(folder, on_device))
     return 0 if all(checks) else 1
+
+
+def _profile(recipe: Path, batch: int | None, device: str) -> None:
+    from flows.cli.config_file import effective_config
+    from infra.gpu_check import step_profile
+
+    step_profile.main(effective_config(recipe, {"training": {"batch_size": batch}} if batch else {}), device)
 
 
 def _describe(device: str) -> int:

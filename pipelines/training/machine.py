@@ -51,6 +51,17 @@ def resolve(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"training": resolved, "model": _with_steps(config)})
 
 
+def compute_exactly() -> None:
+    """Have torch compute the same bits each time, for this process."""
+    torch.use_deterministic_algorithms(True)
+    # Moments of weights that no longer matter fade into numbers that this hardware is 100 times slower with. Threads
+    # that are started later inherit it.
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
+    # Every tensor that is about to be written would first be filled with NaN.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def take_own_cores(rank: int, ranks: int) -> None:
     """Keep this process, of several on this host that wait for each other at each step, to its share of the cores.
 

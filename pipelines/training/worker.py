@@ -83,7 +83,7 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
     from pipelines.training.agreement import Stop
     from pipelines.training.distributed import process_group
     from pipelines.training.journal import Journal
-    from pipelines.training.machine import take_own_cores
+    from pipelines.training.machine import compute_exactly, take_own_cores
     from pipelines.training.preparation import prepare
     from pipelines.training.writing import sole_writer
 
@@ -98,13 +98,7 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
     if training.device == "cpu":
         take_own_cores(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     torch.set_num_threads(training.threads)
-    torch.use_deterministic_algorithms(True)
-    # Moments of weights that no longer matter fade into numbers that this hardware is 100 times slower with. Threads
-    # that are started later inherit it.
-    torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
-    # Every tensor that is about to be written would first be filled with NaN.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    compute_exactly()
     shard_set = ShardSet.open(directory.shard_set())
     with process_group(str(training.device)) as ranks, sole_writer(directory, ranks) as check_writer:
         if ranks.is_first and training.compile:
