@@ -97,7 +97,9 @@ def events(run: RunDirectory, rank: int | None = None) -> Iterator[EventLog]:
     try:
         yield log
     except BaseException as error:
-        log.write(f"{type(error).__name__}: {error}", "error")
+        # Of signals and Ctrl-C, which are no Exceptions, most have no text.
+        text = str(error) or ("no more is known" if isinstance(error, Exception) else "stopped from outside")
+        log.write(f"{type(error).__name__}: {text}", "error")
         raise
     finally:
         stop()

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,8 +32,12 @@ _QUIET = {
 }
 
 
-def put_right_beside(root: Root) -> None:
-    """Start the program for a root where somebody was killed; takes a millisecond where nobody was."""
+def put_right_beside(root: Root, servers: Mapping[str, str] | None = None) -> None:
+    """Start the program for a root where somebody was killed; takes a millisecond where nobody was.
+
+    Args:
+        servers: variables that name the servers and let it in, where this process's environment does not.
+    """
     if not anyone_dead(root):
         return
     process = subprocess.Popen(
@@ -40,7 +45,7 @@ def put_right_beside(root: Root) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | with_our_sources(),
+        env=os.environ | with_our_sources() | dict(servers or {}),
         start_new_session=True,
     )
     threading.Thread(target=process.wait, daemon=True).start()

@@ -34,10 +34,9 @@ def wait_until_heard(done: str, run: str) -> None:
         return
     deadline = time.monotonic() + PATIENCE_SECONDS
     warned = False
-    while (reason := _silence(api)) is not None:
+    while (reason := silence(api)) is not None:
         if time.monotonic() > deadline:
-            # Its client would ask for minutes more, once for each thing that it wants to say.
-            get_current_settings().client.max_retries = 0
+            give_up()
             raise Unreported(
                 f"{done} of '{run}' is done on disk, unreported: Prefect at {api} did not answer for "
                 f"{PATIENCE_SECONDS:.0f} s ({reason}). Once it does, or without PREFECT_API_URL, go on with: "
@@ -49,7 +48,12 @@ def wait_until_heard(done: str, run: str) -> None:
         time.sleep(INTERVAL_SECONDS)
 
 
-def _silence(api: str) -> str | None:
+def give_up() -> None:
+    """Have Prefect's client ask once and no more: it would for minutes, for each thing that it wants to say."""
+    get_current_settings().client.max_retries = 0
+
+
+def silence(api: str) -> str | None:
     """Why the server does not answer, or None where it does."""
     try:
         answer = httpx.get(f"{api.rstrip('/')}/health", timeout=5)

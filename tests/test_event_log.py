@@ -45,6 +45,17 @@ def test_records_progress_and_errors_are_events(run: RunDirectory):
     assert logging.getLogger("codecmill").handlers == []
 
 
+def test_of_a_stop_that_has_no_text_it_says_what_it_is(run: RunDirectory):
+    with pytest.raises(KeyboardInterrupt), events(run):
+        raise KeyboardInterrupt
+    with pytest.raises(ZeroDivisionError), events(run):
+        raise ZeroDivisionError
+    assert [each["message"] for each in lines(run)] == [
+        "KeyboardInterrupt: stopped from outside",
+        "ZeroDivisionError: no more is known",
+    ]
+
+
 def test_of_many_reports_the_first_the_last_and_what_says_something_are_events(run: RunDirectory):
     with events(run):
         for done in range(101):

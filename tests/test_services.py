@@ -1,6 +1,7 @@
 """The servers that codecmill starts: they answer, they are gone when it is gone, and a flow's records arrive."""
 
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 from processes import descendants, is_alive, wait_gone
 
 from flows.cli.services import Service
+from pipelines.errors import CodecmillError
 
 SOURCES = str(Path(__file__).parents[1])
 
@@ -82,6 +84,29 @@ def test_what_a_killed_program_of_a_killed_keeper_started_is_ended_by_the_servic
     assert is_alive(grandchild)
     service.close()
     assert wait_gone({grandchild}, 5) == set()
+
+
+SPEAKS = """
+print("RuntimeError: no database")
+print("14:07:27.921 | INFO    | Task run 'train first' - training 2546/4000 steps  63 %  loss 0.0781", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("raise SystemExit(3)", "ended with exit code 3. Its last line: RuntimeError: no database. All of its output"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with exit code 137. All of its output"),
+    ],
+)
+def test_of_one_that_ended_its_own_last_words_are_told(end: str, said: str, tmp_path: Path):
+    """Not how far a training is, which a worker passes on; nor anything of one that was killed."""
+    service = Service(
+        "the worker", [sys.executable, "-c", SPEAKS + end], environment(), 0, lambda: False, tmp_path / "log"
+    )
+    with pytest.raises(CodecmillError, match=re.escape(said)):
+        service.wait_ready()
+    service.close()
 
 
 FLOW = """

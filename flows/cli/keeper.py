@@ -22,7 +22,9 @@ GRACE_SECONDS = 5.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` in a process group of its own; returns its exit code."""
+    """Run `command` in a process group of its own; returns its exit code, 128 + N where signal N has ended it."""
+    # The program inherits that, and has to: at a SIGTERM, Prefect's worker sends itself a SIGINT, and at that it would
+    # kill its flow runs; they save where it is gone without a word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     os.environ.update(parent_environment())
@@ -30,7 +32,8 @@ def main(command: list[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent)
     threading.Thread(target=_watch_owner, daemon=True).start()
     try:
-        return process.wait()
+        code = process.wait()
+        return code if code >= 0 else 128 - code
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end_group(process)

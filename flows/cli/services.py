@@ -18,6 +18,9 @@ HOST = "127.0.0.1"
 START_SECONDS = 180.0
 """How long a server may take to answer. A first start on a loaded machine was seen to take 75 s."""
 
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""The keeper's exit codes where it or the program was killed, of which neither could say anything."""
+
 
 class Service:
     """One server under a keeper, its output in a file."""
@@ -87,9 +90,14 @@ class Service:
             self._group = self._group or _child_of(self.process.pid)
         else:
             self._keeps_log = True
-            lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
-            last = f" Its last line: {lines[-1].strip()[:300]}." if lines else ""
+            last = "" if code in _KILLED else self._last_words()
             raise CodecmillError(f"{self.name} ended with exit code {code}.{last} All of its output: {self.log}")
+
+    def _last_words(self) -> str:
+        """Its last line that may say why it ended, as a sentence; no word of flow runs, which a worker passes on."""
+        lines = [line.strip() for line in self.log.read_text("utf-8", "replace").splitlines()]
+        spoken = [line for line in lines if line and "| INFO " not in line]
+        return f" Its last line: {spoken[-1][:300].rstrip('.')}." if spoken else ""
 
     def _answers(self) -> bool:
         if callable(self._health):

@@ -16,6 +16,7 @@ import httpx
 from flows.cli.services import HOST, Service
 from infra.services.configuration import USER, Configuration, Places
 from infra.services.postgres import Cluster
+from infra.services.worker import Worker
 from pipelines.errors import InputError
 
 POSTGRES, S3, PREFECT, MLFLOW, WORKER = (
@@ -36,6 +37,12 @@ _OF_CLIENTS = (
     "AWS_SECRET_ACCESS_KEY",
 )
 """The secrets of whoever uses the services; the others are between the services."""
+
+REMEMBERED = "P7D"
+"""For how long after its time Prefect's server keeps what an automation waits for, as ISO 8601 writes durations.
+
+By itself it is a minute, which passes while the services are ended: what was under way then was never tried once more.
+"""
 
 S3_CLIENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -94,6 +101,7 @@ class Services:
             "PREFECT_UI_API_URL": self.configuration.prefect_api,
             "PREFECT_SERVER_METRICS_ENABLED": "true",
             "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "infra.services.event_order",
+            "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": REMEMBERED,
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
@@ -126,14 +134,14 @@ class Services:
         """Prefect's process worker, which makes the work pool where it is missing. Its runs work in this folder."""
         pool = self.configuration.work_pool
         name = f"services-{socket.gethostname()}"
-        environment = {
-            **addresses(self.configuration),
-            **{name: self.secrets[name] for name in _OF_CLIENTS},
-            "PREFECT_HOME": str(self.places.prefect_home),
-        }
+        environment = {**self.for_clients(), "PREFECT_HOME": str(self.places.prefect_home)}
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         begun = datetime.now(UTC)
         return self._start(WORKER, [*command, "--name", name], environment, 0, lambda: self._is_online(name, begun))
+
+    def for_clients(self) -> dict[str, str]:
+        """Variables that name the services to a client, and let it in."""
+        return {**addresses(self.configuration), **{name: self.secrets[name] for name in _OF_CLIENTS}}
 
     def mlflow_knows_us(self) -> bool:
         """Whether MLflow takes the password of the file of secrets."""
@@ -180,7 +188,8 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
         health: str | Callable[[], bool],
     ) -> Service:
         log = self.places.logs / _LOGS[name]
-        return Service(name, command, {**_QUIET, **environment}, port, health, log, keeps_log=True, held=self.held)
+        kind = Worker if name == WORKER else Service
+        return kind(name, command, {**_QUIET, **environment}, port, health, log, keeps_log=True, held=self.held)
 
 
 def _rclone() -> str:

@@ -22,6 +22,7 @@ from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
 from pipelines.service_addresses import write_services
+from tasks.dead_runs import put_right_beside
 
 DYING_SECONDS = 30.0
 """How long the services of a program that was killed are waited for."""
@@ -85,6 +86,8 @@ def serve(places: Places, configuration: Configuration, held: int, with_worker: 
         if with_worker:
             supervisor.start(services.worker)
         write_services(places.root, addresses(configuration), places.secrets)
+        # What a former start had under way when it was killed, as a kill or a power cut does: it is known for dead now.
+        put_right_beside(places.root, services.for_clients())
         _tell(places, configuration)
         supervisor.watch()
 
