@@ -71,6 +71,7 @@ def test_a_full_disk_is_no_failure(run: RunDirectory, monkeypatch: pytest.Monkey
     assert run.events.is_symlink()
 
 
+@pytest.mark.usefixtures("used_root")
 def test_a_training_of_two_ranks_says_who_did_what_at_which_step(tiny: dict[str, Any]):
     config = make(tiny, name="two", training={"processes": 2, "steps": 4, "checkpoint_interval": 2})
     file = config.root / "config.json"
