@@ -116,6 +116,10 @@ def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it
     evaluation = next(run.path.glob("evaluation/step_*/evaluation.json"))
     assert (evaluation.parent / "report.html").is_file()
     _check_mlflow(run, registered)
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    said = {(each["stage"], each["rank"]) for each in events}
+    assert said >= {("shards", None), ("training", None), ("training", 0), ("evaluation", None)}
+    assert ("training", None, 12) in {(each["stage"], each["rank"], each["step"]) for each in events}
 
     begun = time.monotonic()
     again = command(first, tmp_path, "run")
