@@ -1,5 +1,6 @@
 """What tests do with processes: start codecmill, wait, and see who is there still."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -35,11 +36,14 @@ def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.Complete
 def codecmill_here(*typed: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`codecmill TYPED` in a folder, carried out in this process: for what is soon done, of which the start is most."""
     output, errors = StringIO(), StringIO()
+    threshold = gc.get_threshold()  # a command sets it for itself; what tests leave behind is looked at as usual
     with chdir(cwd), redirect_stdout(output), redirect_stderr(errors):
         try:
             code = main(typed)
         except SystemExit as end:  # as argparse ends after --help
             code = int(end.code or 0)
+        finally:
+            gc.set_threshold(*threshold)
     return subprocess.CompletedProcess(typed, code, output.getvalue(), errors.getvalue())
 
 
