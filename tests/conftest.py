@@ -1,5 +1,6 @@
 """What most tests need: a few generated pictures, and a config small enough to train in seconds."""
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from object_store import AWS, BUCKET, Proxy, proxy_to, s3_server
 from PIL import Image
 from trainings import Undisturbed
@@ -19,6 +21,11 @@ from pipelines import storage, tracking
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.storage import patience
+
+# On tensors this small a second thread helps nobody, and where others are at work it costs five times the CPU: OpenMP's
+# threads spin while they wait for each other. What is about threads sets their number itself.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:
@@ -67,15 +74,21 @@ def empty_prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def used_root(tiny: dict[str, Any], empty_database: Path, empty_prefect_database: Path) -> Root:
     """The root of `tiny` with the databases that a first command has made, for tests of something else."""
-    root = Root(Path(tiny["root"]))
-    root.prefect_home.mkdir(parents=True)
+    return with_databases(Root(Path(tiny["root"])), empty_database, empty_prefect_database)
+
+
+def with_databases(root: Root, empty_database: Path, empty_prefect_database: Path) -> Root:
+    """A root with copies of both databases."""
+    copy_prefect_database(empty_prefect_database, root.prefect_home)
     shutil.copy(empty_database, root.mlflow_database)
-    with (
-        closing(sqlite3.connect(empty_prefect_database)) as made,
-        closing(sqlite3.connect(root.prefect_home / "prefect.db")) as copy,
-    ):
-        made.backup(copy)
     return root
+
+
+def copy_prefect_database(made: Path, home: Path) -> None:
+    """Into a PREFECT_HOME, also what the server that made it has left beside it, in its write-ahead log."""
+    home.mkdir(parents=True)
+    with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(home / "prefect.db")) as copy:
+        source.backup(copy)
 
 
 @pytest.fixture

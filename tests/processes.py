@@ -1,11 +1,16 @@
 """What tests do with processes: start codecmill, wait, and see who is there still."""
 
+import gc
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+
+from flows.__main__ import main
 
 PROJECT = Path(__file__).parent.parent
 
@@ -26,6 +31,20 @@ def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.Complete
         text=True,
         check=False,
     )
+
+
+def codecmill_here(*typed: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`codecmill TYPED` in a folder, carried out in this process: for what is soon done, of which the start is most."""
+    output, errors = StringIO(), StringIO()
+    threshold = gc.get_threshold()  # a command sets it for itself; what tests leave behind is looked at as usual
+    with chdir(cwd), redirect_stdout(output), redirect_stderr(errors):
+        try:
+            code = main(typed)
+        except SystemExit as end:  # as argparse ends after --help
+            code = int(end.code or 0)
+        finally:
+            gc.set_threshold(*threshold)
+    return subprocess.CompletedProcess(typed, code, output.getvalue(), errors.getvalue())
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

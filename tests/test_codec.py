@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -272,20 +273,38 @@ from test_codec import codec_of_kind, symbols_of, unrounded_pixels_of
 from pipelines.codec.container import parse
 torch.backends.mkldnn.enabled = False
 assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
-folder = Path(sys.argv[1])
-codec, content = codec_of_kind(sys.argv[2]), (folder / "x.cmill").read_bytes()
-codec.model.load_state_dict(load_file(folder / "weights"))  # random numbers too differ between instruction sets
-(folder / "symbols").write_bytes(symbols_of(codec, content).numpy().tobytes())
-(folder / "unrounded").write_bytes(unrounded_pixels_of(codec, content).numpy().tobytes())
-(folder / "pixels").write_bytes(codec.decode(parse(content, "x")).tobytes())
+for folder in map(Path, sys.argv[1:]):
+    codec, content = codec_of_kind(folder.name), (folder / "x.cmill").read_bytes()
+    codec.model.load_state_dict(load_file(folder / "weights"))  # random numbers too differ between instruction sets
+    (folder / "symbols").write_bytes(symbols_of(codec, content).numpy().tobytes())
+    (folder / "unrounded").write_bytes(unrounded_pixels_of(codec, content).numpy().tobytes())
+    (folder / "pixels").write_bytes(codec.decode(parse(content, "x")).tobytes())
 """
 
 
+@pytest.fixture(scope="module")
+def read_plainly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each kind of codec: a file, the weights, and what a process with the plainest instructions reads."""
+    place = tmp_path_factory.mktemp("plainly")
+    for kind in KINDS:
+        codec, folder = codec_of_kind(kind), place / kind
+        folder.mkdir()
+        # On smaller pictures torch does without oneDNN anyway.
+        (folder / "x.cmill").write_bytes(codec.encode(picture(220, 170), codec.step_of(60)))
+        save_file(codec.model.state_dict(), folder / "weights")
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+    words = [str(place / kind) for kind in KINDS]
+    subprocess.run([sys.executable, "-c", READ, *words], env=environment, check=True, cwd=PROJECT)
+    return place
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_symbols_and_pixels_are_the_same_whatever_computes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_symbols_and_pixels_are_the_same_whatever_computes(
+    kind: str, read_plainly: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Threads, kernels, another process with the plainest instructions."""
     codec = codec_of_kind(kind)
-    content = codec.encode(picture(220, 170), codec.step_of(60))  # on smaller ones torch does without oneDNN anyway
+    content = (read_plainly / kind / "x.cmill").read_bytes()
     coded = parse(content, "x")
     symbols, pixels = symbols_of(codec, content), codec.decode(coded).tobytes()
     unrounded = unrounded_pixels_of(codec, content)
@@ -298,13 +317,9 @@ def test_symbols_and_pixels_are_the_same_whatever_computes(kind: str, tmp_path: 
         assert torch.equal(unrounded_pixels_of(codec, content), unrounded)
         assert codec.decode(coded).tobytes() == pixels
     torch.set_num_threads(threads)
-    (tmp_path / "x.cmill").write_bytes(content)
-    save_file(codec.model.state_dict(), tmp_path / "weights")
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", READ, str(tmp_path), kind], env=environment, check=True, cwd=PROJECT)
-    assert (tmp_path / "symbols").read_bytes() == symbols.numpy().tobytes()
-    assert (tmp_path / "unrounded").read_bytes() == unrounded.numpy().tobytes()
-    assert (tmp_path / "pixels").read_bytes() == pixels
+    assert (read_plainly / kind / "symbols").read_bytes() == symbols.numpy().tobytes()
+    assert (read_plainly / kind / "unrounded").read_bytes() == unrounded.numpy().tobytes()
+    assert (read_plainly / kind / "pixels").read_bytes() == pixels
 
 
 def test_exact_pixels_are_near_those_of_the_training(codec: PictureCodec):
@@ -478,11 +493,17 @@ def is_a_picture_or_a_clear_error(codec: PictureCodec, coded: CodedPicture) -> b
     return True
 
 
+@cache
+def small_coded() -> tuple[PictureCodec, CodedPicture]:
+    """A codec and what it made of a small picture, once for all the examples that alter it."""
+    codec = codec_of("hyperprior")
+    return codec, parse(codec.encode(picture(24, 24), codec.step_of(50)), "x")
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_payload_under_its_own_checksum_is_a_picture_or_an_error(data: st.DataObject):
-    codec = codec_of("hyperprior")
-    coded = parse(codec.encode(picture(24, 24), codec.step_of(50)), "x")
+    codec, coded = small_coded()
     payload = bytearray(coded.payload)
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
@@ -495,8 +516,7 @@ def test_a_payload_under_its_own_checksum_is_a_picture_or_an_error(data: st.Data
     width=st.integers(0, 2**32 - 1) | st.integers(1, 600), height=st.integers(1, 600), step=st.integers(0, 2**16 - 1)
 )
 def test_a_header_under_its_own_checksum_is_a_picture_or_an_error(width: int, height: int, step: int):
-    codec = codec_of("hyperprior")
-    coded = parse(codec.encode(picture(24, 24), codec.step_of(50)), "x")
+    codec, coded = small_coded()
     assert is_a_picture_or_a_clear_error(codec, coded)
     for field in ({"width": width}, {"height": height}, {"step": step}, {"step": 256 + step % 1793, "height": height}):
         is_a_picture_or_a_clear_error(codec, replace(coded, **field))

@@ -4,14 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import make
-from processes import PROJECT, clean_environment
+from conftest import make, with_databases
+from processes import PROJECT, clean_environment, codecmill_here
+from test_checkpoints import save
 from test_codec import picture
 from test_pipeline import command
-from trainings import begin, train
 
 import pipelines.codec
 from pipelines.data.images import open_image
@@ -31,9 +30,12 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def trained(
+    photos: Path, tmp_path_factory: pytest.TempPathFactory, empty_database: Path, empty_prefect_database: Path
+) -> RunDirectory:
     """A codec that went through the whole DAG."""
     folder = tmp_path_factory.mktemp("codec")
+    with_databases(Root(folder / "root"), empty_database, empty_prefect_database)
     data = {"images": str(photos), "patch_size": 32, "workers": 1, "validation_fraction": 0.2, "test_fraction": 0.2}
     training = {"steps": 12, "batch_size": 4, "crop_size": 16, "processes": 1, "threads": 1, "precision": "float32"}
     tiny = {"name": "codec", "root": str(folder / "root"), "data": data, "model": MODEL, "training": training}
@@ -101,7 +103,8 @@ def test_a_wanted_rate_is_met_and_one_out_of_reach_is_told(trained: RunDirectory
     (row,) = json.loads(met.stdout)
     assert row["bits_per_pixel"] == (tmp_path / "o" / "large.cmill").stat().st_size * 8 / (300 * 280)
     assert row["bits_per_pixel"] == pytest.approx(2, rel=0.02)
-    missed = codecmill(trained, "compress", file, "-o", tmp_path / "o", "--target-bpp", "0.001")
+    words = ("compress", str(file), "-o", "o", "--target-bpp", "0.001")
+    missed = codecmill_here(*words, "--root", str(trained.root.path), cwd=tmp_path)
     assert missed.returncode == 0
     assert "0.001 bpp is out of this model's reach" in missed.stderr
 
@@ -126,27 +129,19 @@ def test_what_cannot_be_coded_is_named(trained: RunDirectory, tmp_path: Path, wo
     for name in ("a.png", "b/a.png"):
         picture(20, 20).save(tmp_path / name)
     (tmp_path / "foreign.cmill").write_bytes(CodedPicture(8, 8, 1500, "cd" * 32, b"").to_bytes())
-    failed = subprocess.run(
-        [sys.executable, "-m", "flows", *words, "--root", str(trained.root.path)],
-        cwd=tmp_path,
-        env=clean_environment() | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    failed = codecmill_here(*words, "--root", str(trained.root.path), cwd=tmp_path)
     assert failed.returncode == 2
     assert message in failed.stderr
     assert len(failed.stderr.strip().splitlines()) <= 2
     assert not list(tmp_path.glob("o/*"))
 
 
-def test_a_model_without_an_entropy_model_says_how_to_get_one(tiny: dict[str, Any], tmp_path: Path):
-    directory = begin(make(tiny, name="plain"))
-    train(directory)
+def test_a_model_without_an_entropy_model_says_how_to_get_one(tmp_path: Path):
+    root = Root(tmp_path / "root")
+    save(root.run("plain"), 12)
     picture(20, 20).save(tmp_path / "a.png")
-    failed = codecmill(
-        directory, "compress", tmp_path / "a.png", "-o", tmp_path / "o", "--quality", "9", "--model", "plain"
-    )
+    words = ("compress", "a.png", "-o", "o", "--quality", "9", "--model", "plain")
+    failed = codecmill_here(*words, "--root", str(root.path), cwd=tmp_path)
     assert failed.returncode == 2
     assert "codecmill run --model.entropy hyperprior" in failed.stderr
     assert not (tmp_path / "o").exists()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import PROJECT, codecmill
+from processes import PROJECT, codecmill, codecmill_here
 from test_checkpoints import save
 
 from flows.cli.choices import choices
@@ -30,9 +30,9 @@ from pipelines.weights import load_weights
 PICTURE = Path(__file__).parents[1] / "infra" / "report.jpg"
 
 
-def refused(*typed: str, cwd: Path, **environment: str) -> str:
+def refused(*typed: str, cwd: Path) -> str:
     """The message of a command that exits with 2."""
-    result = codecmill(*typed, cwd=cwd, **environment)
+    result = codecmill_here(*typed, cwd=cwd)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("codecmill: ")
@@ -95,7 +95,7 @@ def test_every_flag_is_explained_with_its_unit_bounds_and_default(columns: int, 
 
 def test_root_is_a_flag_of_every_command(tmp_path: Path):
     for command in COMMANDS:
-        assert "--root PATH" in codecmill(command, "--help", cwd=tmp_path).stdout
+        assert "--root PATH" in codecmill_here(command, "--help", cwd=tmp_path).stdout
 
 
 def test_each_field_can_be_given_as_a_flag():
@@ -365,7 +365,7 @@ def test_an_exported_run_is_read_back_strict(tmp_path: Path):
     run.write_config(RunConfig.model_validate({"name": "small", "root": str(tmp_path)}))
     model = Autoencoder(ModelConfig(channels=8, latent_channels=4), seed=5)
     save(run, 7, weights=model.state_dict())
-    done = codecmill("export", "small", "--format", "torch", "--root", str(tmp_path), cwd=tmp_path)
+    done = codecmill_here("export", "small", "--format", "torch", "--root", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Wrote step 7 of 'small', its newest, as no validated one can be used, to small-step_7.pt\n"
     other = Autoencoder(ModelConfig(channels=8, latent_channels=4), seed=6)
@@ -378,7 +378,7 @@ def test_export_takes_the_best_checkpoint_and_says_so(tmp_path: Path):
     run.write_config(RunConfig.model_validate({"name": "small", "root": str(tmp_path)}))
     for step, value in ((7, 1.0), (9, 2.0)):
         save(run, step, value=value, best={"step": 7.0, "psnr": 30.0})
-    done = codecmill("export", "small", "-o", "out.pt", "--root", str(tmp_path), cwd=tmp_path)
+    done = codecmill_here("export", "small", "-o", "out.pt", "--root", str(tmp_path), cwd=tmp_path)
     assert done.stdout == "Wrote step 7 of 'small', its best in validation, to out.pt\n", done.stderr
     weights = torch.load(tmp_path / "out.pt", weights_only=True)["encoder_state_dict"]["w"]
     assert torch.equal(weights, torch.full((3, 4), 1.0))

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from conftest import copy_prefect_database
 
 from pipelines.attendance import Entry, FlowRun
 from pipelines.run_directory import Root
@@ -47,8 +48,11 @@ async def _tasks_of_a_killed_flow() -> dict[str, str]:
     return dict(zip([str(state.name) for state in before], map(str, after), strict=True))
 
 
-def test_of_a_killed_flow_all_tasks_that_had_not_ended_are_crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+def test_of_a_killed_flow_all_tasks_that_had_not_ended_are_crashed(
+    tmp_path: Path, empty_prefect_database: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy_prefect_database(empty_prefect_database, tmp_path / "home")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     # Prefect reads its settings once, when it is imported.

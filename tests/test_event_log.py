@@ -2,15 +2,12 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make
-from processes import PROJECT, clean_environment
+from trainings import begin, train
 
 from pipelines.event_log import events
 from pipelines.progress import Progress, report
@@ -83,16 +80,12 @@ def test_a_full_disk_is_no_failure(run: RunDirectory, monkeypatch: pytest.Monkey
 
 
 def test_a_training_of_two_ranks_says_who_did_what_at_which_step(tiny: dict[str, Any]):
-    config = make(tiny, name="two", training={"processes": 2, "steps": 4, "checkpoint_interval": 2})
-    file = config.root / "config.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "flows", "train", "--config", os.fspath(file)]
-    done = subprocess.run(command, cwd=PROJECT, env=clean_environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    found = lines(Root(config.root).run("two"))
+    """What the flow says beside them is seen in test_pipeline."""
+    directory = begin(make(tiny, name="two", training={"processes": 2, "steps": 4, "checkpoint_interval": 2}))
+    train(directory)
+    found = lines(directory)
+    assert {each["run"] for each in found} == {"two"}
     started = {each["rank"] for each in found if each["message"].startswith("Starting at step 0")}
     assert started == {0, 1}
     saved = [(each["rank"], each["step"]) for each in found if each["message"].startswith("Saved")]
     assert saved == [(0, 2), (0, 4)]
-    assert (None, 4) in {(each["rank"], each["step"]) for each in found if each["stage"] == "training"}

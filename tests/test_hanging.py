@@ -113,18 +113,19 @@ def test_without_a_restart_the_failure_says_which_rank_hung(tiny: dict[str, Any]
 
 def test_a_rank_that_is_stopped_before_it_has_found_the_others_is_noticed(tiny: dict[str, Any]):
     directory = begin(make(tiny, training={"processes": 2, "steps": 100_000, "hang_timeout": 4}))
-    stopped: list[int] = []
+    stopped: list[float] = []
 
     def stop_one() -> None:
         wait_for(lambda: len(list(directory.logs.glob("*/heartbeat_*"))) == 2)
-        stopped.append(ranks_alive(directory)[-1])
-        os.kill(stopped[0], signal.SIGSTOP)
+        os.kill(ranks_alive(directory)[-1], signal.SIGSTOP)
+        stopped.append(time.monotonic())
 
     stopping = threading.Thread(target=stop_one)
     stopping.start()
     with directory.locked(wait=5) as lock, pytest.raises(RankFailure, match=HUNG + ".*") as caught:
         launch.train(directory, lock, on_line=print)
     stopping.join()
+    assert time.monotonic() - stopped[0] < 4 + 20, "the other, who hears no SIGTERM, was waited for"
     assert "after it began to warm up" in str(caught.value)
     assert not steps_done(directory)
     assert not ranks_alive(directory)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import make, picture
+from conftest import copy_prefect_database, make, picture
 from prefect import Task
 from processes import PROJECT, clean_environment, wait_for
 from trainings import (
@@ -102,7 +102,9 @@ def first(tiny: dict[str, Any]) -> RunConfig:
     return make(tiny, name="first")
 
 
-def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it(first: RunConfig, tmp_path: Path):
+def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it(
+    first: RunConfig, tmp_path: Path, empty_prefect_database: Path
+):
     done = command(first, tmp_path, "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 12
@@ -114,6 +116,10 @@ def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it
     evaluation = next(run.path.glob("evaluation/step_*/evaluation.json"))
     assert (evaluation.parent / "report.html").is_file()
     _check_mlflow(run, registered)
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    said = {(each["stage"], each["rank"]) for each in events}
+    assert said >= {("shards", None), ("training", None), ("training", 0), ("evaluation", None)}
+    assert ("training", None, 12) in {(each["stage"], each["rank"], each["step"]) for each in events}
 
     begun = time.monotonic()
     again = command(first, tmp_path, "run")
@@ -121,6 +127,7 @@ def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it
     assert "done already; nothing was started" in again.stderr
     assert time.monotonic() - begun < 15
 
+    copy_prefect_database(empty_prefect_database, tmp_path / "home")
     _check_from_python(first, tmp_path)
 
 

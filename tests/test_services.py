@@ -17,6 +17,7 @@ from processes import descendants, is_alive, wait_gone
 
 from flows.cli.services import Service
 from pipelines.errors import CodecmillError
+from pipelines.run_directory import Root
 
 SOURCES = str(Path(__file__).parents[1])
 
@@ -257,8 +258,8 @@ def test_ui_only_names_servers_that_the_environment_names(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sigterm_while_waiting_is_143(tmp_path: Path):
-    with pages(tmp_path / "root") as (process, _, below):
+def test_sigterm_while_waiting_is_143(used_root: Root):
+    with pages(used_root.path) as (process, _, below):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143
         assert wait_gone(below, 1) == set()

@@ -233,13 +233,13 @@ def at_work(directory: RunDirectory, meeting: str, slow: Path | None = None) -> 
 
 def test_two_hosts_train_the_bits_of_one(tiny: dict[str, Any], undisturbed: Undisturbed):
     """Without a store of its own: the host that is first serves it where the address is its own."""
-    two, meeting = begin(make(tiny, name="two", training={"virtual_ranks": 2, "nodes": 2})), free_address()
+    two, meeting = begin(make(tiny, name="two", training={"virtual_ranks": 4, "nodes": 2})), free_address()
     with at_work(two, meeting) as leader:
         wait_for(two.training_file.exists)
         with at_work(two, meeting) as helper:
             assert [process.wait(60) for process in (leader, helper)] == [0, 0]
     assert (rounds(two, 2), rounds(two, 1)) == ([0], [])
-    assert result(two) == undisturbed(make(tiny, training={"virtual_ranks": 2}))
+    assert result(two) == undisturbed(make(tiny, training={"virtual_ranks": 4}))
     recorded = checkpoints.latest(two)
     assert recorded is not None and recorded.manifest.config is not None
     assert recorded.manifest.config["training"]["processes"] == 2, "ranks that there were"

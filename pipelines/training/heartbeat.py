@@ -118,6 +118,11 @@ class Watch:
                 f"{sign.seconds:.0f} s, longer than training.hang_timeout, after it began {_what(sign)}. It was killed."
             )
             _signal(sign.process, signal.SIGKILL)
+        # Who warms up has nothing to save, and may wait for the others in libtorch, where no SIGTERM is heard: torchrun
+        # would give it 30 s.
+        for sign in signs:
+            if sign.doing == "warming up":
+                _signal(sign.process, signal.SIGKILL)
 
     def _is_silent(self, sign: Sign) -> bool:
         return sign.seconds > (self._warm_up if sign.doing == "warming up" else self._timeout)
