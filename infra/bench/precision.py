@@ -1,5 +1,5 @@
 """Whether half the digits cost anything: the loss that trainings reach in bf16, over float32's: `python -m
-infra.bench.precision`, some four minutes on two cores.
+infra.bench.precision`, some six minutes on two cores.
 
 The same samples in the same order from the same first weights, for some seeds. A single step's loss is that of its few
 samples, so the last ones are taken together.
