@@ -11,14 +11,11 @@ import tempfile
 from pathlib import Path
 
 from flows.cli.demo import find_photographs
+from infra.bench.programs.train import begun
 from pipelines.config import RunConfig
-from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
-from pipelines.durable_files import write_json
-from pipelines.run_directory import Root, RunDirectory
 from pipelines.training import launch
 from pipelines.training.journal import read
-from pipelines.training.machine import resolve
 
 SEEDS = (0, 1, 2)
 STEPS, LAST = 800, 200
@@ -45,9 +42,7 @@ def main() -> int:
 
 def _trained(root: Path, name: str, model: dict[str, str], seed: int, precision: str) -> dict[str, float]:
     """The mean loss of a training's last steps, and that of the validation split at its end."""
-    values = {
-        "name": name,
-        "root": str(root),
+    parameters = {
         "seed": seed,
         "data": {"images": str(root / "photographs.txt"), "patch_size": 128},
         "model": model,
@@ -60,19 +55,13 @@ def _trained(root: Path, name: str, model: dict[str, str], seed: int, precision:
             "checkpoint_interval": STEPS,
         },
     }
-    config = resolve(RunConfig.model_validate(values))
-    run = Root(root).run(name)
-    run.write_config(config)
-    _train(run, create_shards(config))
+    shard_set = create_shards(RunConfig.model_validate({"root": str(root), **parameters}))
+    run = begun(root, name, shard_set, parameters)
+    with run.locked() as lock:
+        launch.train(run, lock, on_line=lambda line: None)
     lines = list(read(run.journal))
     losses = [line["train/loss"] for line in lines if line["step"] > STEPS - LAST]
     return {"last steps": statistics.fmean(losses), "validation": lines[-1]["validation/loss"]}
-
-
-def _train(run: RunDirectory, shard_set: ShardSet) -> None:
-    write_json(run.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
-    with run.locked() as lock:
-        launch.train(run, lock, on_line=lambda line: None)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from infra.bench.programs.step import default_step
 from pipelines.config import RunConfig
-from pipelines.data.images import HALF
-from pipelines.model.build import build_model
-from pipelines.process_memory import keep_freed_memory
-from pipelines.training import optimization
 from pipelines.training.machine import compute_exactly
-from pipelines.training.step import TrainingStep
 
 WARM_UP, TIMED, PROFILED = 5, 20, 3
 """Steps."""
@@ -30,7 +25,6 @@ LISTED = 12
 
 def main(config: RunConfig, device: str) -> None:
     """Print it for each way to compute the step."""
-    keep_freed_memory()
     compute_exactly()
     for precision, compiled in (("float32", False), ("bf16", False), ("bf16", True)):
         update = {"precision": precision, "compile": compiled}
@@ -39,7 +33,7 @@ def main(config: RunConfig, device: str) -> None:
 
 
 def _show(name: str, config: RunConfig, device: torch.device) -> None:
-    step = _step(config, device)
+    step = default_step(config, device.type)
     for _ in range(WARM_UP):
         step()
     seconds = statistics.median(_timed(step, device) for _ in range(TIMED))
@@ -55,29 +49,6 @@ def _show(name: str, config: RunConfig, device: torch.device) -> None:
     print(f"{name}: {seconds * 1e3:.1f} ms a step, {images:.0f} images/s; the device is busy for {busy * 1e3:.1f} ms")
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     print(events.table(sort_by=key, row_limit=LISTED, max_name_column_width=60), flush=True)
-
-
-def _step(config: RunConfig, device: torch.device) -> Callable[[], None]:
-    """What a rank does in a step, without loader, other ranks and journal."""
-    training = config.training
-    layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    model = build_model(config.model, config.seed).to(memory_format=layout).to(device)  # type: ignore[call-overload]
-    module = TrainingStep(model, HALF, config.loss, training, device.type)
-    if training.compile is True:
-        module.compile(dynamic=False)
-    optimizer = optimization.build(model, training)
-    size, side = training.batch_size, training.crop_size
-    images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, device=device)
-    shape = model.noise_shape(size, side, side)
-    noise: Tensor | None = torch.rand(shape, device=device) - 0.5 if shape else None
-
-    def step() -> None:
-        module(images, None, noise).loss.mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

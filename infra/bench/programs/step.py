@@ -22,7 +22,7 @@ WARM_UP = 5
 def prepare(parameters: Parameters) -> Measure:
     """Parameters: `training`, as in a config; `plain`, for the loop that one would write by hand; `steps` a round."""
     config = RunConfig.model_validate({"name": "bench", "training": parameters["training"]})
-    do_step = _plain_step(config) if parameters["plain"] else _default_step(resolve(config))
+    do_step = _plain_step(config) if parameters["plain"] else default_step(resolve(config))
     for _ in range(WARM_UP):
         do_step()
 
@@ -35,27 +35,29 @@ def prepare(parameters: Parameters) -> Measure:
     return measure
 
 
-def _batch(config: RunConfig) -> torch.Tensor:
+def _batch(config: RunConfig, device: str = "cpu") -> torch.Tensor:
     side = config.training.crop_size
-    return torch.randint(0, 256, (config.training.batch_size, 3, side, side), dtype=torch.uint8)
+    return torch.randint(0, 256, (config.training.batch_size, 3, side, side), dtype=torch.uint8, device=device)
 
 
-def _default_step(config: RunConfig) -> Callable[[], None]:
+def default_step(config: RunConfig, device: str = "cpu") -> Callable[[], None]:
     """What the trainer does with the settings that `auto` stands for here; clipping is one of them."""
     keep_freed_memory()
     training = config.training
     if isinstance(training.threads, int):
         torch.set_num_threads(training.threads)
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
-    model = build_model(config.model).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    module = TrainingStep(model, HALF, config.loss, training, "cpu")
+    model = build_model(config.model).to(memory_format=layout).to(device)  # pyright: ignore[reportCallIssue]
+    module = TrainingStep(model, HALF, config.loss, training, device)
     if training.compile is True:
         module.compile(dynamic=False)
     optimizer = optimization.build(model, training)
-    images = _batch(config)
+    images = _batch(config, device)
+    shape = model.noise_shape(training.batch_size, training.crop_size, training.crop_size)
+    noise = torch.rand(shape, device=device) - 0.5 if shape else None
 
     def step() -> None:
-        module(images, None, None).loss.mean().backward()
+        module(images, None, noise).loss.mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()

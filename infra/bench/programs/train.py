@@ -43,9 +43,11 @@ def prepare(parameters: Parameters) -> Measure:
 
 
 def begun(folder: Path, name: str, shard_set: ShardSet, parameters: Parameters) -> RunDirectory:
-    """A run that is ready to train, with the `data`, `training` and, if any, `model` of the parameters."""
+    """A run that is ready to train, with the `data`, `training` and, if any, `model` and `seed` of the parameters."""
     run = Root(folder).run(name)
-    sections = {section: parameters[section] for section in ("data", "training", "model") if section in parameters}
+    sections = {
+        section: parameters[section] for section in ("data", "training", "model", "seed") if section in parameters
+    }
     values = {"name": name, "root": str(folder), **sections}
     run.write_config(resolve(RunConfig.model_validate(values)))
     write_json(run.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
