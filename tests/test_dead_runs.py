@@ -303,12 +303,28 @@ def test_the_command_killed_while_it_writes_shards_goes_on_and_ends_with_the_sam
     cutting.check()
 
 
+def frozen_at_work(root: Path, pool: list[int]) -> bool:
+    """Stop the pool at a moment in which Prefect knows of a task that it is at; what it never heard of has no record."""
+    for process in pool:
+        os.kill(process, signal.SIGSTOP)
+    time.sleep(1)  # for what is on its way to the server
+    if "Running" in {state for _, state in prefect_states(root, "task_run")}:
+        return True
+    for process in pool:
+        os.kill(process, signal.SIGCONT)
+    time.sleep(0.1)
+    return False
+
+
 def test_a_pool_process_killed_while_it_encodes_is_replaced_and_the_bytes_are_the_same(
     cutting: Cutting, start: Callable[..., Command]
 ):
     root = cutting.config.root
     command, pool = cutting.begin(start)
+    wait_for(lambda: frozen_at_work(root, pool), 60)
     os.kill(pool[0], signal.SIGKILL)
+    os.kill(pool[1], signal.SIGTERM)  # as the broken pool does; frozen, it would not hear of it
+    os.kill(pool[1], signal.SIGCONT)
     finish(command)
     said = command.log.read_text()
     assert "A process that encodes images was killed; the rest goes on in new ones." in said
