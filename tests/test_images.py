@@ -387,6 +387,8 @@ def test_normalising_is_torchvisions_and_denormalising_undoes_it(normalization: 
     y = normalization.normalize(x)
     torch.testing.assert_close(y, F.normalize(x, list(normalization.mean), list(normalization.std)), rtol=0, atol=1e-14)
     torch.testing.assert_close(normalization.denormalize(y), x, rtol=0, atol=1e-14)
+    assert normalization.normalize_(x) is x
+    assert torch.equal(x, y)
 
 
 def test_the_normalisation_in_use_is_the_chosen_one():

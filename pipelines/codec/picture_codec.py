@@ -63,7 +63,7 @@ class PictureCodec:
         """
 
         def analyse(levels: Tensor) -> Tensor:
-            x = self.normalization.normalize(to_unit(levels.to(self.model.gain.device), torch.float32))
+            x = self.normalization.normalize_(to_unit(levels.to(self.model.gain.device), torch.float32))
             return self.model.analyse(x, step).cpu()
 
         windows = _windows(self.latents_of(image.height, image.width), self.model.encoder.network.reach)

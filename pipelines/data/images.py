@@ -128,6 +128,10 @@ class Normalization:
         """(N, 3, H, W) on 0 to 1 becomes (x - mean) / std."""
         return (x - self._channels(self.mean, x)).div_(self._channels(self.std, x))
 
+    def normalize_(self, x: "Tensor") -> "Tensor":
+        """The same in place, for pictures that nobody needs as they were."""
+        return x.sub_(self._channels(self.mean, x)).div_(self._channels(self.std, x))
+
     def denormalize(self, y: "Tensor") -> "Tensor":
         """(N, 3, H, W) normalised becomes y * std + mean: `normalize` undone."""
         return (y * self._channels(self.std, y)).add_(self._channels(self.mean, y))

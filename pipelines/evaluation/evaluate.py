@@ -133,7 +133,7 @@ def reconstruct(model: Model, normalization: Normalization, image: Image.Image, 
     weight = next(model.parameters())
 
     def through_model(levels: Tensor) -> Tensor:
-        x = normalization.normalize(to_unit(levels.to(weight.device), weight.dtype))
+        x = normalization.normalize_(to_unit(levels.to(weight.device), weight.dtype))
         y = normalization.denormalize(model(x).image)
         if not y.isfinite().all():
             raise CodecmillError(

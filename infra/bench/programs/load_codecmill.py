@@ -40,7 +40,7 @@ def _levels(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
 
 def _normalized(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
     for batch in batches:
-        yield HALF.normalize(to_unit(batch.images, torch.float32))
+        yield HALF.normalize_(to_unit(batch.images, torch.float32))
 
 
 if __name__ == "__main__":
