@@ -304,7 +304,7 @@ def test_the_command_killed_while_it_writes_shards_goes_on_and_ends_with_the_sam
 
 
 def frozen_at_work(root: Path, pool: list[int]) -> bool:
-    """Stop the pool at a moment in which Prefect knows of a task that it is at: what it never heard of has no record."""
+    """Stop the pool at a moment in which Prefect knows of a task that it is at; of others there is no record."""
     for process in pool:
         os.kill(process, signal.SIGSTOP)
     time.sleep(1)  # for what is on its way to the server
