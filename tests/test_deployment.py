@@ -15,13 +15,14 @@ from typing import Any
 import httpx
 import pytest
 from conftest import make
-from processes import PROJECT, wait_for
+from processes import PROJECT, is_alive, wait_for
 from trainings import directory_of, ranks_alive, steps_done
 
 from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_prefect
+from pipelines.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -71,12 +72,6 @@ class Services:
     def wait_for_state(self, flow_run: str, *names: str, seconds: float = 240) -> None:
         wait_for(lambda: self.state(flow_run) in names, seconds)
 
-    def replace_worker(self) -> None:
-        """Kill the worker alone, as for want of memory; returns with another."""
-        self.worker.kill()
-        self.worker.wait()
-        self.worker = start_worker(self.start)
-
     def logs(self, flow_run: str) -> str:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200}
         found = ask(self.api, "POST", "logs/filter", body)
@@ -84,7 +79,7 @@ class Services:
 
 
 def start_worker(start: Callable[..., "subprocess.Popen[bytes]"]) -> "subprocess.Popen[bytes]":
-    return start("worker", "start", "--pool", "codecmill", "--name", "test")
+    return start("infra.services.worker", "--pool", "codecmill", "--name", "test")
 
 
 def answers(url: str) -> Callable[[], bool]:
@@ -114,7 +109,7 @@ def running_services(home: Path) -> Iterator[Services]:
 
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         log = (home / f"{arguments[0]}.log").open("ab")
-        command = [*PREFECT, *arguments]
+        command = [sys.executable, "-m", *arguments]
         started.append(
             subprocess.Popen(
                 command, cwd=PROJECT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -124,7 +119,7 @@ def running_services(home: Path) -> Iterator[Services]:
         return started[-1]
 
     try:
-        start("server", "start", "--host", "127.0.0.1", "--port", str(port))
+        start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
         wait_for(answers(f"{api}/health"), 180)
         for arguments in (["work-pool", "create", "codecmill", "--type", "process"], ["deploy", "--all"]):
             done = subprocess.run(
@@ -160,6 +155,10 @@ def flow_process(flow_run: str) -> int:
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
     raise AssertionError("no process runs this flow")
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def long(tiny: dict[str, Any], name: str) -> RunConfig:
@@ -256,15 +255,28 @@ def test_a_flow_ends_with_its_killed_worker_saved_and_another_worker_goes_on_wit
     flow_run = services.run("training/training", config)
     run = directory_of(config)
     wait_for(lambda: steps_done(run) >= 20, 180)
-    flow = Path(f"/proc/{flow_process(flow_run)}")
-    services.replace_worker()
-    wait_for(lambda: not (flow / "exe").exists() and not ranks_alive(run), 30)
+    flow = flow_process(flow_run)
+    os.kill(parent(flow), signal.SIGKILL)  # Prefect's own worker, below ours
+    is_saved(services, flow_run, flow, run, signal.SIGKILL)
+    saved = checkpoints.latest(run)
+    assert saved is not None
+    services.retry(flow_run)
+    output = run.logs / "attempt_02" / "output.log"
+    wait_for(lambda: output.is_file() and f"Resuming at step {saved.step}" in output.read_text(), 180)
+    # The second time the worker is asked to end, as a container is.
+    flow = flow_process(flow_run)
+    services.worker.terminate()
+    is_saved(services, flow_run, flow, run, signal.SIGTERM)
+    services.set_state(flow_run, "CANCELLING", "Cancelling")
+
+
+def is_saved(services: Services, flow_run: str, flow: int, run: RunDirectory, by: signal.Signals) -> None:
+    """The worker, which a signal ends, is not gone before its flow has ended, saved; there is another one then."""
+    assert services.worker.wait(60) == 128 + by, "who looks after it is to start it again"
+    assert not is_alive(flow)
+    assert not ranks_alive(run)
     services.wait_for_state(flow_run, "Crashed", seconds=30)
     saved = checkpoints.latest(run)
     assert saved is not None
     assert saved.step == steps_done(run), "nothing is to be done again"
-    services.retry(flow_run)
-    output = run.logs / "attempt_02" / "output.log"
-    wait_for(lambda: output.is_file() and f"Resuming at step {saved.step}" in output.read_text(), 180)
-    services.set_state(flow_run, "CANCELLING", "Cancelling")
-    services.wait_for_state(flow_run, "Cancelled", seconds=90)
+    services.worker = start_worker(services.start)

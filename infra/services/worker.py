@@ -1,44 +1,85 @@
-"""Prefect's worker as a service: its flow runs save, and say how they ended, while the servers are there to hear it."""
+"""Prefect's worker, whose flow runs save and say how they ended when it is to end, or dies.
+
+`python -m infra.services.worker --pool NAME ...` is `prefect worker start --pool NAME ...`, to be ended by SIGTERM or
+Ctrl-C: it waits for the flow runs. It is for containers, which end with their first process, and for workers of your
+own; `make services` does the same with its `Worker`.
+
+The worker is killed, not asked: asked to end, Prefect's worker kills its flow runs at once, and says nothing of that to
+the server. Bereft of it they save, report a crash, and end (tasks/worker_lifetime.py).
+"""
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from flows.cli.services import Service
 from infra.services.supervision import say
+from pipelines.process_lifetime import die_with_parent, parent_environment
 
 GRACE_SECONDS = 30.0
 """How long flow runs may take to end: as long as Prefect gives those that it cancels."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+"""Of linux/prctl.h: what the children of this process leave behind become its own children, not those of process 1."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run Prefect's worker until it ends or a signal comes; returns once its flow runs have ended, too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    os.environ.update(parent_environment())
+    command = [sys.executable, "-m", "prefect", "worker", "start", *arguments]
+    # A session of its own, so that Ctrl-C comes here alone. Should this process be killed, the worker goes with it.
+    worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    try:
+        return _wait(worker)
+    finally:
+        worker.kill()
+        worker.wait()
+        _let_save(_children(os.getpid()))
+
+
+def _wait(worker: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child, 128 + N where signal N has ended it; others that end meanwhile leave no entry."""
+    while worker.returncode is None:
+        ended, status = os.waitpid(-1, 0)
+        if ended == worker.pid:
+            worker.returncode = os.waitstatus_to_exitcode(status)
+    return worker.returncode if worker.returncode >= 0 else 128 - worker.returncode
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 class Worker(Service):
     """A process worker, which starts a process for each flow run."""
 
     def close(self) -> None:
-        """End the worker and its flow runs, which save what they have reached first.
-
-        It is killed, not asked: asked to end, Prefect's worker kills its flow runs at once, and says nothing of that to
-        the server. Bereft of it they save, report a crash, and end (tasks/worker_lifetime.py).
-        """
+        """End the worker and its flow runs, which save what they have reached first."""
         flow_runs = _children(self._group)
         if self._group is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._group, signal.SIGKILL)
         try:
-            if flow_runs:
-                say(f"flow runs under way, which save within {GRACE_SECONDS:.0f} s: {len(flow_runs)}")
-                _wait(flow_runs)
+            _let_save(flow_runs)
         finally:
-            for each in flow_runs:
-                os.close(each)
             super().close()
 
 
 def _children(worker: int | None) -> list[int]:
-    """A descriptor of each process that the worker has started and that is there still."""
+    """A descriptor of each process that one has started and that is there still."""
     numbers: list[str] = []
     for thread in Path(f"/proc/{worker}/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -50,11 +91,21 @@ def _children(worker: int | None) -> list[int]:
     return found
 
 
-def _wait(processes: list[int]) -> None:
+def _let_save(flow_runs: list[int]) -> None:
     """Return when they have ended; kill those that are there after `GRACE_SECONDS`."""
-    left, deadline = set(processes), time.monotonic() + GRACE_SECONDS
-    while left and (seconds := deadline - time.monotonic()) > 0:
-        left -= set(select.select(list(left), [], [], seconds)[0])  # readable is one that has ended
-    for each in left:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(each, signal.SIGKILL)
+    if flow_runs:
+        say(f"flow runs under way, which save within {GRACE_SECONDS:.0f} s: {len(flow_runs)}")
+    left, deadline = set(flow_runs), time.monotonic() + GRACE_SECONDS
+    try:
+        while left and (seconds := deadline - time.monotonic()) > 0:
+            left -= set(select.select(list(left), [], [], seconds)[0])  # readable is one that has ended
+        for each in left:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each, signal.SIGKILL)
+    finally:
+        for each in flow_runs:
+            os.close(each)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
