@@ -32,6 +32,7 @@ def test_disturbed_rounds_are_said_to_be_so():
     assert (quiet.disturbance, loud.disturbance) == (0.05, 0.4)
     assert "1 more" in rounds.Rounds([quiet], [loud.disturbance]).remark
     assert "**1 of those that count were disturbed" in rounds.Rounds([quiet, loud]).remark
+    assert "took up to 2.5 times its shortest" in rounds.Rounds([quiet], [], [0.02, 0.05, 0.03]).remark
 
 
 def test_a_figure_that_fell_is_named_with_what_was_expected():

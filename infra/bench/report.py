@@ -77,6 +77,7 @@ def _rounds(rounds: Rounds) -> dict[str, Any]:
     return {
         "others": [round(each.disturbance, 4) for each in rounds.kept],
         "others_in_those_left_out": [round(share, 4) for share in rounds.left_out],
+        "loop_seconds": [round(seconds, 4) for seconds in rounds.loops],
         "measurements": {
             name: [asdict(measurement) for measurement in rounds.of(name)] for name in rounds.kept[0].by_name
         },

@@ -1,5 +1,6 @@
 """Rounds: all contenders of a group one after another, again and again; those that others disturbed are done again."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from infra.bench.contender import Contender, Measurement, Program
 
 MOST_DISTURBED = 0.10
 """Share of the machine's CPU that others may take in a round."""
+LOOP = 2_000_000
+"""Numbers that are added to see how fast the machine is: some 20 to 50 ms."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class Rounds:
 
     Attributes:
         left_out: disturbances of those that were done again.
+        loops: seconds of one and the same loop, before each measurement.
     """
 
     kept: Sequence[Round]
     left_out: Sequence[float] = field(default_factory=list)
+    loops: Sequence[float] = field(default_factory=list)
 
     def of(self, name: str) -> list[Measurement]:
         return [each.by_name[name] for each in self.kept]
@@ -56,6 +61,9 @@ class Rounds:
         disturbed = sum(each.disturbance > MOST_DISTURBED for each in self.kept)
         if disturbed:
             text += f". **{disturbed} of those that count were disturbed by more than {MOST_DISTURBED:.0%}**"
+        if self.loops:
+            most = max(self.loops) / min(self.loops)
+            text += f". One and the same loop, timed before each, took up to {most:.2g} times its shortest"
         return text + "."
 
 
@@ -83,17 +91,26 @@ def measured(title: str, programs: Sequence[Program], rounds: int, repeats: int,
         folder: for the contenders' logs.
     """
     done: list[Round] = []
+    loops: list[float] = []
     print(f"{title}: preparing {len(programs)} contender(s)", flush=True)
     with started(programs, folder) as contenders:
         while len(done) < rounds + repeats and sum(each.disturbance <= MOST_DISTURBED for each in done) < rounds:
             order = contenders if len(done) % 2 == 0 else contenders[::-1]
             found: dict[str, Measurement] = {}
             for contender in order:
+                loops.append(_loop_seconds())
                 found[contender.program.name] = contender.measure(len(done))
                 _tell(title, len(done) + 1, contender.program.name, found[contender.program.name])
             done.append(Round({program.name: found[program.name] for program in programs}))
     best = sorted(done, key=lambda each: each.disturbance)
-    return Rounds(best[:rounds], [each.disturbance for each in best[rounds:]])
+    return Rounds(best[:rounds], [each.disturbance for each in best[rounds:]], loops)
+
+
+def _loop_seconds() -> float:
+    """How long a fixed piece of work takes just now: what other guests of the host take shows in nothing else."""
+    began = time.perf_counter()
+    sum(range(LOOP))
+    return time.perf_counter() - began
 
 
 def _tell(title: str, number: int, name: str, found: Measurement) -> None:

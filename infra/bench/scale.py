@@ -13,7 +13,9 @@ class Scale:
         copies: how often each patch is stored for the peers, so that a round ends before their epoch does.
         loaded: patches in a round of the loading.
         stepped: steps in a round of the bare steps.
-        trained: steps of a training.
+        trained: steps of a training that count.
+        settled: steps before those, where whole trainings are compared with the bare step, which is warm; after 16, all
+            patches of a small set have come once, and the first hundred of a process were seen to take 5 % longer.
         rounds: that count.
         trainings, dags: rounds of whole trainings and of whole small runs, which take longer.
         repeats: rounds of a group that may be done again where others disturb.
@@ -29,6 +31,7 @@ class Scale:
     loaded: int
     stepped: int
     trained: int
+    settled: int
     rounds: int
     trainings: int
     dags: int
@@ -46,6 +49,7 @@ FULL = Scale(
     loaded=4800,
     stepped=20,
     trained=60,
+    settled=100,
     rounds=5,
     trainings=3,
     dags=2,
@@ -62,6 +66,7 @@ QUICK = Scale(
     loaded=1280,
     stepped=8,
     trained=24,
+    settled=16,
     rounds=3,
     trainings=1,
     dags=1,
@@ -78,6 +83,7 @@ TINY = Scale(
     loaded=320,
     stepped=2,
     trained=16,
+    settled=16,
     rounds=1,
     trainings=1,
     dags=1,

@@ -11,8 +11,8 @@ from pipelines.config import RunConfig
 from pipelines.training.machine import has_compiler, resolve
 
 BATCH, CROP = 32, 128
-SKIPPED, SKIPPED_BY_RANKS = 16, 5
-"""First steps of a training that are not counted; after 16, all patches of a small set have come once."""
+SKIPPED_BY_RANKS = 5
+"""First steps of each of several trainings, or ranks, that are not counted."""
 
 IMAGES = Column("images/s", images_per_second)
 CPU = Column("CPU ms/image", lambda each: None if "images_per_second" in each.more else each.cpu_milliseconds)
@@ -55,7 +55,8 @@ def _step(place: Workplace, name: str, plain: bool, **training: Any) -> Program:
 
 
 PIPELINE_TEXT = """Whole trainings by torchrun, with loading, journal, checks and checkpoints at the default
-interval, on all cores. Attainable is 1 / (1 / bare step + the loader's CPU seconds an image / cores)."""
+interval, on all cores, after their first {settled} steps. Attainable is 1 / (1 / bare step + the loader's CPU
+seconds an image / cores)."""
 
 
 def measure_pipeline(place: Workplace, stored: Stored) -> Group:
@@ -69,7 +70,7 @@ def measure_pipeline(place: Workplace, stored: Stored) -> Group:
         _training(place, stored, CACHED, data=cache),
     ]
     rounds = place.measured("pipeline", programs, place.scale.trainings)
-    group = Group("The pipeline", PIPELINE_TEXT)
+    group = Group("The pipeline", PIPELINE_TEXT.format(settled=place.scale.settled))
     group.add(rounds, [IMAGES, CPU, WAIT, STALL, MEMORY])
     group.figure("pipeline_over_attainable", _over_attainable(rounds, place.cores))
     group.figure("pipeline_over_bare_step_cached", rounds.ratios(CACHED, BARE, images_per_second))
@@ -124,7 +125,7 @@ def _training(
 ) -> Program:
     """A program that trains; by default one rank, one thread where there are several trainings or ranks."""
     fills_cache = name in (WHOLE, CACHED)
-    skipped = SKIPPED if fills_cache else SKIPPED_BY_RANKS
+    skipped = place.scale.settled if fills_cache else SKIPPED_BY_RANKS
     chosen: dict[str, Any] = {
         "steps": skipped + place.scale.trained,
         "batch_size": BATCH,
