@@ -18,7 +18,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 test-full: .venv/ready
-	$(BIN)/python -m pytest -m full --durations=30
+	$(BIN)/python -m pytest -m full --numprocesses 2 --dist loadfile --durations=30
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
