@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 PARENT_VARIABLE = "CODECMILL_PARENT_PID"
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+"""Of linux/prctl.h."""
 
 
 def die_with_parent() -> None:
@@ -17,13 +18,21 @@ def die_with_parent() -> None:
     died before this call is noticed too, where `PARENT_VARIABLE` names it or multiprocessing knows it: a process of a
     pool may have imported for seconds before it gets here.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = os.environ.pop(PARENT_VARIABLE, None)  # it is not the parent of this process's children
     pools = multiprocessing.parent_process()
     if (parent is not None and os.getppid() != int(parent)) or (pools is not None and not pools.is_alive()):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Have what the children of this process leave behind become its own children, not those of process 1 (Linux)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def parent_environment() -> dict[str, str]:

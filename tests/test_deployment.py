@@ -258,16 +258,23 @@ def test_a_flow_ends_with_its_killed_worker_saved_and_another_worker_goes_on_wit
     flow = flow_process(flow_run)
     os.kill(parent(flow), signal.SIGKILL)  # Prefect's own worker, below ours
     is_saved(services, flow_run, flow, run, signal.SIGKILL)
-    saved = checkpoints.latest(run)
-    assert saved is not None
-    services.retry(flow_run)
-    output = run.logs / "attempt_02" / "output.log"
-    wait_for(lambda: output.is_file() and f"Resuming at step {saved.step}" in output.read_text(), 180)
+    goes_on(services, flow_run, run, attempt=2)
     # The second time the worker is asked to end, as a container is.
     flow = flow_process(flow_run)
     services.worker.terminate()
     is_saved(services, flow_run, flow, run, signal.SIGTERM)
+    goes_on(services, flow_run, run, attempt=3)
     services.set_state(flow_run, "CANCELLING", "Cancelling")
+    services.wait_for_state(flow_run, "Cancelled", seconds=90)
+
+
+def goes_on(services: Services, flow_run: str, run: RunDirectory, attempt: int) -> None:
+    """A retry resumes at the step that was saved."""
+    saved = checkpoints.latest(run)
+    assert saved is not None
+    services.retry(flow_run)
+    output = run.logs / f"attempt_{attempt:02d}" / "output.log"
+    wait_for(lambda: output.is_file() and f"Resuming at step {saved.step}" in output.read_text(), 180)
 
 
 def is_saved(services: Services, flow_run: str, flow: int, run: RunDirectory, by: signal.Signals) -> None:

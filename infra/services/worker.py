@@ -9,7 +9,6 @@ the server. Bereft of it they save, report a crash, and end (tasks/worker_lifeti
 """
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -23,21 +22,17 @@ from typing import NoReturn
 
 from flows.cli.services import Service
 from infra.services.supervision import say
-from pipelines.process_lifetime import die_with_parent, parent_environment
+from pipelines.process_lifetime import adopt_orphans, die_with_parent, parent_environment
 
 GRACE_SECONDS = 30.0
 """How long flow runs may take to end: as long as Prefect gives those that it cancels."""
-
-_PR_SET_CHILD_SUBREAPER = 36
-"""Of linux/prctl.h: what the children of this process leave behind become its own children, not those of process 1."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run Prefect's worker until it ends or a signal comes; returns once its flow runs have ended, too."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    adopt_orphans()
     os.environ.update(parent_environment())
     command = [sys.executable, "-m", "prefect", "worker", "start", *arguments]
     # A session of its own, so that Ctrl-C comes here alone. Should this process be killed, the worker goes with it.
