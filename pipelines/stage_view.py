@@ -22,13 +22,15 @@ class StageView:
     latest: Progress
     started: float
     ended: float | None = None
+    origin: int = 0
+    """How much was done when it began to count; of a resumed stage not 0."""
     marks: deque[tuple[float, int]] = field(default_factory=deque)
-    """When how much was done, over the last minute; of a resumed stage the first is not at 0."""
+    """When how much was done, over the last minute."""
 
     @classmethod
     def begun(cls, progress: Progress) -> "StageView":
         now = time.monotonic()
-        view = cls(progress, now)
+        view = cls(progress, now, origin=progress.done)
         view.marks.append((now, progress.done))
         view._see_end(progress, now)
         return view
@@ -36,9 +38,11 @@ class StageView:
     def hear(self, progress: Progress) -> None:
         """Take in a further report."""
         now = time.monotonic()
-        begins_anew = progress.unit != self.latest.unit or progress.done < self.latest.done
-        # The pace counts from the last report without any progress, not from the preparations before it.
-        if begins_anew or progress.done == self.marks[0][1]:
+        if progress.unit != self.latest.unit or progress.done < self.latest.done:
+            self.origin = progress.done
+            self.marks.clear()
+        # The pace counts from the first progress: what comes before it are preparations, too.
+        elif self.marks[0][1] == self.origin:
             self.marks.clear()
         self.latest = progress
         self.marks.append((now, progress.done))
