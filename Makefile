@@ -3,6 +3,9 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
+# Half of the tests' time is waiting. A file at a time in each: its tests share what is costly to make.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock
 
 .PHONY: demo services test test-full check bench bench-quick chaos chaos-points photos lock clean
@@ -15,17 +18,17 @@ services: .venv/ready
 	$(BIN)/python -m infra.services.run
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-full: .venv/ready
-	$(BIN)/python -m pytest -m full --numprocesses 2 --dist loadfile --durations=30
+	$(PYTEST) -m full --durations=30
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Beside webdataset, MosaicML streaming, litdata, torchvision and a plain step, interleaved: some 25 minutes, after an
 # environment for the peers is set up once (6 GB). Report, figures and plots: codecmill-data/bench/latest.md and beside it.

@@ -149,7 +149,9 @@ FILES = [
 def test_one_changed_byte_in_any_file_is_named_and_so_is_its_absence(run: RunDirectory, pattern: str):
     (file,) = run.root.path.glob(pattern) if "*" in pattern else [(run.root.path / pattern).resolve()]
     whole = file.read_bytes()
-    for place in (0, 1, len(whole) // 3, len(whole) // 2, -2, -1):
+    # A root may be moved: that the set lies elsewhere than it is said to is a note.
+    vital = whole.index(b'"path"') if file.name == "shard_set.json" else len(whole)
+    for place in (0, 1, vital // 3, vital // 2, -2, -1):
         with changed(file, with_a_flip(whole, place)):
             result = verified(run, with_sources=True)
         assert {problem.file for problem in result.problems} == {file}, place
