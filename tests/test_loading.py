@@ -1,5 +1,6 @@
 """Batches: the same whatever the threads, complete whatever the ranks, and errors that arrive."""
 
+import os
 import threading
 import time
 from collections import Counter
@@ -14,9 +15,10 @@ from conftest import make, picture
 from PIL import Image
 
 from pipelines.config import RunConfig
+from pipelines.data.batch_making import Batch
 from pipelines.data.decoded_patches import DecodedPatches
 from pipelines.data.images import decode_png, to_tensor
-from pipelines.data.loading import Batch, blank_batch, training_batches, validation_batches
+from pipelines.data.loading import blank_batch, training_batches, validation_batches
 from pipelines.data.order import SampleOrder
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_format import Split
@@ -25,16 +27,22 @@ from pipelines.data.shards import create_shards
 from pipelines.data.transforms import draw
 from pipelines.errors import CodecmillError
 
+ALL_CORES = max(2, len(os.sched_getaffinity(0)))
+WAYS = {"beside steps": 1, "between steps": ALL_CORES}
+"""A step with one thread has batches decoded beside it, one that takes all cores has them decoded between two steps."""
 
-@pytest.fixture(scope="module")
-def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, RunConfig]:
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=list(WAYS))
+def made(
+    request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ShardSet, RunConfig]:
     """A shard set of which every image has a mask: its own red channel."""
     folder = tmp_path_factory.mktemp("loading")
     (folder / "masks").mkdir()
     for photo in sorted(photos.iterdir()):
         Image.open(photo).getchannel("R").save(folder / "masks" / photo.name)
     data = {"images": str(photos), "masks": str(folder / "masks"), "patch_size": 32, "workers": 1}
-    training = {"batch_size": 6, "crop_size": 16}
+    training = {"batch_size": 6, "crop_size": 16, "threads": request.param, "device": "cpu"}
     config = RunConfig.model_validate({"root": folder / "root", "data": data, "training": training})
     return create_shards(config), config
 
@@ -233,23 +241,51 @@ def test_no_thread_stays_behind(made: tuple[ShardSet, RunConfig]):
     assert not loading_threads()
 
 
-def test_no_more_is_decoded_ahead_than_a_few_batches(made: tuple[ShardSet, RunConfig]):
+def test_a_few_batches_are_read_ahead_and_decoded_only_where_a_step_leaves_cores(made: tuple[ShardSet, RunConfig]):
     shard_set, config = made
+    stored: list[int] = []
     read: list[int] = []
 
     class Counted(ShardSet):
-        def read(self, split, shard, index):  # pyright: ignore[reportIncompatibleMethodOverride]
+        def stored(self, split: Split, shard: int, index: int) -> bytes:
+            stored.append(index)
+            return super().stored(split, shard, index)
+
+        def read(self, split: Split, shard: int, index: int, stored: bytes | None = None) -> Sample:
             read.append(index)
-            return super().read(split, shard, index)
+            return super().read(split, shard, index, stored)
 
     with training_batches(Counted(shard_set.path, shard_set.manifest), config, 1, 0, 1) as batches:
-        next(batches)
+        batch = next(batches)
         time.sleep(0.3)
-        assert len(read) == 6 * 4
+    if config.training.threads == 1:
+        assert (len(read), len(stored), batch.decoding) == (6 * 4, 0, 0)
+    else:
+        assert (len(read), len(stored)) == (6, 6 * 4)
+        assert batch.decoding > 0
 
 
-def test_a_damaged_sample_reaches_the_caller_at_its_batch(tmp_path: Path, photos: Path, tiny: dict[str, Any]):
-    config = make(tiny)
+def test_what_was_read_ahead_needs_no_disk(tmp_path: Path, photos: Path, tiny: dict[str, Any]):
+    """Decoding between two steps does not wait for one: it would keep the whole step waiting."""
+    config = make(tiny, training={"threads": ALL_CORES, "device": "cpu"})
+    shard_set = create_shards(config)
+    whole = taken((shard_set, config), 4)
+    with training_batches(ShardSet.open(shard_set.path), config, 1, 0, 1) as batches:
+        first = next(batches)
+        time.sleep(0.3)
+        for row in shard_set.rows("train"):
+            os.truncate(shard_set.path / row.tar, 0)
+        then = [first, *islice(batches, 3)]
+        with pytest.raises(CodecmillError, match=r"Sample \d+ of .*tar is damaged"):
+            next(batches)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, then, strict=True))
+
+
+@pytest.mark.parametrize("threads", WAYS.values(), ids=list(WAYS))
+def test_a_damaged_sample_reaches_the_caller_at_its_batch(
+    tmp_path: Path, photos: Path, tiny: dict[str, Any], threads: int
+):
+    config = make(tiny, training={"threads": threads, "device": "cpu"})
     shard_set = create_shards(config)
     order = SampleOrder(shard_set.counts("train"), config.seed, config.data.shuffle_window)
     place = order.locate(9)  # of the third batch of four
@@ -273,9 +309,9 @@ def test_patches_kept_in_memory_are_decoded_once_and_change_nothing(made: tuple[
     reads: list[tuple[int, int]] = []
 
     class Counting(ShardSet):
-        def read(self, split: Split, shard: int, index: int) -> Sample:
+        def read(self, split: Split, shard: int, index: int, stored: bytes | None = None) -> Sample:
             reads.append((shard, index))
-            return super().read(split, shard, index)
+            return super().read(split, shard, index, stored)
 
     plain = taken(made, steps)
     for kept in (5, count):

@@ -110,7 +110,7 @@ def result(directory: RunDirectory) -> dict[str, str]:
         name: hashlib.sha256((last.path / name).read_bytes()).hexdigest()
         for name in (checkpoint_format.WEIGHTS, checkpoint_format.STATE_TENSORS, checkpoint_format.STATE_SCALARS)
     }
-    timings = {"time", "train/images_per_second", "train/data_wait_fraction"}
+    timings = {"time", "train/images_per_second", "train/data_wait_fraction", "train/decoding_fraction"}
     lines = [
         {k: v for k, v in line.items() if k not in timings and not k.startswith("system/")}
         for line in read(directory.journal)

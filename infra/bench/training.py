@@ -17,6 +17,7 @@ SKIPPED_BY_RANKS = 5
 IMAGES = Column("images/s", images_per_second)
 CPU = Column("CPU ms/image", lambda each: None if "images_per_second" in each.more else each.cpu_milliseconds)
 WAIT = Column("wait for data, % of the step", lambda each: _percent(each, "data_wait"))
+DECODING = Column("decoding between steps, %", lambda each: _percent(each, "decoding"))
 STALL = Column("checkpoints, % of the time", lambda each: _percent(each, "checkpoint_stall"))
 
 STEP, PLAIN, COMPILED = "default settings", "plain float32, eager", "default settings, compiled"
@@ -71,7 +72,7 @@ def measure_pipeline(place: Workplace, stored: Stored) -> Group:
     ]
     rounds = place.measured("pipeline", programs, place.scale.trainings)
     group = Group("The pipeline", PIPELINE_TEXT.format(settled=place.scale.settled))
-    group.add(rounds, [IMAGES, CPU, WAIT, STALL, MEMORY])
+    group.add(rounds, [IMAGES, CPU, WAIT, DECODING, STALL, MEMORY])
     group.figure("pipeline_over_attainable", _over_attainable(rounds, place.cores))
     group.figure("pipeline_over_bare_step_cached", rounds.ratios(CACHED, BARE, images_per_second))
     group.figure("checkpoint_stall_percent", [100 * each.more["checkpoint_stall"] for each in rounds.of(WHOLE)])
@@ -104,7 +105,7 @@ def measure_ranks(place: Workplace, stored: Stored) -> Group:
         programs.append(_training(place, stored, VIRTUAL_ALONE, training={"virtual_ranks": 2}))
     rounds = place.measured("ranks", programs, place.scale.trainings)
     group = Group("Several ranks", RANKS_TEXT)
-    group.add(rounds, [IMAGES, WAIT, MEMORY])
+    group.add(rounds, [IMAGES, WAIT, DECODING, MEMORY])
     group.figure("two_ranks_over_two_independent", rounds.ratios(TWO_RANKS, INDEPENDENT, images_per_second))
     group.figure("two_ranks_over_one", rounds.ratios(TWO_RANKS, ONE_RANK, images_per_second))
     group.figure("virtual_ranks_over_plain_two_processes", rounds.ratios(VIRTUAL, TWO_RANKS, images_per_second))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-TIMINGS = ("train/images_per_second", "train/data_wait_fraction", "system/")
+TIMINGS = ("train/images_per_second", "train/data_wait_fraction", "train/decoding_fraction", "system/")
 UNREADABLE = (OSError, KeyError, ValueError, StopIteration, sqlite3.Error)
 """What is raised where the things that a run should end with are missing or broken."""
 

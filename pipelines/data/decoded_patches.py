@@ -34,8 +34,19 @@ class DecodedPatches:
         self._kept: dict[tuple[int, int], Patch] = {}
         self._lock = threading.Lock()
 
-    def read(self, shard: int, index: int) -> Patch:
-        """A patch, checked against its checksum when it is read from the disk.
+    def stored(self, shard: int, index: int) -> bytes | None:
+        """The bytes that `read` will want; None where the patch is in memory.
+
+        Raises:
+            CodecmillError: they cannot be read.
+        """
+        return None if (shard, index) in self._kept else self._shard_set.stored(self._split, shard, index)
+
+    def read(self, shard: int, index: int, stored: bytes | None = None) -> Patch:
+        """A patch, checked against its checksum unless it was in memory.
+
+        Args:
+            stored: its bytes, where they have been read already.
 
         Raises:
             CodecmillError: it cannot be read, or is no RGB picture.
@@ -43,7 +54,7 @@ class DecodedPatches:
         place = shard, index
         patch = self._kept.get(place)
         if patch is None:
-            patch = self._open(*place)
+            patch = self._open(*place, stored)
             if len(self._kept) < self._most:
                 self._keep(place, patch)
         return patch
@@ -56,8 +67,8 @@ class DecodedPatches:
             if len(self._kept) < self._most:
                 self._kept[place] = patch
 
-    def _open(self, shard: int, index: int) -> Patch:
-        sample = self._shard_set.read(self._split, shard, index)
+    def _open(self, shard: int, index: int, stored: bytes | None) -> Patch:
+        sample = self._shard_set.read(self._split, shard, index, stored)
         patch = Patch(
             sample.key,
             StoredPicture(sample.image),

@@ -10,7 +10,7 @@ import torch
 
 from pipelines import checkpoints
 from pipelines.data import consumed
-from pipelines.data.loading import Batch
+from pipelines.data.batch_making import Batch
 from pipelines.errors import CodecmillError, RankFailure
 from pipelines.model.losses import psnr
 from pipelines.run_directory import RunDirectory

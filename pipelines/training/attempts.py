@@ -122,10 +122,13 @@ def _environment(folder: Path, meeting: Rendezvous | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in ranks}
     # torchrun would set it and print a paragraph about it; the ranks set their threads themselves.
     quiet = {"OMP_NUM_THREADS": "1"}
+    # A thread that waits for the others of its step is to leave its core to those that load after a millisecond, not
+    # after twenty; less would cost the step itself. What the caller says of waiting stands.
+    yielding = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     between_hosts = _between_hosts(meeting) if meeting else {}
     ours = deterministic | with_our_sources() | parent_environment() | {ATTEMPT: str(folder.absolute())}
-    return quiet | between_hosts | kept | ours
+    return quiet | yielding | between_hosts | kept | ours
 
 
 def _between_hosts(meeting: Rendezvous) -> dict[str, str]:

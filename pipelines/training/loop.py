@@ -11,8 +11,9 @@ import torch
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
+from pipelines.data.batch_making import Batch
 from pipelines.data.images import Normalization
-from pipelines.data.loading import Batch, training_batches
+from pipelines.data.loading import training_batches
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 from pipelines.model.build import Model
@@ -116,6 +117,7 @@ class Training:
                 seconds = time.perf_counter() - started
                 figures |= {"train/images_per_second": training.batch_size / seconds}
                 figures["train/data_wait_fraction"] = batch.wait / seconds
+                figures["train/decoding_fraction"] = batch.decoding / seconds
                 validation = self._validate_if_due()
                 if journal:
                     figures |= validation.figures() if validation else {}

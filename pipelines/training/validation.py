@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pipelines.config import RunConfig
+from pipelines.data.batch_making import Batch
 from pipelines.data.images import to_levels
-from pipelines.data.loading import Batch, validation_batches
+from pipelines.data.loading import validation_batches
 from pipelines.data.png_writing import write_png
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_bytes

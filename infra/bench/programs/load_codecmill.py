@@ -9,8 +9,9 @@ import torch
 from infra.bench.programs.reading import BATCH, CROP, WARM_UP, timed
 from infra.bench.programs.serving import Measure, Parameters, serve
 from pipelines.config import RunConfig
+from pipelines.data.batch_making import Batch
 from pipelines.data.images import HALF, to_unit
-from pipelines.data.loading import Batch, training_batches
+from pipelines.data.loading import training_batches
 from pipelines.data.shard_set import ShardSet
 
 

@@ -18,6 +18,9 @@ from pipelines.training import launch
 from pipelines.training.journal import read
 from pipelines.training.machine import resolve
 
+DATA_SHARES = ("data_wait", "decoding")
+"""Shares of a step's time, of those that the journal has."""
+
 DEFAULT = RunConfig().training
 """Its intervals are those over which the time of a checkpoint and of a check of the replicas is spread."""
 
@@ -34,8 +37,9 @@ def prepare(parameters: Parameters) -> Measure:
             trainings = [begun(folder, f"bench-{copy}", shard_set, parameters) for copy in range(parameters["copies"])]
             _train_at_once(trainings, pinned=parameters["copies"] > 1)
             speed, stall = _speeds([_stepping(run, parameters["skipped"]) for run in trainings])
-            waits = [line["train/data_wait_fraction"] for run in trainings for line in _counted(run, parameters)]
-        more = {"data_wait": statistics.fmean(waits), "checkpoint_stall": stall}
+            lines = [line for run in trainings for line in _counted(run, parameters)]
+        shares = {name: statistics.fmean(line[f"train/{name}_fraction"] for line in lines) for name in DATA_SHARES}
+        more = {**shares, "checkpoint_stall": stall}
         images = parameters["copies"] * parameters["training"]["steps"] * parameters["training"]["batch_size"]
         return figures(stretch, images, images_per_second=speed, **more)
 

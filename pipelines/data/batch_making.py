@@ -1,0 +1,202 @@
+"""Batches in the making: threads read ahead what they are made of, and decode it where that costs the step least."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.config import RunConfig, TrainingConfig
+from pipelines.data.decoded_patches import DecodedPatches, Patch
+from pipelines.data.randomness import random_generator
+from pipelines.data.transforms import Draw
+
+AHEAD = 3
+"""Batches made, or at least read, ahead of the one that is trained on."""
+
+MOST_TOGETHER = 8
+"""Samples of a batch that one job makes: starting it costs a twentieth of what it takes to make a sample."""
+
+_T = TypeVar("_T")
+
+Place = tuple[int, int, int]
+"""Epoch, shard and index of a sample."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of a global batch.
+
+    Attributes:
+        images: uint8 (n, 3, S, S), in memory as torch.channels_last.
+        masks: uint8 (n, 1, S, S), zeros for an image without one; None where the run has no masks.
+        noise: that the model takes, float32 (n, ...) uniform on [-0.5, 0.5), keyed by seed, step and sample: the same
+            on any rank. None where it takes none, and in validation.
+        keys: the samples' keys.
+        positions: their positions in the endless order; in validation, in the split.
+        step: the optimiser step that it is for, from 1; 0 in validation.
+        wait: seconds that the caller waited for what it is made of; for all of it, where it was made beside the steps.
+        decoding: seconds that it took, between two steps, to make it of that; 0 where it was made beside them.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    noise: Tensor | None
+    keys: list[str]
+    positions: list[int]
+    step: int
+    wait: float
+    decoding: float
+
+
+class Request(NamedTuple):
+    """A batch to be made: what each of its samples is made of lies at its place in `places`."""
+
+    step: int
+    positions: list[int]
+    places: list[Place]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is alike in all batches that are made.
+
+    Attributes:
+        draw: what is done to the patch of a place.
+        noise_shape: of the noise that the model takes for a sample, drawn here, where nothing waits for it; or None.
+    """
+
+    config: RunConfig
+    patches: DecodedPatches
+    draw: Callable[[Place, Patch], Draw]
+    noise_shape: tuple[int, ...] | None = None
+
+
+@contextmanager
+def batches(recipe: Recipe, requests: Iterator[Request]) -> Iterator[Iterator[Batch]]:
+    """The batches that are asked for, in that order, some of them in the making; the threads end with the context.
+
+    An error arrives with the batch that it belongs to.
+    """
+    between = threads_between_steps(recipe.config.training)
+    threads = max(recipe.config.data.workers, between or 1)
+    with ThreadPoolExecutor(threads, thread_name_prefix="loading") as pool:
+        ready = _ready(requests, lambda request: _Making(request, recipe, pool, threads, between is not None))
+        try:
+            yield ready
+        finally:
+            ready.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def threads_between_steps(training: TrainingConfig) -> int | None:
+    """How many threads decode batches between two steps; None where batches are decoded beside the steps.
+
+    Where a step's threads take all cores, each of its operators ends with the slowest of them: what is decoded beside a
+    step takes its whole CPU time from it, but between two steps only that divided by the cores. Reading goes on beside
+    the step either way.
+    """
+    threads = training.threads
+    if training.device != "cpu" or threads == "auto" or threads < max(2, len(os.sched_getaffinity(0))):
+        return None
+    return threads
+
+
+def _ready(requests: Iterator[Request], begin: Callable[[Request], "_Making"]) -> Generator[Batch, None, None]:
+    """Keep `AHEAD` batches in the making."""
+    underway = deque(map(begin, islice(requests, AHEAD + 1)))
+    while underway:
+        batch = underway.popleft().result()
+        # Afterwards: a thread that wakes up for a new job may take the processor from this one, which is awaited.
+        underway.extend(map(begin, islice(requests, AHEAD - len(underway))))
+        yield batch
+
+
+class _Making:
+    """A batch that threads fill, some of its samples each: a job for every single one would cost as much as the rest.
+
+    What they write to is the batch itself; nothing is put together afterwards.
+
+    Args:
+        threads: in the pool.
+        reads_first: only read what the samples are stored as, and decode it when the batch is wanted.
+    """
+
+    def __init__(self, request: Request, recipe: Recipe, pool: ThreadPoolExecutor, threads: int, reads_first: bool):
+        samples = len(request.places)
+        self._request, self._recipe, self._pool = request, recipe, pool
+        self._images, self._masks = room(recipe.config, samples)
+        self._noise = None if recipe.noise_shape is None else np.empty((samples, *recipe.noise_shape), np.float32)
+        self._stored: list[bytes | None] = [None] * samples
+        each = min(MOST_TOGETHER, -(-samples // threads))
+        self._parts = [range(samples)[i : i + each] for i in range(0, samples, each)]
+        self._reading = self._begin(self._read) if reads_first else []
+        self._filling = [] if reads_first else self._begin(self._fill)
+
+    def _begin(self, do: Callable[[range], _T]) -> list[Future[_T]]:
+        return [self._pool.submit(do, part) for part in self._parts]
+
+    def _read(self, samples: range) -> None:
+        for i in samples:
+            _, shard, index = self._request.places[i]
+            self._stored[i] = self._recipe.patches.stored(shard, index)
+
+    def _fill(self, samples: range) -> list[str]:
+        """Make some of the samples; returns their keys."""
+        keys = []
+        for i in samples:
+            place = self._request.places[i]
+            patch = self._recipe.patches.read(*place[1:], self._stored[i])
+            drawn = self._recipe.draw(place, patch)
+            drawn.put(patch.image, self._images[i])
+            if patch.mask and self._masks is not None:
+                drawn.put(patch.mask, self._masks[i])
+            if self._noise is not None:
+                key = self._request.step, self._request.positions[i], "noise"
+                random_generator(self._recipe.config.seed, *key).random(dtype=np.float32, out=self._noise[i])
+                self._noise[i] -= 0.5
+            keys.append(patch.key)
+        return keys
+
+    def result(self) -> Batch:
+        """The batch, when it is made.
+
+        Raises:
+            CodecmillError: a sample cannot be read.
+        """
+        started = time.perf_counter()
+        for part in self._reading:
+            part.result()
+        read = time.perf_counter()
+        keys = [key for part in self._filling or self._begin(self._fill) for key in part.result()]
+        filled = time.perf_counter()
+        return Batch(
+            images=as_tensor(self._images),
+            masks=None if self._masks is None else as_tensor(self._masks),
+            noise=None if self._noise is None else torch.from_numpy(self._noise),
+            keys=keys,
+            positions=self._request.positions,
+            step=self._request.step,
+            wait=read - started if self._reading else filled - started,
+            decoding=filled - read if self._reading else 0.0,
+        )
+
+
+def room(config: RunConfig, samples: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images (N, S, S, 3), anything, and masks (N, S, S, 1), black, where the run has them: uint8."""
+    side = config.training.crop_size
+    masks = np.zeros((samples, side, side, 1), np.uint8) if config.data.masks is not None else None
+    return np.empty((samples, side, side, 3), np.uint8), masks
+
+
+def as_tensor(levels: np.ndarray) -> Tensor:
+    """(N, C, S, S), the same memory: the channels stay the fastest dimension, as they are in a picture."""
+    return torch.from_numpy(levels).permute(0, 3, 1, 2)
