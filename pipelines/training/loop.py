@@ -117,7 +117,8 @@ class Training:
                 seconds = time.perf_counter() - started
                 figures |= {"train/images_per_second": training.batch_size / seconds}
                 figures["train/data_wait_fraction"] = batch.wait / seconds
-                figures["train/decoding_fraction"] = batch.decoding / seconds
+                if batch.decoding:
+                    figures["train/decoding_fraction"] = batch.decoding / seconds
                 validation = self._validate_if_due()
                 if journal:
                     figures |= validation.figures() if validation else {}

@@ -38,7 +38,9 @@ def prepare(parameters: Parameters) -> Measure:
             _train_at_once(trainings, pinned=parameters["copies"] > 1)
             speed, stall = _speeds([_stepping(run, parameters["skipped"]) for run in trainings])
             lines = [line for run in trainings for line in _counted(run, parameters)]
-        shares = {name: statistics.fmean(line[f"train/{name}_fraction"] for line in lines) for name in DATA_SHARES}
+        shares = {
+            name: statistics.fmean(line.get(f"train/{name}_fraction", 0) for line in lines) for name in DATA_SHARES
+        }
         more = {**shares, "checkpoint_stall": stall}
         images = parameters["copies"] * parameters["training"]["steps"] * parameters["training"]["batch_size"]
         return figures(stretch, images, images_per_second=speed, **more)
