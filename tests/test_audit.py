@@ -60,7 +60,7 @@ from pipelines.training.preparation import prepare
 directory = RunDirectory(Path(FOLDER))
 shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
 read, reads = ShardSet.read, []
-def doctored(self, split, shard, index, stored):
+def doctored(self, split, shard, index, raw):
     reads.append(split)
     if split == "train" and reads.count("train") == 4 * 4 + 2:
         index = index - 1 if index else 1

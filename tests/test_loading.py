@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import Counter
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipelines.data.loading import blank_batch, training_batches, validation_bat
 from pipelines.data.order import SampleOrder
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_format import Split
-from pipelines.data.shard_set import Sample, ShardSet
+from pipelines.data.shard_set import RawSample, Sample, ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.transforms import draw
 from pipelines.errors import CodecmillError
@@ -243,25 +243,25 @@ def test_no_thread_stays_behind(made: tuple[ShardSet, RunConfig]):
 
 def test_a_few_batches_are_read_ahead_and_decoded_only_where_a_step_leaves_cores(made: tuple[ShardSet, RunConfig]):
     shard_set, config = made
-    stored: list[int] = []
+    raw: list[int] = []
     read: list[int] = []
 
     class Counted(ShardSet):
-        def stored(self, split: Split, shard: int, index: int) -> bytes:
-            stored.append(index)
-            return super().stored(split, shard, index)
+        def raw(self, split: Split, shard: int, index: int) -> RawSample | None:
+            raw.append(index)
+            return super().raw(split, shard, index)
 
-        def read(self, split: Split, shard: int, index: int, stored: bytes | None = None) -> Sample:
+        def read(self, split: Split, shard: int, index: int, raw: RawSample | None = None) -> Sample:
             read.append(index)
-            return super().read(split, shard, index, stored)
+            return super().read(split, shard, index, raw)
 
     with training_batches(Counted(shard_set.path, shard_set.manifest), config, 1, 0, 1) as batches:
         batch = next(batches)
         time.sleep(0.3)
     if config.training.threads == 1:
-        assert (len(read), len(stored), batch.decoding) == (6 * 4, 0, 0)
+        assert (len(read), len(raw), batch.decoding) == (6 * 4, 0, 0)
     else:
-        assert (len(read), len(stored)) == (6, 6 * 4)
+        assert (len(read), len(raw)) == (6, 6 * 4)
         assert batch.decoding > 0
 
 
@@ -279,6 +279,27 @@ def test_what_was_read_ahead_needs_no_disk(tmp_path: Path, photos: Path, tiny: d
         with pytest.raises(CodecmillError, match=r"Sample \d+ of .*tar is damaged"):
             next(batches)
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole, then, strict=True))
+
+
+def test_a_store_that_stalls_holds_back_no_batch_that_is_in_memory(tmp_path: Path, photos: Path, tiny: dict[str, Any]):
+    config = make(tiny, training={"threads": ALL_CORES, "device": "cpu"})
+    shard_set = create_shards(config)
+    has_come_back = threading.Event()
+    asked = count()
+
+    class Stalling(ShardSet):
+        def raw(self, split: Split, shard: int, index: int) -> RawSample | None:
+            if next(asked) >= 2 * 4 and not has_come_back.wait(30):  # from the third batch on
+                has_come_back.set()
+            return super().raw(split, shard, index)
+
+    with training_batches(Stalling(shard_set.path, shard_set.manifest), config, 1, 0, 1) as batches:
+        ready = list(islice(batches, 2))
+        assert not has_come_back.is_set()
+        has_come_back.set()
+        ready += islice(batches, 2)
+    whole = taken((shard_set, config), 4)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, ready, strict=True))
 
 
 @pytest.mark.parametrize("threads", WAYS.values(), ids=list(WAYS))
@@ -309,9 +330,9 @@ def test_patches_kept_in_memory_are_decoded_once_and_change_nothing(made: tuple[
     reads: list[tuple[int, int]] = []
 
     class Counting(ShardSet):
-        def read(self, split: Split, shard: int, index: int, stored: bytes | None = None) -> Sample:
+        def read(self, split: Split, shard: int, index: int, raw: RawSample | None = None) -> Sample:
             reads.append((shard, index))
-            return super().read(split, shard, index, stored)
+            return super().read(split, shard, index, raw)
 
     plain = taken(made, steps)
     for kept in (5, count):

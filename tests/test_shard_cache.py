@@ -180,6 +180,18 @@ def test_a_shard_that_is_damaged_here_is_fetched_anew(made: Made, elsewhere: Pat
     assert ShardSet.open(elsewhere).read("train", 0, 5) == made[0].read("train", 0, 5)
 
 
+def test_samples_read_ahead_of_a_damaged_shard_have_it_fetched_anew_once(made: Made, elsewhere: Path, proxy: Proxy):
+    cached = ShardSet.open(elsewhere)
+    row = cached.rows("train")[0]
+    cached.read("train", 0, 0)
+    (elsewhere / row.tar).write_bytes(bytes(row.bytes))
+    ahead = [cached.raw("train", 0, index) for index in range(5)]
+    proxy.requests.clear()
+    for index, raw in enumerate(ahead):
+        assert cached.read("train", 0, index, raw) == made[0].read("train", 0, index)
+    assert proxy.count("GET", row.tar) == 1
+
+
 def test_a_store_that_is_away_is_waited_for_and_then_named(
     made: Made,
     elsewhere: Path,

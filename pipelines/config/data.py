@@ -67,7 +67,7 @@ class DataConfig(Section):
         default=2,
         ge=1,
         le=256,
-        description="Processes that create shards, and at least so many threads a rank that decode batches, a count",
+        description="Processes that create shards, and threads a rank that make batches beside its steps, a count",
     )
     decoded_cache: int = Field(
         default=0,

@@ -5,8 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.data.decoded_patches import DecodedPatches, Patch
 from pipelines.data.randomness import random_generator
+from pipelines.data.shard_set import RawSample
 from pipelines.data.transforms import Draw
 
 AHEAD = 3
@@ -87,14 +89,11 @@ def batches(recipe: Recipe, requests: Iterator[Request]) -> Iterator[Iterator[Ba
     An error arrives with the batch that it belongs to.
     """
     between = threads_between_steps(recipe.config.training)
-    threads = max(recipe.config.data.workers, between or 1)
-    with ThreadPoolExecutor(threads, thread_name_prefix="loading") as pool:
-        ready = _ready(requests, lambda request: _Making(request, recipe, pool, threads, between is not None))
-        try:
+    # Each has its own threads: a store that keeps those that read waiting holds back nothing that is in memory.
+    with _Threads(recipe.config.data.workers) as beside, _Threads(between or 1) as decoding:
+        begin = partial(_Making, recipe=recipe, beside=beside, between=decoding if between else None)
+        with closing(_ready(requests, begin)) as ready:
             yield ready
-        finally:
-            ready.close()
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def threads_between_steps(training: TrainingConfig) -> int | None:
@@ -120,41 +119,50 @@ def _ready(requests: Iterator[Request], begin: Callable[[Request], "_Making"]) -
         yield batch
 
 
-class _Making:
-    """A batch that threads fill, some of its samples each: a job for every single one would cost as much as the rest.
+class _Threads(ThreadPoolExecutor):
+    """Threads that end with the `with` block, and share a batch's samples out among them."""
 
-    What they write to is the batch itself; nothing is put together afterwards.
+    def __init__(self, count: int):
+        super().__init__(count, thread_name_prefix="loading")
+        self._count = count
+
+    def share(self, do: Callable[[range], _T], samples: int) -> list[Future[_T]]:
+        """Begin to do something, for some samples in each job: one for every sample would cost as much as the rest."""
+        each = min(MOST_TOGETHER, -(-samples // self._count))
+        return [self.submit(do, range(samples)[i : i + each]) for i in range(0, samples, each)]
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+class _Making:
+    """A batch that threads fill: what they write to is the batch itself, and nothing is put together afterwards.
 
     Args:
-        threads: in the pool.
-        reads_first: only read what the samples are stored as, and decode it when the batch is wanted.
+        beside: threads that work beside the steps.
+        between: those that decode it when it is wanted, and leave only the reading to the others; or None.
     """
 
-    def __init__(self, request: Request, recipe: Recipe, pool: ThreadPoolExecutor, threads: int, reads_first: bool):
+    def __init__(self, request: Request, recipe: Recipe, beside: _Threads, between: _Threads | None):
         samples = len(request.places)
-        self._request, self._recipe, self._pool = request, recipe, pool
+        self._request, self._recipe, self._between = request, recipe, between
         self._images, self._masks = room(recipe.config, samples)
         self._noise = None if recipe.noise_shape is None else np.empty((samples, *recipe.noise_shape), np.float32)
-        self._stored: list[bytes | None] = [None] * samples
-        each = min(MOST_TOGETHER, -(-samples // threads))
-        self._parts = [range(samples)[i : i + each] for i in range(0, samples, each)]
-        self._reading = self._begin(self._read) if reads_first else []
-        self._filling = [] if reads_first else self._begin(self._fill)
-
-    def _begin(self, do: Callable[[range], _T]) -> list[Future[_T]]:
-        return [self._pool.submit(do, part) for part in self._parts]
+        self._raw: list[RawSample | None] = [None] * samples
+        self._reading = beside.share(self._read, samples) if between else []
+        self._filling = [] if between else beside.share(self._fill, samples)
 
     def _read(self, samples: range) -> None:
         for i in samples:
             _, shard, index = self._request.places[i]
-            self._stored[i] = self._recipe.patches.stored(shard, index)
+            self._raw[i] = self._recipe.patches.raw(shard, index)
 
     def _fill(self, samples: range) -> list[str]:
         """Make some of the samples; returns their keys."""
         keys = []
         for i in samples:
             place = self._request.places[i]
-            patch = self._recipe.patches.read(*place[1:], self._stored[i])
+            patch = self._recipe.patches.read(*place[1:], self._raw[i])
             drawn = self._recipe.draw(place, patch)
             drawn.put(patch.image, self._images[i])
             if patch.mask and self._masks is not None:
@@ -176,8 +184,11 @@ class _Making:
         for part in self._reading:
             part.result()
         read = time.perf_counter()
-        keys = [key for part in self._filling or self._begin(self._fill) for key in part.result()]
+        if self._between:
+            self._filling = self._between.share(self._fill, len(self._raw))
+        keys = [key for part in self._filling for key in part.result()]
         filled = time.perf_counter()
+        decoding = filled - read if self._between else 0.0
         return Batch(
             images=as_tensor(self._images),
             masks=None if self._masks is None else as_tensor(self._masks),
@@ -185,8 +196,8 @@ class _Making:
             keys=keys,
             positions=self._request.positions,
             step=self._request.step,
-            wait=read - started if self._reading else filled - started,
-            decoding=filled - read if self._reading else 0.0,
+            wait=filled - started - decoding,
+            decoding=decoding,
         )
 
 

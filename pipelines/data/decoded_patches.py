@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pipelines.data.png_reading import StoredPicture
 from pipelines.data.shard_format import Split
-from pipelines.data.shard_set import ShardSet
+from pipelines.data.shard_set import RawSample, ShardSet
 from pipelines.errors import CodecmillError
 
 
@@ -34,19 +34,19 @@ class DecodedPatches:
         self._kept: dict[tuple[int, int], Patch] = {}
         self._lock = threading.Lock()
 
-    def stored(self, shard: int, index: int) -> bytes | None:
-        """The bytes that `read` will want; None where the patch is in memory.
+    def raw(self, shard: int, index: int) -> RawSample | None:
+        """What `read` will want of a disk or a store; None where that is nothing.
 
         Raises:
-            CodecmillError: they cannot be read.
+            CodecmillError: it cannot be read.
         """
-        return None if (shard, index) in self._kept else self._shard_set.stored(self._split, shard, index)
+        return None if (shard, index) in self._kept else self._shard_set.raw(self._split, shard, index)
 
-    def read(self, shard: int, index: int, stored: bytes | None = None) -> Patch:
+    def read(self, shard: int, index: int, raw: RawSample | None = None) -> Patch:
         """A patch, checked against its checksum unless it was in memory.
 
         Args:
-            stored: its bytes, where they have been read already.
+            raw: what was read of it before.
 
         Raises:
             CodecmillError: it cannot be read, or is no RGB picture.
@@ -54,7 +54,7 @@ class DecodedPatches:
         place = shard, index
         patch = self._kept.get(place)
         if patch is None:
-            patch = self._open(*place, stored)
+            patch = self._open(*place, raw)
             if len(self._kept) < self._most:
                 self._keep(place, patch)
         return patch
@@ -67,8 +67,8 @@ class DecodedPatches:
             if len(self._kept) < self._most:
                 self._kept[place] = patch
 
-    def _open(self, shard: int, index: int, stored: bytes | None) -> Patch:
-        sample = self._shard_set.read(self._split, shard, index, stored)
+    def _open(self, shard: int, index: int, raw: RawSample | None) -> Patch:
+        sample = self._shard_set.read(self._split, shard, index, raw)
         patch = Patch(
             sample.key,
             StoredPicture(sample.image),

@@ -5,7 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,13 @@ class Sample(NamedTuple):
     image: bytes
     mask: bytes | None
     info: dict[str, Any]
+
+
+class RawSample(NamedTuple):
+    """The bytes of a sample as they lie in its tar, unchecked, and its row of the shard's index."""
+
+    span: np.void
+    content: bytes
 
 
 class _OpenShard:
@@ -130,29 +137,35 @@ class ShardSet:
             for index in range(count):
                 yield self.read(split, shard, index)
 
-    def stored(self, split: Split, shard: int, index: int) -> bytes:
-        """The bytes of one sample as they lie in its tar, unchecked, for `read`: what takes a disk or a store alone.
+    def raw(self, split: Split, shard: int, index: int) -> RawSample | None:
+        """A sample for `read` to take, unchecked: all of it that waits for a disk or a store.
+
+        None where the shard's index is damaged, which `read` will find, too, and knows what to do about.
 
         Raises:
-            CodecmillError: they cannot be read.
+            CodecmillError: it cannot be read.
         """
         try:
-            return self._bytes(self.rows(split)[shard], index)
+            return self._raw(self.rows(split)[shard], index)
         except _DamagedError:
-            return b""  # `read` will find the same, and knows what to do
+            return None
 
-    def read(self, split: Split, shard: int, index: int, stored: bytes | None = None) -> Sample:
+    def read(self, split: Split, shard: int, index: int, raw: RawSample | None = None) -> Sample:
         """One sample, its checksum compared.
 
         Args:
-            stored: its bytes, where they have been read already.
+            raw: what was read of it before.
 
         Raises:
             CodecmillError: what is read is not what was written; names the shard and the sample.
         """
         row = self.rows(split)[shard]
+        if raw is not None:
+            # Where it is damaged, what lies there now counts: the shard may have been fetched anew since.
+            with suppress(_DamagedError):
+                return self._checked(row, index, raw)
         try:
-            return self._checked(row, index, self._bytes(row, index) if stored is None else stored)
+            return self._checked(row, index, self._raw(row, index))
         except _DamagedError as error:
             if self._cache is None:
                 raise self._marked(row, str(error)) from None
@@ -161,21 +174,21 @@ class ShardSet:
             self._open.pop(row.name, None)
         self._cache.discard(row)
         try:
-            return self._checked(row, index, self._bytes(row, index))
+            return self._checked(row, index, self._raw(row, index))
         except _DamagedError as error:
             raise CodecmillError(f"{error}, and so is what the store gives. See codecmill verify.") from None
 
-    def _bytes(self, row: ShardRow, index: int) -> bytes:
+    def _raw(self, row: ShardRow, index: int) -> RawSample:
         opened = self._opened(row)
         span = opened.index[index]
         try:
             with self._descriptor(row, opened) as descriptor:
-                return os.pread(descriptor, int(span["size"]), int(span["offset"]))
+                return RawSample(span, os.pread(descriptor, int(span["size"]), int(span["offset"])))
         except OSError as error:
             raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
 
-    def _checked(self, row: ShardRow, index: int, content: bytes) -> Sample:
-        span = self._opened(row).index[index]
+    def _checked(self, row: ShardRow, index: int, raw: RawSample) -> Sample:
+        span, content = raw
         if len(content) != span["size"] or isal_zlib.crc32(content) != span["crc32"]:
             how = "its checksum is not that of what was written"
             raise _DamagedError(f"Sample {index} of {self.path / row.tar} is damaged: {how}")

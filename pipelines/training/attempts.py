@@ -122,8 +122,9 @@ def _environment(folder: Path, meeting: Rendezvous | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in ranks}
     # torchrun would set it and print a paragraph about it; the ranks set their threads themselves.
     quiet = {"OMP_NUM_THREADS": "1"}
-    # A thread that waits for the others of its step is to leave its core to those that load after a millisecond, not
-    # after twenty; less would cost the step itself. What the caller says of waiting stands.
+    # Turns of a loop, about a millisecond, in which a thread that waits for the others of its step keeps its core from
+    # those that make batches. libgomp's own 300,000 take some twenty; fewer than these cost the step itself. What the
+    # caller says of waiting stands.
     yielding = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     between_hosts = _between_hosts(meeting) if meeting else {}
