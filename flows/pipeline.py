@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.shards import shards_of
 from pipelines.config import RunConfig
-from tasks.evaluation import evaluate
+from tasks.evaluation import evaluate, loaded_meanwhile
 from tasks.promotion import register
 from tasks.runs import HOOKS, flow_run_name, held
 from tasks.training import train
@@ -17,7 +17,8 @@ def training_pipeline(config: RunConfig) -> RunSummary:
     config.must_have_a_test_split()
     with held(config) as run:
         shard_set = shards_of(run)
-        checkpoint = train(run, shard_set)
+        with loaded_meanwhile():
+            checkpoint = train(run, shard_set)
         evaluation = evaluate(run, shard_set, checkpoint, config.evaluation.model_copy(update={"images": None}))
         registration = register(run, shard_set, checkpoint, evaluation, config.evaluation)
         if config.evaluation.images is not None:

@@ -1,6 +1,10 @@
 """Evaluation as a task, with the report as a Prefect artifact."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -14,6 +18,17 @@ from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
 
 HOURS = 3600
+
+
+@contextmanager
+def loaded_meanwhile() -> Iterator[None]:
+    """Load what `evaluate` needs while something else is waited for: torch takes seconds."""
+    thread = Thread(target=import_module, args=("pipelines.evaluation.stage",), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 # A retry helps where a process was killed for want of memory; what is evaluated already is not evaluated again.

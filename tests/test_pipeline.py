@@ -7,11 +7,12 @@ import pkgutil
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it
     said = {(each["stage"], each["rank"]) for each in events}
     assert said >= {("shards", None), ("training", None), ("training", 0), ("evaluation", None)}
     assert ("training", None, 12) in {(each["stage"], each["rank"], each["step"]) for each in events}
+    with closing(sqlite3.connect(run.root.prefect_home / "prefect.db")) as database:
+        heard = {event for (event,) in database.execute("SELECT event FROM events")}
+    assert "prefect.flow-run.Completed" in heard
+    assert "prefect.flow-run.heartbeat" not in heard, "each flow would end up to a second later for it"
 
     begun = time.monotonic()
     again = command(first, tmp_path, "run")

@@ -116,6 +116,13 @@ def embedded_prefect(root: Root) -> Iterator[EmbeddedServer | None]:
         server.close()
 
 
+def without_heartbeats() -> AbstractContextManager[object]:
+    """Flow runs beside a server of our own send none: nobody listens, and each would end up to a second later."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+
+
 def start_server(root: Root, port: int, settings: dict[str, str]) -> Service:
     """Start Prefect's server over the root's database."""
     root.prefect_home.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from flows.cli import listing
@@ -54,7 +54,7 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         Unreported: the work is done on disk, and Prefect was away for too long to hear of it.
     """
     from flows.cli.display import shown_progress
-    from flows.cli.prefect_server import embedded_prefect
+    from flows.cli.prefect_server import embedded_prefect, without_heartbeats
 
     # A log line that does not get through is no error of the work. Where its server is away, Prefect would print one at
     # any moment, without a line's end, into the middle of what the command says.
@@ -69,7 +69,8 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         if server is not None:
             server.wait_ready()
         try:
-            return flow(config)
+            with nullcontext() if server is None else without_heartbeats():
+                return flow(config)
         except Exception as error:
             _raise_what_went_unreported(error)
             raise

@@ -3,12 +3,13 @@
 from pipelines.config.data import DataConfig, NormalizationChoice
 from pipelines.config.evaluation import EvaluationConfig
 from pipelines.config.loss import SMALLEST_MS_SSIM, LossConfig
-from pipelines.config.model import LARGEST_STEP, SMALLEST_STEP, ModelConfig
+from pipelines.config.model import LAMBDA_STEP_SQUARED, LARGEST_STEP, SMALLEST_STEP, ModelConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.section import Section
 from pipelines.config.training import MOST_STEPS, CountOrAuto, TrainingConfig
 
 __all__ = [
+    "LAMBDA_STEP_SQUARED",
     "LARGEST_STEP",
     "MOST_STEPS",
     "SMALLEST_MS_SSIM",

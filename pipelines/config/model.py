@@ -9,6 +9,9 @@ from pipelines.config.section import Section
 SMALLEST_STEP, LARGEST_STEP = 2.0, 256.0
 """Of a codec's quantiser, in grey levels."""
 
+LAMBDA_STEP_SQUARED = 22.0
+"""lambda times the square of the quantiser's step, in grey levels, at the best step: measured on photographs."""
+
 
 class ModelConfig(Section):
     """The encoder-decoder."""

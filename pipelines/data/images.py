@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from pipelines.config import NormalizationChoice
@@ -89,17 +90,18 @@ def decode_png(content: bytes) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> "Tensor":
-    """(3, H, W) uint8, a picture's 256 levels."""
-    from torchvision.transforms.functional import pil_to_tensor
+    """(C, H, W) uint8, the 256 levels of a picture of mode RGB (C = 3) or L (1)."""
+    import torch
 
-    return pil_to_tensor(image)
+    # By hand: torchvision loads its models and torch's compiler, two seconds and 160 MB of each process.
+    levels = np.array(image).reshape(image.height, image.width, -1)
+    return torch.from_numpy(levels).permute(2, 0, 1)
 
 
 def to_image(levels: "Tensor") -> Image.Image:
     """The inverse of `to_tensor`, from any device."""
-    from torchvision.transforms.functional import to_pil_image
-
-    return to_pil_image(levels.cpu())
+    pixels = np.ascontiguousarray(levels.cpu().permute(1, 2, 0).numpy())
+    return Image.fromarray(pixels if len(levels) == 3 else pixels[:, :, 0])
 
 
 def to_unit(levels: "Tensor", dtype: "torch.dtype") -> "Tensor":

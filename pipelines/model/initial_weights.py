@@ -67,7 +67,7 @@ def cosine_basis(size: int, count: int) -> tuple[Tensor, Tensor]:
     falling = 1 / (7 * (k[:, None] + k)).clamp(min=1)
     spread = size * math.sqrt(3) * torch.tensor([1, 1 / 4, 1 / 12], dtype=torch.float64)[:, None, None] * falling
     order = spread.flatten().argsort(descending=True, stable=True)[:count]
-    hue, vertical, horizontal = torch.unravel_index(order, spread.shape)
+    hue, vertical, horizontal = order // size**2, order // size % size, order % size
     colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
     colour /= colour.norm(dim=1, keepdim=True)
     cosine = torch.cos(math.pi * (2 * k + 1) * k[:, None] / (2 * size)) * math.sqrt(2 / size)

@@ -6,11 +6,8 @@ from typing import cast, overload
 import torch
 from torch import Tensor
 
-from pipelines.config import LossConfig
+from pipelines.config import LAMBDA_STEP_SQUARED, LossConfig
 from pipelines.errors import CodecmillError
-
-LAMBDA_STEP_SQUARED = 22.0
-"""lambda times the square of the quantiser's step, in grey levels, at the best step: measured on photographs."""
 
 MS_SSIM_SCALE = 1280.0
 """What stands for 255^2 where the distortion is 1 - MS-SSIM: lambdas of the same codecs in the literature, compared."""

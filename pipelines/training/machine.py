@@ -1,13 +1,15 @@
 """What `auto` means on this machine: resolved once, at a run's first start, and kept in its config.json."""
 
+import ctypes
 import os
 import shutil
+from pathlib import Path
 
-import torch
-
-from pipelines.config import LARGEST_STEP, SMALLEST_STEP, ModelConfig, RunConfig, TrainingConfig
+from pipelines.config import LAMBDA_STEP_SQUARED, LARGEST_STEP, SMALLEST_STEP, ModelConfig, RunConfig, TrainingConfig
 from pipelines.errors import InputError
-from pipelines.model.losses import LAMBDA_STEP_SQUARED
+
+# A command resolves a new run before its first stage. torch, whose import takes seconds, is asked only where it may see
+# a GPU; the ranks load it for themselves.
 
 COMPILE_PAYS_FROM_STEPS = 1000
 """On a GPU: compiling costs tens of seconds, and below this many steps an eager run is done sooner.
@@ -24,7 +26,7 @@ def resolve(config: RunConfig) -> RunConfig:
         InputError: `training.device` is cuda and there is no GPU, or more ranks than GPUs are asked for.
     """
     training = config.training
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = usable_gpus()
     device = training.device if training.device != "auto" else ("cuda" if gpus else "cpu")
     processes = training.processes
     if processes == "auto":
@@ -53,6 +55,8 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def compute_exactly() -> None:
     """Have torch compute the same bits each time, for this process."""
+    import torch
+
     torch.use_deterministic_algorithms(True)
     # Moments of weights that no longer matter fade into numbers that this hardware is 100 times slower with. Threads
     # that are started later inherit it.
@@ -89,7 +93,7 @@ def check(training: TrainingConfig) -> None:
     Raises:
         InputError: no GPU, or fewer than ranks, or no compiler.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = usable_gpus()
     if training.device == "cuda" and not gpus:
         raise InputError("training.device is cuda, but torch sees no GPU here. Use --training.device cpu.")
     if training.device == "cuda" and training.processes != "auto" and training.processes > gpus:
@@ -110,11 +114,35 @@ def _most_ranks(gpus: int, training: TrainingConfig) -> int:
     return max(fitting, default=1)
 
 
+def usable_gpus() -> int:
+    """How many torch sees. It is not asked where there is no driver through which it could see one."""
+    if not _has_gpu_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _has_gpu_driver() -> bool:
+    """Whether NVIDIA's library is installed, which comes with its driver, or AMD's kernel module loaded."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
+
+
 def multiplies_bf16(device: str) -> bool:
     """Whether bfloat16 products run in hardware, not in emulation."""
     if device == "cuda":
+        import torch
+
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu.get_capabilities().get("amx_bf16", False) or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    try:
+        processor = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False  # no Linux, so no processor of those that have them
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(processor.split())
 
 
 def has_compiler() -> bool:

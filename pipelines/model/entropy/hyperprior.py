@@ -11,12 +11,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed
 from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.entropy.factorized import Factorized, code_around, quantise
-from pipelines.model.layers import convolution
+from pipelines.model.layers import Unfilled, convolution
 
 HYPER_STRIDE = 4
 """Latents a hyper-latent, in each direction."""
@@ -214,7 +213,7 @@ def _context(inputs: int, outputs: int, place: Pass, groups: int = 1) -> nn.Conv
     """What sees the known latents about the places of a pass."""
     if not place.is_diagonal:
         return convolution(inputs, outputs, 5, groups=groups)
-    return skip_init(nn.Conv2d, inputs, outputs, 5, stride=2, groups=groups)  # type: ignore[return-value]
+    return Unfilled(inputs, outputs, 5, stride=2, groups=groups)
 
 
 class _Head(nn.Module):

@@ -1,0 +1,71 @@
+"""What `auto` is on this machine, found without torch, is what torch finds; what need not be loaded is not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import PROJECT
+
+from pipelines.config import RunConfig
+from pipelines.training import machine
+
+
+def test_found_without_torch_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch):
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    assert machine.usable_gpus() == seen
+    capable = torch.cpu.get_capabilities()
+    assert machine.multiplies_bf16("cpu") == bool(capable.get("amx_bf16") or capable.get("avx512_bf16"))
+    monkeypatch.setattr(machine, "_has_gpu_driver", lambda: True)
+    assert machine.usable_gpus() == seen, "asked"
+
+
+LOADED = """
+import sys
+BODY
+print("LOADED", sorted({"torch", "torch._dynamo", "torchvision"} & set(sys.modules)))
+"""
+
+BEGIN = """
+from pathlib import Path
+from pipelines.config import RunConfig
+from pipelines.runs import start_or_continue
+start_or_continue(RunConfig.model_validate_json(Path("config.json").read_text()))
+"""
+
+RECONSTRUCT = """
+from PIL import Image
+from pipelines.config import ModelConfig
+from pipelines.data.images import Normalization, to_image, to_tensor, to_unit
+from pipelines.evaluation import stage
+from pipelines.evaluation.evaluate import reconstruct
+from pipelines.model.build import build_model
+half = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+reconstruct(build_model(ModelConfig(channels=8), 0).eval(), half, Image.new("RGB", (40, 24)), 512)
+"""
+
+
+def test_a_run_is_begun_without_torch_but_where_it_is_asked_for_gpus(tmp_path: Path):
+    assert loaded(BEGIN, tmp_path) == ("['torch']" if machine.usable_gpus() else "[]")
+
+
+def test_an_image_is_reconstructed_without_torchvision_and_the_compiler(tmp_path: Path):
+    """Each of the two takes as long to load as torch itself, in `evaluate`, `compress` and `decompress`."""
+    assert loaded(RECONSTRUCT, tmp_path) == "['torch']"
+
+
+def loaded(body: str, tmp_path: Path) -> str:
+    """Which of the heavy packages a program has loaded in the end."""
+    config = RunConfig.model_validate({"name": "begun", "root": str(tmp_path)})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.replace("BODY", body)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()[-1].removeprefix("LOADED ")
