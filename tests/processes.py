@@ -18,9 +18,7 @@ PROJECT = Path(__file__).parent.parent
 def clean_environment() -> dict[str, str]:
     """This process's environment, less the servers that it names."""
     servers = ("PREFECT", "MLFLOW")
-    # A flow that is called from Python starts a server of Prefect's own, which on a busy machine takes over 20 seconds.
-    patient = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    return patient | {name: value for name, value in os.environ.items() if not name.startswith(servers)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
 
 
 def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -22,11 +22,13 @@ from PIL import Image
 
 from flows.cli.services import free_port
 from pipelines import checkpoint_format, checkpoints, tracking
+from pipelines.codec.opening import open_codec
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_mlflow
 from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.promotion import Decision
+from pipelines.provenance.locating import find
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected, patience_for
 from pipelines.tracking.lines import read_lines
@@ -691,8 +693,33 @@ def test_a_version_is_found_in_the_roots_own_database_without_mlflow(
         with pytest.raises(InputError, match=rf"There is no {address} in .*mlflow\.db\. Its aliases: "):
             tracking.registered_offline(address, root)
     assert tracking.registered_offline("models:/codecmill", root) is None
+    with pytest.raises(tracking.NoVersionError, match=r"There is no models:/codecmill/1: nothing has been registered"):
+        tracking.registered_offline("models:/codecmill/1", Root(root.path / "new"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert tracking.registered_offline("models:/codecmill/1", root) is None, "a server knows, and not this file"
+
+
+def test_whose_alias_moved_on_a_shared_registry_is_asked_there(
+    root: Root, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that is not the root's own, as a server's: another root, or MLflow's page, may move its aliases."""
+    shutil.copy(empty_database, tmp_path / "shared.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    run, config = make_run(root)
+    saved = [save_checkpoint(run, config, step) for step in (5, 10)]
+    versions = [register(run, checkpoint) for checkpoint in saved]
+    tracking.promote(run, versions[0], Decision("champion", "The first."))
+    said = {"version": versions[0], "alias": "champion", "checkpoint_sha256": saved[0].sha256}
+    write_json(run.promotion_file, said)
+    client_of(root).set_registered_model_alias("codecmill", "champion", str(versions[1]))
+    meant = find("models:/codecmill@champion", root, tmp_path)
+    assert (meant.folders, meant.how) == ((saved[1].path,), f"version 2 in MLflow at {tracking.tracking_uri(root)}")
+    assert find("models:/codecmill/1", root, tmp_path).folders == (saved[0].path,)
+    with pytest.raises(InputError, match=f"{saved[1].path} holds an autoencoder"):
+        open_codec(None, root)  # by default the champion's
+    client_of(root).delete_registered_model_alias("codecmill", "champion")
+    with pytest.raises(InputError, match="no finished run"):
+        open_codec(None, root)
 
 
 def test_a_database_that_cannot_be_read_leaves_the_question_to_mlflow(root: Root) -> None:

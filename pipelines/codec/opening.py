@@ -10,7 +10,7 @@ from pipelines.codec.picture_codec import PictureCodec
 from pipelines.errors import InputError
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
-from pipelines.provenance.locating import find, with_weights
+from pipelines.provenance.locating import Found, find, with_weights
 from pipelines.run_directory import Root
 from pipelines.status import all_runs
 from pipelines.weights import restore_weights
@@ -25,10 +25,10 @@ def open_codec(what: str | None, root: Root) -> PictureCodec:
 
     Raises:
         InputError: there is no such thing, or its model is no codec.
-        CodecmillError: it is damaged.
+        CodecmillError: it is damaged, or only an MLflow that cannot be reached knows which it is.
     """
     with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
-        found = find(what or _default(root), root, Path(scratch))
+        found = find(what, root, Path(scratch)) if what else _default(root, Path(scratch))
         return codec_of(checkpoints.open_checkpoint(found.folders[0]))
 
 
@@ -64,11 +64,10 @@ def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
     return PictureCodec(model.eval(), checkpoint.manifest.normalization, checkpoint.sha256, Tables(model.tables))
 
 
-def _default(root: Root) -> str:
-    with suppress(InputError):  # a registry without a champion
-        if tracking.registered_offline(CHAMPION, root):
-            return CHAMPION
+def _default(root: Root, scratch: Path) -> Found:
+    with suppress(tracking.NoVersionError):
+        return find(CHAMPION, root, scratch)
     finished = [run.name for run in all_runs(root) if run.state == "done"]
     if not finished:
         raise InputError(f"There is no finished run under {root.path}. Train one, or name a model with --model.")
-    return finished[-1]
+    return find(finished[-1], root, scratch)

@@ -108,16 +108,24 @@ def _best(run: RunDirectory, folders: tuple[Path, ...]) -> Path:
 
 
 def _at_address(address: str, root: Root, scratch: Path) -> Found:
-    """What MLflow calls so; MLflow itself is asked only where no file under the root can tell."""
-    registered = tracking.registered_offline(address, root)
-    if registered:
-        how = f"version {registered.number} in {root.mlflow_database.name}"
-        sent = _sent(registered.source, root)
-        is_it = sent is not None and _weights_of(sent[0]) == registered.checkpoint_sha256
-        folder = sent[0] if sent and is_it else with_weights(registered.checkpoint_sha256, root)
-        return found_at(folder, root, how) if folder else _fetched(address, root, scratch, how)
-    folder = _promoted(address, root) if address.startswith("models:/") else _sent(address, root)
-    return found_at(folder[0], root, folder[1]) if folder else _fetched(address, root, scratch, "MLflow")
+    """What MLflow calls so, without a copy out of it where the checkpoint is under the root."""
+    if not address.startswith("models:/"):
+        sent = _sent(address, root)
+        return found_at(sent[0], root, sent[1]) if sent else _fetched(address, root, scratch, "MLflow")
+    match = tracking.MODEL_ADDRESS.fullmatch(address)
+    if match and match[3] and (known := _promoted(address, root)):  # a number stays what it is, an alias moves
+        return found_at(known[0], root, known[1])
+    try:
+        registered = tracking.registered(address, root)
+    except tracking.TrackingUnavailable:
+        if known := _promoted(address, root):
+            return found_at(known[0], root, known[1])
+        raise
+    how = f"version {registered.number} in {tracking.shown_place(root)}"
+    sent = _sent(registered.source, root)
+    is_it = sent is not None and _weights_of(sent[0]) == registered.checkpoint_sha256
+    folder = sent[0] if sent and is_it else with_weights(registered.checkpoint_sha256, root)
+    return found_at(folder, root, how) if folder else _fetched(address, root, scratch, how)
 
 
 def _fetched(address: str, root: Root, scratch: Path, how: str) -> Found:

@@ -11,12 +11,13 @@ from pipelines.tracking.connection import (
     TrackingUnavailable,
     ensure_database,
     is_current,
+    shown_place,
     tracking_uri,
     without_password,
 )
 from pipelines.tracking.descriptions import describe
-from pipelines.tracking.fetching import RUN_ADDRESS, fetch_checkpoint
-from pipelines.tracking.offline import MODEL_ADDRESS, registered_offline
+from pipelines.tracking.fetching import RUN_ADDRESS, fetch_checkpoint, registered
+from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, registered_offline
 from pipelines.tracking.registry import MODEL, Version, champion, promote, record_evaluation, register_model
 from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal, tracked
 from pipelines.tracking.syncing import begin, bring_level, release, sync
@@ -26,6 +27,7 @@ __all__ = [
     "MODEL",
     "MODEL_ADDRESS",
     "RUN_ADDRESS",
+    "NoVersionError",
     "TrackedRun",
     "TrackingUnavailable",
     "Version",
@@ -45,10 +47,12 @@ __all__ = [
     "promote",
     "record_evaluation",
     "register_model",
+    "registered",
     "registered_offline",
     "release",
     "set_status",
     "ship_journal",
+    "shown_place",
     "sync",
     "tracked",
     "tracking_uri",

@@ -55,6 +55,11 @@ def is_own_database(root: Root) -> bool:
     return tracking_uri(root) == _own_database(root)
 
 
+def shown_place(root: Root) -> str:
+    """Where MLflow is, as it may be shown."""
+    return root.mlflow_database.name if is_own_database(root) else f"MLflow at {without_password(tracking_uri(root))}"
+
+
 def is_current(uri: str, root: Root) -> bool:
     """Whether a stored address, which has no password, is that of the MLflow in use."""
     return uri == without_password(tracking_uri(root))

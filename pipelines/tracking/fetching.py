@@ -9,7 +9,7 @@ from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.artifacts import CHECKPOINTS
 from pipelines.tracking.connection import connected, tracking_uri, without_password
-from pipelines.tracking.offline import MODEL_ADDRESS
+from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, Registration, registered_offline
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
     """
     with connected(root) as client:
         where = f"MLflow at {without_password(tracking_uri(root))}"
-        address = _source_of_version(client, source, where) if source.startswith("models:/") else source
+        address = _registration(client, source, where).source if source.startswith("models:/") else source
         match = RUN_ADDRESS.fullmatch(address)
         if match is None:
             raise InputError(f"'{source}' is no address in MLflow. Write {FORMS}.")
@@ -50,6 +50,19 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
             raise InputError(f"{address} in {where} is no checkpoint. The newest of that run: {known}.")
         into.mkdir(parents=True, exist_ok=True)
         return Path(client.download_artifacts(run_id, path, str(into)))
+
+
+def registered(address: str, root: Root) -> Registration:
+    """The version that `models:/<name>@<alias>` or `models:/<name>/<number>` names.
+
+    Raises:
+        NoVersionError: there is none. InputError: it is no such address, or none of codecmill's versions.
+        TrackingUnavailable: MLflow cannot be reached.
+    """
+    if known := registered_offline(address, root):
+        return known
+    with connected(root) as client:
+        return _registration(client, address, f"MLflow at {without_password(tracking_uri(root))}")
 
 
 def _checkpoints(client: "MlflowClient", run_id: str, where: str) -> list[str]:
@@ -73,7 +86,7 @@ def _is_checkpoint(client: "MlflowClient", run_id: str, path: str) -> bool:
     return bool(has_weights) and checkpoint_format.MANIFEST in names
 
 
-def _source_of_version(client: "MlflowClient", source: str, where: str) -> str:
+def _registration(client: "MlflowClient", source: str, where: str) -> Registration:
     match = MODEL_ADDRESS.fullmatch(source)
     if match is None:
         raise InputError(f"'{source}' names no registered version. Write {FORMS}.")
@@ -83,10 +96,10 @@ def _source_of_version(client: "MlflowClient", source: str, where: str) -> str:
     number = aliases.get(alias) if alias else int(match[3])
     known = _version(client, name, number)
     if known is None:
-        raise InputError(f"There is no {source} in {where}. {_existing(client, name, aliases)}")
+        raise NoVersionError(f"There is no {source} in {where}. {_existing(client, name, aliases)}")
     if not str(known.source).startswith("runs:/"):
         raise InputError(f"{source} was not registered by codecmill: its source is {known.source}.")
-    return str(known.source)
+    return Registration(int(known.version), str(known.source), str(known.tags.get("checkpoint_sha256", "")))
 
 
 def _model(client: "MlflowClient", name: str, where: str) -> "RegisteredModel":
@@ -98,7 +111,7 @@ def _model(client: "MlflowClient", name: str, where: str) -> "RegisteredModel":
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         names = ", ".join(sorted(model.name for model in client.search_registered_models(max_results=20)))
-        raise InputError(
+        raise NoVersionError(
             f"There is no registered model '{name}' in {where}. Registered there: {names or 'none yet'}."
         ) from error
 

@@ -13,6 +13,10 @@ from pipelines.tracking.connection import is_own_database
 MODEL_ADDRESS = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d{1,9}))")
 
 
+class NoVersionError(InputError):
+    """The registry is there, and has no version of that name."""
+
+
 class Registration(NamedTuple):
     """A registered version: its number, the address that it was registered from, and its weights' sha256."""
 
@@ -25,11 +29,13 @@ def registered_offline(address: str, root: Root) -> Registration | None:
     """The version that `models:/<name>@<alias>` or `models:/<name>/<number>` names; None where only MLflow can tell.
 
     Raises:
-        InputError: the root's own registry can be read, and has no such version.
+        NoVersionError: the root's own registry can be read, and has no such version, or there is none yet.
     """
     match = MODEL_ADDRESS.fullmatch(address)
-    if match is None or not is_own_database(root) or not root.mlflow_database.is_file():
+    if match is None or not is_own_database(root):
         return None
+    if not root.mlflow_database.is_file():
+        raise NoVersionError(f"There is no {address}: nothing has been registered under {root.path} yet.")
     try:
         with closing(_opened_for_reading(root.mlflow_database)) as database:
             return _version(database, match[1], match[2], match[3]) or _refuse(database, address, match[1], root)
@@ -65,4 +71,4 @@ def _refuse(database: sqlite3.Connection, address: str, model: str, root: Root) 
         "SELECT alias, version FROM registered_model_aliases WHERE name = ?", (model,)
     ).fetchall()
     named = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases))
-    raise InputError(f"There is no {address} in {root.mlflow_database}. Its aliases: {named or 'none'}.")
+    raise NoVersionError(f"There is no {address} in {root.mlflow_database}. Its aliases: {named or 'none'}.")
