@@ -68,7 +68,8 @@ def sign_in(root: Root, entry: Entry) -> None:
     """
     root.attendance.mkdir(parents=True, exist_ok=True)
     file = _file(root, entry.id)
-    descriptor = _locked(file, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+    # Where Prefect itself retries a flow run, in the same process, that is signed in already and would wait for itself.
+    descriptor = _signed_in.get(file) or _locked(file, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
     assert descriptor is not None  # noqa: S101  # it is made where it is missing
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json_bytes(entry.model_dump(mode="json")), 0)

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config import EvaluationConfig, RunConfig
+from pipelines.config import LAMBDA_STEP_SQUARED, LARGEST_STEP, SMALLEST_STEP, EvaluationConfig, RunConfig
 from pipelines.config.dotted import flat, nested
 from pipelines.errors import InputError, first_fault
 from pipelines.run_directory import Root, RunDirectory
@@ -51,8 +51,18 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     else:
         from pipelines.training.machine import resolve
 
-        directory.write_config(resolve(config))
+        directory.write_config(resolve(with_own_steps(config)))
     return directory
+
+
+def with_own_steps(config: RunConfig) -> RunConfig:
+    """A codec of one lambda has one step, that which is best for it, unless others are named."""
+    model, weight = config.model, config.loss.lambda_
+    if weight is None or model.entropy == "none" or (model.finest_step or model.coarsest_step):
+        return config
+    step = min(max((LAMBDA_STEP_SQUARED / weight) ** 0.5, SMALLEST_STEP), LARGEST_STEP)
+    update = {"finest_step": step, "coarsest_step": step}
+    return config.model_copy(update={"model": model.model_copy(update=update)})
 
 
 def go_on_with(directory: RunDirectory, config: RunConfig) -> None:
@@ -80,7 +90,7 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
     Raises:
         InputError: something else differs than may change, or what changes does not go together with the rest.
     """
-    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    before, after = (flat(each.model_dump(mode="json")) for each in (old, with_own_steps(new)))
     refused = []
     changeable = CHANGEABLE | {"training.steps", "root", "name"} | (INEXACT if allow_inexact else set())
     for field, value in after.items():

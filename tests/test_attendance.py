@@ -66,6 +66,16 @@ def test_nobody_is_dead_where_nobody_ever_was(root: Root):
     assert not root.path.exists(), "looking changes nothing"
 
 
+@pytest.mark.timeout(30)
+def test_who_signs_in_again_does_not_wait_for_himself(root: Root):
+    """As where Prefect retries a flow run in the process in which it failed."""
+    for run in ("first", "second"):
+        sign_in(root, Entry(id="retried", process=os.getpid(), run=run))
+    assert '"second"' in (root.attendance / "retried.json").read_text()
+    sign_out(root, "retried")
+    assert list(root.attendance.iterdir()) == []
+
+
 def test_a_killed_process_is_told_from_one_at_work(root: Root):
     with worker(root, "alive") as process:
         signed_in(process)

@@ -63,6 +63,16 @@ def test_what_shapes_the_weights_cannot_change(changed: dict[str, object], text:
         merge(old, make({"name": "r"}, **changed))
 
 
+def test_a_codec_of_one_lambda_is_gone_on_with_by_the_words_that_began_it(tmp_path: Path):
+    """What a retry of Prefect's does, too. Its step follows from its lambda: 22 / lambda is the step's square."""
+    codec = make({"name": "r", "root": str(tmp_path)}, model={"entropy": "factorized"}, loss={"lambda": 0.0055})
+    begun = start_or_continue(codec).read_config()
+    assert begun.model.step_range == pytest.approx((4000**0.5, 4000**0.5))
+    assert start_or_continue(codec).read_config() == begun
+    with pytest.raises(InputError, match=r"loss.lambda was 0.0055 and cannot become 0.01"):
+        start_or_continue(make(codec.model_dump(), loss={"lambda": 0.01}))
+
+
 def test_choices_that_do_not_go_together_with_what_a_run_began_with_are_one_sentence():
     old = make({"name": "r", "training": {"processes": 8, "batch_size": 8}})
     said = (

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pipelines.config import LAMBDA_STEP_SQUARED, LARGEST_STEP, SMALLEST_STEP, ModelConfig, RunConfig, TrainingConfig
+from pipelines.config import RunConfig, TrainingConfig
 from pipelines.errors import InputError
 
 # A command resolves a new run before its first stage. torch, whose import takes seconds, is asked only where it may see
@@ -50,7 +50,7 @@ def resolve(config: RunConfig) -> RunConfig:
         }
     )
     check(resolved)
-    return config.model_copy(update={"training": resolved, "model": _with_steps(config)})
+    return config.model_copy(update={"training": resolved})
 
 
 def compute_exactly() -> None:
@@ -76,15 +76,6 @@ def take_own_cores(rank: int, ranks: int) -> None:
     if ranks > 1 and len(cores) % ranks == 0:
         share = len(cores) // ranks
         os.sched_setaffinity(0, cores[rank * share : (rank + 1) * share])
-
-
-def _with_steps(config: RunConfig) -> ModelConfig:
-    """A codec of one lambda has one step, that which is best for it, unless others are named."""
-    model, weight = config.model, config.loss.lambda_
-    if weight is None or model.entropy == "none" or (model.finest_step or model.coarsest_step):
-        return model
-    step = min(max((LAMBDA_STEP_SQUARED / weight) ** 0.5, SMALLEST_STEP), LARGEST_STEP)
-    return model.model_copy(update={"finest_step": step, "coarsest_step": step})
 
 
 def check(training: TrainingConfig) -> None:
