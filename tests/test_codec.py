@@ -102,6 +102,19 @@ def test_a_picture_of_any_size_is_read_as_it_was_written(codec: PictureCodec, wi
     assert content == codec.encode(image, codec.step_of(60))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [0, 255])
+def test_black_and_white_are_read_as_they_are_however_fine_the_step(kind: str, level: int):
+    """The lowest frequency of a large block is thousands of steps, more than the networks compute with."""
+    model = {"entropy": "factorized"} if kind == "factorized" else {"entropy": "hyperprior", "context": kind}
+    model |= {"channels": 8, "latent_channels": 24, "downsamplings": 5, "finest_step": 2.0}
+    built = build_model(ModelConfig.model_validate(model), 0)
+    assert isinstance(built, TransformCodec)
+    codec = PictureCodec(built.eval(), HALF, SHA256, Tables(built.tables))
+    content = codec.encode(Image.new("RGB", (64, 64), (level,) * 3), codec.step_of(100))
+    assert codec.decode(parse(content, "x")).getextrema() == ((level, level),) * 3
+
+
 def test_a_model_elsewhere_writes_and_reads_the_same_as_on_the_cpu(codec: PictureCodec):
     image, step = picture(), codec.step_of(60)
     content = codec.encode(image, step)

@@ -95,7 +95,12 @@ class Exact:
 
 def to_fixed(x: Tensor) -> Tensor:
     """Numbers as the nearest integers of `Exact`, (any shape), float64."""
-    return torch.round(x.double() * 2.0**FRACTION).clamp(-LIMIT, LIMIT)
+    return within_limit(torch.round(x.double() * 2.0**FRACTION))
+
+
+def within_limit(x: Tensor) -> Tensor:
+    """Integers of `Exact`, clamped to those that it computes with."""
+    return x.clamp(-LIMIT, LIMIT)
 
 
 def from_fixed(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipelines.model.arithmetic import FRACTION, LIMIT, from_fixed, to_fixed
+from pipelines.model.arithmetic import FRACTION, from_fixed, to_fixed
 from pipelines.model.entropy import laplace
 from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.straight_through import round_ste
@@ -91,7 +91,9 @@ def quantise(
 
 
 def code_around(coder: SymbolCoder, y: Tensor | None, mean: Tensor, log2_scale: Tensor) -> Tensor:
-    """Write or read latents about their means; returns them as integers of `Exact`.
+    """Write or read latents about their means; returns them as integers of `Exact`, but not within its limit.
+
+    A lowest frequency of large blocks may be more steps than that: `within_limit` is for what is computed from it.
 
     Args:
         y: in steps, floating point; None to read.
@@ -101,4 +103,4 @@ def code_around(coder: SymbolCoder, y: Tensor | None, mean: Tensor, log2_scale: 
     rows = torch.floor((log2_scale - laplace.LOWEST * 2.0**FRACTION) / spacing + 0.5)
     rows = rows.clamp(0, laplace.SCALES - 1).long()
     symbols = None if y is None else torch.round(y.double() - from_fixed(mean)).long()
-    return (coder.code(rows, symbols).double() * 2.0**FRACTION + mean).clamp(-LIMIT, LIMIT)
+    return coder.code(rows, symbols).double() * 2.0**FRACTION + mean

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed
+from pipelines.model.arithmetic import FLOATING, Arithmetic, Exact, from_fixed, within_limit
 from pipelines.model.entropy.coding import SymbolCoder
 from pipelines.model.entropy.factorized import Factorized, code_around, quantise
 from pipelines.model.layers import Unfilled, convolution
@@ -158,15 +158,15 @@ class Hyperprior(nn.Module):
         # What is written may be decided where the weights are; what both sides compute, they compute on the CPU.
         z = None if y is None else self._hyper_latents(y.to(self.coarse.weight.device)).cpu()
         exact = Exact()
-        hyper_quantised = code_around(coder, z, *self.hyper.exact_prior(log2_step, hyper_size(size)))
+        hyper_quantised = within_limit(code_around(coder, z, *self.hyper.exact_prior(log2_step, hyper_size(size))))
         features = self._features(exact, hyper_quantised, log2_step, size)
         base = Prior(*self.base.exact_prior(log2_step, (1, 1)))
-        known = base.mean.new_zeros(1, base.mean.shape[1], *size)
+        latents = base.mean.new_zeros(1, base.mean.shape[1], *size)
         for number, each in self._used(size):
-            prior = self._prior(number, exact, features, known, base)
+            prior = self._prior(number, exact, features, within_limit(latents), base)
             here = each.mask(prior.mean)
-            known = each.put(_code_where(here, coder, None if y is None else each.of(y), prior), known)
-        return from_fixed(known)
+            latents = each.put(_code_where(here, coder, None if y is None else each.of(y), prior), latents)
+        return from_fixed(latents)
 
     def _hyper_latents(self, y: Tensor) -> Tensor:
         # Coefficients of block transforms spread over orders of magnitude.
