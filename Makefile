@@ -21,7 +21,7 @@ test: .venv/ready
 	$(PYTEST)
 
 test-full: .venv/ready
-	$(PYTEST) -m full --durations=30
+	$(PYTEST) --no-loadscope-reorder -m full --durations=30
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -28,6 +28,18 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = (
+    *("test_training", "test_chaos", "test_pipeline", "test_storage", "test_several_hosts", "test_virtual_ranks"),
+    *("test_dead_runs", "test_own_servers", "test_watching", "test_deployment"),
+)
+"""Files of tests that take minutes. Each process takes the next file when it has done one: these first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 def picture(number: int, width: int, height: int) -> Image.Image:
     """A smooth coloured pattern with some grain, another for each number."""
     random = np.random.Generator(np.random.Philox(number))
