@@ -293,6 +293,34 @@ def test_the_store_keeps_of_a_run_what_its_disk_keeps(run: RunDirectory, proxy: 
     assert not list(store.list("runs/tiny/checkpoints/step_00000015/"))
 
 
+def test_the_best_that_failed_after_the_newest_is_sent_next_time(
+    run: RunDirectory, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    impatient(monkeypatch)
+    proxy.break_("503", "PUT", "step_00000005/")
+    with pytest.raises(StoreUnavailable, match=r"step_00000005/.* could not be sent"):
+        Sending(run, the_store()).send()
+    assert complete_steps(the_store(), "tiny") == [12]
+    proxy.faults.clear()
+    Sending(run, the_store()).send()  # of another process: the first was killed, say
+    assert complete_steps(the_store(), "tiny") == [5, 12]
+    assert "is not sent" not in caplog.text
+
+
+def test_a_best_that_is_damaged_or_gone_here_is_not_tried_again_and_again(
+    run: RunDirectory, proxy: Proxy, caplog: pytest.LogCaptureFixture
+):
+    (checkpoints.folder_of(run, 5) / WEIGHTS).write_bytes(b"")
+    sending = Sending(run, the_store())
+    for _ in range(3):
+        sending.send()
+    assert caplog.text.count("A checkpoint is not sent to the store: ") == 1
+    shutil.rmtree(checkpoints.folder_of(run, 5))
+    Sending(run, the_store()).send()
+    assert caplog.text.count("A checkpoint is not sent to the store: ") == 1
+    assert complete_steps(the_store(), "tiny") == [12]
+
+
 def test_a_checkpoint_that_the_training_deletes_meanwhile_is_sent_to_its_end(
     run: RunDirectory, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ):

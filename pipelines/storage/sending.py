@@ -5,11 +5,11 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.checkpoint_format import MANIFEST, file_names
+from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
 from pipelines.data import remote_sets, shard_format
 from pipelines.durable_files import link_or_copy
 from pipelines.errors import CodecmillError
@@ -43,6 +43,8 @@ class Sending:
         self._store = store
         self._sent: set[int] | None = None
         """None before the store was asked."""
+        self._damaged: set[int] = set()
+        """Steps whose checkpoints are not whole here: not looked at again before there is a newer one."""
         self._level: dict[Path, str] = {}
         """The sha256 of files that the store has by now; of an evaluation, that of its `evaluation.json`."""
         self._is_ours = self._has_shard_set = False
@@ -89,15 +91,25 @@ class Sending:
     def _send_checkpoints(self) -> None:
         """The newest, and the best that it names; those in between are passed over where sending takes longer."""
         on_disk = checkpoints.steps_on_disk(self._run)
-        if not on_disk or on_disk[-1] in self._whole():
-            return
-        newest = self._send_checkpoint(on_disk[-1])
+        newest = self._sent_newest(on_disk[-1]) if on_disk else None
         if newest is None:
             return
-        best = newest.manifest.best
-        if best is not None and best.step not in self._whole():
-            self._send_checkpoint(best.step)
+        # Also where the newest was sent long ago: the best may have failed after it.
+        wanted = {newest.best.step} if newest.best else set()
+        for step in sorted((wanted & set(on_disk)) - self._whole() - self._damaged):
+            if self._send_checkpoint(step) is None:
+                self._damaged.add(step)
         self._retain(newest, self._run.read_config().training.keep_latest)
+
+    def _sent_newest(self, step: int) -> Manifest | None:
+        """What the newest checkpoint on disk says, which the store has by now; None where it is not whole."""
+        if step not in self._whole():
+            self._damaged.clear()
+            sent = self._send_checkpoint(step)
+            return sent and sent.manifest
+        with suppress(CodecmillError):  # the training has deleted it meanwhile
+            return read_manifest(checkpoints.folder_of(self._run, step))
+        return None
 
     def _whole(self) -> set[int]:
         """Steps whose checkpoints the store has whole."""
@@ -128,11 +140,11 @@ class Sending:
         with _copied(self._run.journal) as copy:
             self._store.send(copy, keys.of_run(self._run.path.name, self._run.journal.name))
 
-    def _retain(self, newest: checkpoints.Checkpoint, keep_latest: int) -> None:
+    def _retain(self, newest: Manifest, keep_latest: int) -> None:
         """The store keeps of a run what its disk keeps. Manifests go first: nobody believes half of a checkpoint."""
         kept = {*sorted(self._whole())[-keep_latest:], newest.step}
-        if newest.manifest.best is not None:
-            kept.add(newest.manifest.best.step)
+        if newest.best is not None:
+            kept.add(newest.best.step)
         for step in sorted(self._whole() - kept):
             if step < newest.step:
                 prefix = keys.of_checkpoint(self._run.path.name, step, "")
