@@ -113,6 +113,22 @@ class Manifest(Section):
             raise ValueError("weights_sha256 belongs to sharded checkpoints, and to no others")
         return self
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether a run that nobody stopped has a checkpoint of this step, too, by the interval of its time."""
+        interval = self._trained_with("checkpoint_interval")
+        return self.step % interval == 0 if isinstance(interval, int) and interval > 0 else True
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether a loss that is no number takes the run back to its last regular checkpoint."""
+        return self._trained_with("on_nonfinite") == "rollback"
+
+    def _trained_with(self, choice: str) -> object:
+        """A choice of `training`; None where a checkpoint, of another version maybe, does not say."""
+        training = (self.config or {}).get("training")
+        return training.get(choice) if isinstance(training, dict) else None
+
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude=set() if self.is_sharded else {"weights_sha256"})
 

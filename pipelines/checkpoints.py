@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,11 +145,16 @@ def steps_on_disk(run: RunDirectory) -> list[int]:
     return sorted(int(folder.name[5:]) for folder in folders if folder.name[5:].isdecimal())
 
 
-def sound_checkpoints(run: RunDirectory, interval: int = 1) -> Iterator[Checkpoint]:
-    """Newest first, of a multiple of `interval` steps; damaged ones are skipped with a warning, and none is deleted."""
-    for step in (step for step in reversed(steps_on_disk(run)) if step % interval == 0):
+def sound_checkpoints(run: RunDirectory, only_regular: bool = False) -> Iterator[Checkpoint]:
+    """Newest first; damaged ones are skipped with a warning, and none is deleted.
+
+    Args:
+        only_regular: leave out those that a stop has left in between.
+    """
+    for step in reversed(steps_on_disk(run)):
         try:
-            yield of_step(run, step)
+            if not only_regular or read_manifest(folder_of(run, step)).is_regular:
+                yield of_step(run, step)
         except CodecmillError as error:
             log.warning("Skipping a damaged checkpoint: %s", error)
 
@@ -165,19 +171,24 @@ def of_step(run: RunDirectory, step: int, but_shards: bool = False) -> Checkpoin
     return found
 
 
-def latest(run: RunDirectory, interval: int = 1) -> Checkpoint | None:
-    """The newest checkpoint, of a multiple of `interval` steps, whose bytes are all as they were written, if any.
+def latest(run: RunDirectory) -> Checkpoint | None:
+    """The newest checkpoint whose bytes are all as they were written, if any.
 
     Raises:
         CodecmillError: there are checkpoints, and every one of them is damaged.
     """
-    newest = next(sound_checkpoints(run, interval), None)
+    newest = next(sound_checkpoints(run), None)
     if newest is None and steps_on_disk(run):
         raise CodecmillError(
             f"Every checkpoint in {run.checkpoints} is damaged. Nothing was deleted: restore one of them from a copy, "
             "or start a new run under another name."
         )
     return newest
+
+
+def latest_regular(run: RunDirectory) -> Checkpoint | None:
+    """The newest sound checkpoint but for those that a stop has left: the run that was not stopped has none there."""
+    return next(sound_checkpoints(run, only_regular=True), None)
 
 
 def best(run: RunDirectory) -> Checkpoint | None:
@@ -192,17 +203,35 @@ def best(run: RunDirectory) -> Checkpoint | None:
         return newest
 
 
-def retain(run: RunDirectory, newest: Checkpoint, keep_latest: int, spared: Collection[int] = ()) -> None:
-    """Delete all but the newest `keep_latest` checkpoints, the best one, and those that somebody still waits for.
+def needed_by(run: RunDirectory, newest: Manifest) -> set[int]:
+    """Steps whose checkpoints a run cannot do without beside the newest: the best, and the one that it may go back to.
 
     Args:
-        newest: the newest sound one, which says which is the best.
+        newest: of the newest sound checkpoint.
+    """
+    needed = {newest.best.step} if newest.best else set()
+    regular = last_regular(run, newest.step) if newest.may_go_back and not newest.is_regular else None
+    return needed if regular is None else needed | {regular}
+
+
+def last_regular(run: RunDirectory, before: int) -> int | None:
+    """The step of the last regular checkpoint on disk before a step, by their manifests alone."""
+    for step in reversed(steps_on_disk(run)):
+        with suppress(CodecmillError):  # whoever reads it says that it is damaged
+            if step < before and read_manifest(folder_of(run, step)).is_regular:
+                return step
+    return None
+
+
+def retain(run: RunDirectory, newest: Checkpoint, keep_latest: int, spared: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep_latest` checkpoints, those that it needs, and those that somebody waits for.
+
+    Args:
+        newest: the newest sound one, which says which those are.
         spared: steps that stay in any case.
     """
     steps = steps_on_disk(run)
-    kept = {*steps[-keep_latest:], newest.step, *spared}
-    if newest.manifest.best is not None:
-        kept.add(newest.manifest.best.step)
+    kept = {*steps[-keep_latest:], newest.step, *needed_by(run, newest.manifest), *spared}
     for step in steps:
         if step not in kept:
             doomed = run.checkpoints / f".tmp-former-{step_name(step)}-{os.getpid()}"

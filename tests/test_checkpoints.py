@@ -31,6 +31,7 @@ def save(
     weights: dict[str, torch.Tensor] | None = None,
     shard_set: str = "0" * 64,
     parent: str | None = None,
+    training: dict[str, Any] | None = None,
 ):
     about: dict[str, Any] = {
         "step": step,
@@ -39,6 +40,7 @@ def save(
         "normalization": {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
         "shard_set": shard_set,
         "parent": parent,
+        "config": training and {"training": training},
         "validation": {},
         "best": best,
         "versions": {"torch": "2"},
@@ -179,6 +181,39 @@ def test_the_newest_and_the_best_are_kept(run: RunDirectory):
     found = checkpoints.best(run)
     assert found is not None
     assert found.step == 20
+
+
+ROLLBACK = {"on_nonfinite": "rollback", "checkpoint_interval": 500}
+
+
+def test_the_checkpoint_that_a_loss_takes_the_run_back_to_is_kept(run: RunDirectory):
+    for step in (0, 500, 700):
+        newest = save(run, step, training=ROLLBACK)
+    checkpoints.retain(run, newest, keep_latest=1)
+    assert checkpoints.steps_on_disk(run) == [500, 700], "700 is where the run was stopped"
+    newest = save(run, 800, training=ROLLBACK | {"checkpoint_interval": 300})  # of which no multiple is there
+    checkpoints.retain(run, newest, keep_latest=1)
+    assert checkpoints.steps_on_disk(run) == [500, 800]
+    found = checkpoints.latest_regular(run)
+    assert found is not None
+    assert found.step == 500
+    newest = save(run, 900, training=ROLLBACK | {"checkpoint_interval": 300})
+    checkpoints.retain(run, newest, keep_latest=1)
+    assert checkpoints.steps_on_disk(run) == [900]
+    newest = save(run, 950, training={"on_nonfinite": "stop", "checkpoint_interval": 300})
+    checkpoints.retain(run, newest, keep_latest=1)
+    assert checkpoints.steps_on_disk(run) == [950], "a run that never goes back needs no more"
+
+
+def test_where_only_a_stop_has_left_a_checkpoint_there_is_none_to_go_back_to_and_none_is_called_damaged(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture
+):
+    save(run, 700, training=ROLLBACK)
+    assert checkpoints.latest_regular(run) is None
+    assert "damaged" not in caplog.text
+    (save(run, 500, training=ROLLBACK).path / "model.safetensors").write_bytes(b"")
+    assert checkpoints.latest_regular(run) is None
+    assert "step_00000500/model.safetensors has 0 bytes" in caplog.text
 
 
 def test_retention_never_deletes_the_last_sound_checkpoint(run: RunDirectory):

@@ -100,8 +100,13 @@ def test_a_step_is_passed_over_also_when_it_is_interrupted(
     assert bad == {BAD_STEP: {"samples": [key_of_the_bad_sample(whole)], "then": said}}
     assert [line["step"] for line in read(whole.journal)] == list(range(1, 13))
 
+    settings |= {"keep_latest": 1}
     stopped = begin(make(tiny, name="stopped", training=settings | {"checkpoint_interval": 3}))
     train_spoilt(stopped, tmp_path / "zeroth", last=BAD_STEP - 1)  # of this one a rollback knows nothing
+    newest = checkpoints.latest(stopped)
+    assert newest is not None
+    checkpoints.retain(stopped, newest, keep_latest=1)  # as where MLflow has them all
+    start_or_continue(make(tiny, name="stopped", training=settings | {"checkpoint_interval": 5}))
     train_spoilt(stopped, tmp_path / "second", last=BAD_STEP)
     assert weights_at(stopped, BAD_STEP) == weights_at(whole, goes_back_to)
     train_spoilt(stopped, tmp_path / "third")

@@ -293,6 +293,25 @@ def test_the_store_keeps_of_a_run_what_its_disk_keeps(run: RunDirectory, proxy: 
     assert not list(store.list("runs/tiny/checkpoints/step_00000015/"))
 
 
+def test_the_checkpoint_that_a_loss_takes_the_run_back_to_goes_along(run: RunDirectory, tmp_path: Path, proxy: Proxy):
+    config = run.read_config()
+    run.write_config(config.model_copy(update={"training": config.training.model_copy(update={"keep_latest": 1})}))
+    for step in (9, 10, 11, 12):  # the run was stopped after 11 steps, and after 12
+        training = {"on_nonfinite": "rollback", "checkpoint_interval": 5}
+        save(run, step, best={"step": 5, "psnr": 30.0}, training=training)
+    sending = Sending(run, the_store())
+    sending.send()
+    assert complete_steps(the_store(), "tiny") == [5, 10, 12]
+    sending._send_checkpoint(11)
+    there = elsewhere(tmp_path)
+    with there.locked():
+        bring(there, the_store())
+    assert checkpoints.steps_on_disk(there) == [5, 10, 11, 12], "what it is, is known when it is here"
+    found = checkpoints.latest_regular(there)
+    assert found is not None
+    assert found.step == 10
+
+
 def test_the_best_that_failed_after_the_newest_is_sent_next_time(
     run: RunDirectory, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.checkpoint_format import MANIFEST, file_names, read_manifest
+from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
 from pipelines.data import remote_sets, shard_format
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError
@@ -59,7 +59,7 @@ def is_in_store(name: str) -> bool:
 def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
     """Bring what a run's folder lacks: config, shard set (its shards only when they are read), which MLflow run it is,
     journal and the newest checkpoint that is whole, if it is newer than the newest here, the best that it names, the
-    evaluations of both, and which version it is registered as.
+    one that it may go back to, their evaluations, and which version it is registered as.
 
     Must be called by the holder of the run's lock.
 
@@ -82,7 +82,8 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
     brought = _bring_newest(run, store, newest.step if newest else -1)
     if brought is not None and not is_new:
         run.write_config(config)  # with what has been changed there since, such as more steps
-    _bring_best(run, store, brought or newest)
+    if newest := brought or newest:
+        _bring_needed(run, store, newest.manifest)
     bring_results(run, store)
     if is_new:  # last: where the store fails on the way no run is here, and the next time it is brought to its end
         run.write_config(config)
@@ -174,9 +175,21 @@ def _bring_checkpoint(run: RunDirectory, store: Store, step: int) -> checkpoints
         return None
 
 
-def _bring_best(run: RunDirectory, store: Store, newest: checkpoints.Checkpoint | None) -> None:
-    best = newest.manifest.best if newest else None
-    if best is None or best.step in checkpoints.steps_on_disk(run):
-        return
-    if best.step in keys.complete_steps(store, run.path.name):
-        _bring_checkpoint(run, store, best.step)
+def _bring_needed(run: RunDirectory, store: Store, newest: Manifest) -> None:
+    """What a run cannot do without beside the newest: the best, and the one that it may go back to."""
+    best = newest.best.step if newest.best else None
+    is_lacking = best is not None and best not in checkpoints.steps_on_disk(run)
+    if is_lacking and best in keys.complete_steps(store, run.path.name):
+        _bring_checkpoint(run, store, best)
+    if newest.may_go_back and not newest.is_regular:
+        _bring_last_regular(run, store, newest.step)
+
+
+def _bring_last_regular(run: RunDirectory, store: Store, before: int) -> None:
+    """Which it is their manifests say: those that stops have left after it come along."""
+    for step in reversed(keys.complete_steps(store, run.path.name)):
+        found = checkpoints.last_regular(run, before)
+        if found is not None and found >= step:
+            return
+        if step < before and step not in checkpoints.steps_on_disk(run):
+            _bring_checkpoint(run, store, step)

@@ -1,5 +1,5 @@
-"""What of a run goes to the store: choices, shard set, journal, the newest and the best checkpoint, evaluations, and
-which version it is registered as; manifests last."""
+"""What of a run goes to the store: choices, shard set, journal, the newest checkpoint and those that it needs,
+evaluations, and which version it is registered as; manifests last."""
 
 import logging
 import os
@@ -89,17 +89,17 @@ class Sending:
                 self._store.send(copy, keys.of_run(self._run.path.name, self._run.mlflow_file.name))
 
     def _send_checkpoints(self) -> None:
-        """The newest, and the best that it names; those in between are passed over where sending takes longer."""
+        """The newest, and those that it needs; others in between are passed over where sending takes longer."""
         on_disk = checkpoints.steps_on_disk(self._run)
         newest = self._sent_newest(on_disk[-1]) if on_disk else None
         if newest is None:
             return
         # Also where the newest was sent long ago: the best may have failed after it.
-        wanted = {newest.best.step} if newest.best else set()
-        for step in sorted((wanted & set(on_disk)) - self._whole() - self._damaged):
+        needed = checkpoints.needed_by(self._run, newest)
+        for step in sorted((needed & set(on_disk)) - self._whole() - self._damaged):
             if self._send_checkpoint(step) is None:
                 self._damaged.add(step)
-        self._retain(newest, self._run.read_config().training.keep_latest)
+        self._retain(newest.step, needed)
 
     def _sent_newest(self, step: int) -> Manifest | None:
         """What the newest checkpoint on disk says, which the store has by now; None where it is not whole."""
@@ -140,13 +140,12 @@ class Sending:
         with _copied(self._run.journal) as copy:
             self._store.send(copy, keys.of_run(self._run.path.name, self._run.journal.name))
 
-    def _retain(self, newest: Manifest, keep_latest: int) -> None:
+    def _retain(self, newest: int, needed: set[int]) -> None:
         """The store keeps of a run what its disk keeps. Manifests go first: nobody believes half of a checkpoint."""
-        kept = {*sorted(self._whole())[-keep_latest:], newest.step}
-        if newest.best is not None:
-            kept.add(newest.best.step)
+        keep_latest = self._run.read_config().training.keep_latest
+        kept = {*sorted(self._whole())[-keep_latest:], newest, *needed}
         for step in sorted(self._whole() - kept):
-            if step < newest.step:
+            if step < newest:
                 prefix = keys.of_checkpoint(self._run.path.name, step, "")
                 self._store.remove(prefix + MANIFEST)
                 self._whole().discard(step)

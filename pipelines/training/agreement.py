@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -92,13 +93,17 @@ def agree(ranks: Ranks, batch: Batch, output: StepOutput, batch_size: int, stop:
     return Agreement(losses, decibels, rates, samples, stop=Stop(int(max(stops))))
 
 
-def agreed_checkpoint(directory: RunDirectory, ranks: Ranks, interval: int = 1) -> checkpoints.Checkpoint | None:
-    """The newest sound checkpoint of a multiple of `interval` steps that the first rank finds, once all ranks have it.
+def agreed_checkpoint(
+    directory: RunDirectory,
+    ranks: Ranks,
+    find: Callable[[RunDirectory], checkpoints.Checkpoint | None] = checkpoints.latest,
+) -> checkpoints.Checkpoint | None:
+    """The checkpoint that the first rank finds, once all ranks have it.
 
     Raises:
         RankFailure: some do not, as a rank may that could not read a file at this moment.
     """
-    found = checkpoints.latest(directory, interval) if ranks.is_first else None
+    found = find(directory) if ranks.is_first else None
     known = [float(found.step), *_halves(found)] if found else [-1.0, 0.0, 0.0]
     step, *halves = ranks.told_by_first(known)
     if step < 0:

@@ -191,10 +191,12 @@ class Training:
         keys = self._bad.pass_over(agreed, step)
         then, done, in_a_row = self.config.training.on_nonfinite, self.step, self._bad.in_a_row
         if then == "rollback":
-            # Not to one that a stop has left in between: the run that was not stopped has none there.
-            checkpoint = agreed_checkpoint(self.directory, self.ranks, self.config.training.checkpoint_interval)
+            checkpoint = agreed_checkpoint(self.directory, self.ranks, checkpoints.latest_regular)
             if checkpoint is None:
-                raise CodecmillError(f"There is no checkpoint in {self.directory.checkpoints} to go back to.")
+                raise CodecmillError(
+                    f"No checkpoint in {self.directory.checkpoints} can be gone back to: none of those of its interval "
+                    "is there and whole. Restore one from a copy, or start a new run under another name."
+                )
             self.restore(checkpoint)
             # The samples go on: those of the steps that are lost would lead here again.
             self.step, self._bad.in_a_row = done, in_a_row
@@ -243,6 +245,6 @@ class Training:
         saved = self.state.save(Saving(self.directory, about, scalars, self.check_writer))
         if saved is None:
             return
-        spared = unsent_checkpoints(self.directory) | {self.step - self.step % self.config.training.checkpoint_interval}
+        spared = unsent_checkpoints(self.directory)
         checkpoints.retain(self.directory, saved, self.config.training.keep_latest, spared)
         log.info("Saved %s", saved.path.name, extra={"step": self.step})
