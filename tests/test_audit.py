@@ -1,6 +1,7 @@
 """The audit: it passes whatever interruptions there were, and finds each read that was not what it should be."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,18 @@ from typing import Any
 
 import pytest
 from conftest import make
+from object_store import Proxy, the_store
 from processes import PROJECT, clean_environment
 from test_distributed import run_ranks
 from trainings import begin, beginnings, train, train_and_kill
 
+from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import read_json
 from pipelines.provenance.audit import audit
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import start_or_continue
+from pipelines.storage.bringing import bring
+from pipelines.storage.sending import Sending
 
 
 def audited(directory: RunDirectory, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -98,3 +103,22 @@ def test_what_was_altered_afterwards_is_found(trained: RunDirectory):
     content[700] ^= 1
     tar.write_bytes(content)
     assert [fault for fault in audit(trained).faults if str(tar) in fault]
+
+
+def test_a_run_whose_shards_lie_in_a_store_is_audited_where_only_some_of_them_are(
+    trained: RunDirectory, tmp_path: Path, proxy: Proxy
+):
+    Sending(trained, the_store()).send()
+    there = Root(tmp_path / "elsewhere").run("tiny")
+    with there.locked():
+        bring(there, the_store())
+    assert not list(there.shard_set().glob("*.tar"))
+    assert audit(there).faults == ()
+    for file in there.shard_set().glob("train-*.index"):
+        file.unlink()
+    assert audit(there).faults == (), "fetched in part"
+    row = ShardSet.open(there.shard_set()).rows("train")[0]
+    for name, _, _ in row.files():
+        shutil.copyfile(trained.shard_set() / name, there.shard_set() / name)
+    (tar := there.shard_set() / row.tar).write_bytes(bytes(row.bytes))
+    assert [fault for fault in audit(there).faults if str(tar) in fault], "what is here is verified"

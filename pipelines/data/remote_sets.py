@@ -1,8 +1,9 @@
 """Shard sets that lie in a store: here are the manifest, the address, and those shards that were read last."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.data.shard_format import MANIFEST
+from pipelines.data.shard_format import MANIFEST, ShardRow
 from pipelines.durable_files import built_folder, lock, write_bytes, write_json
 from pipelines.storage.address import checked_url
 from pipelines.tolerant_reading import json_object, text
@@ -24,6 +25,13 @@ def origin(folder: Path) -> str | None:
     if not file.is_file():
         return None
     return checked_url(text(json_object(file.read_bytes()), "url") or "", str(file))
+
+
+def rows_here(folder: Path, rows: Sequence[ShardRow]) -> list[ShardRow]:
+    """The shards whose files should be here: all, but of a set that lies in a store those that were read last."""
+    if origin(folder) is None:
+        return list(rows)
+    return [row for row in rows if all((folder / name).is_file() for name, _, _ in row.files())]
 
 
 def make_known(folder: Path, url: str, manifest: bytes) -> None:

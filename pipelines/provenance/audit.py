@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines import checkpoints
 from pipelines.config import Section
-from pipelines.data import consumed
+from pipelines.data import consumed, remote_sets
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shard_verification import verify_shard
@@ -70,7 +70,8 @@ def audit(run: RunDirectory) -> Audit:
 
 
 def _altered_shards(shard_set: ShardSet) -> Iterator[str]:
-    rows = shard_set.rows("train")
+    """Of those that are here: each sample of the others is fetched, and compared with its checksum, for its key."""
+    rows = remote_sets.rows_here(shard_set.path, shard_set.rows("train"))
     for done, row in enumerate(rows):
         report(Progress("audit", done, len(rows), "shards", row.tar))
         yield from (f"{file} {how}." for file, how in verify_shard(shard_set.path, row))

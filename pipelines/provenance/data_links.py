@@ -53,13 +53,11 @@ def _manifest(folder: Path, chains: Sequence[Chain], way_out: str, ledger: Ledge
 
 
 def _here(folder: Path, manifest: shard_format.Manifest, ledger: Ledger) -> list[shard_format.ShardRow]:
-    """The shards that should be here: all of them, but for a set that lies in a store, of which some are."""
-    url = remote_sets.origin(folder)
-    if url is None:
-        return manifest.shards
-    here = [row for row in manifest.shards if all((folder / name).is_file() for name, _, _ in row.files())]
+    """The shards that should be here; of the others it is told that they were not read."""
+    here = remote_sets.rows_here(folder, manifest.shards)
     if left := len(manifest.shards) - len(here):
-        ledger.note(f"{left} of {len(manifest.shards)} shards of {folder} lie in {url} only, and were not read.")
+        where = remote_sets.origin(folder)
+        ledger.note(f"{left} of {len(manifest.shards)} shards of {folder} lie in {where} only, and were not read.")
     return here
 
 
