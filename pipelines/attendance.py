@@ -109,7 +109,8 @@ def claimed(root: Root) -> Iterator[list[Claim]]:
     descriptors: list[int] = []
     try:
         for file in sorted(root.attendance.glob("*.json")):
-            descriptor = _locked(file, os.O_RDONLY, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not read-only: NFS locks exclusively only what is open for writing.
+            descriptor = _locked(file, os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if descriptor is None:
                 continue  # at work, or in the hands of another who puts it right
             descriptors.append(descriptor)

@@ -1,5 +1,7 @@
 """What most tests need: a few generated pictures, and a config small enough to train in seconds."""
 
+import errno
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -155,6 +157,19 @@ def proxy(way_to_s3: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     yield way_to_s3
     way_to_s3.faults.clear()
     way_to_s3.takes_conditions = True
+
+
+@pytest.fixture
+def nfs_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as on NFS: an exclusive one is only for descriptors that may be written to."""
+    flock = fcntl.flock
+
+    def nfs_flock(descriptor: int, how: int) -> None:
+        if how & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", nfs_flock)
 
 
 def make(config: dict[str, Any], **sections: Any) -> RunConfig:

@@ -95,6 +95,12 @@ def test_a_killed_process_is_told_from_one_at_work(root: Root):
         assert [file.name for file in root.attendance.iterdir()] == ["alive.json"]
 
 
+@pytest.mark.usefixtures("nfs_locks")
+def test_a_killed_process_is_found_also_on_nfs(root: Root):
+    killed(root, "dead")
+    assert ids_claimed(root) == ["dead"]
+
+
 def test_who_leaves_in_peace_leaves_nothing(root: Root):
     with present(root, Entry(id="here", process=os.getpid())):
         assert json.loads((root.attendance / "here.json").read_text())["process"] == os.getpid()

@@ -1,5 +1,6 @@
 """Shards that lie in a store: fetched ahead of use, verified, within a bound, and the same samples as from the disk."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -143,6 +144,16 @@ def test_what_is_open_is_not_evicted_and_the_rest_goes_by_its_last_use(
     for row in rows[4:7]:
         cache.bring(row)
     assert rows[0].name not in tars(elsewhere)
+
+
+@pytest.mark.usefixtures("nfs_locks")
+def test_a_shard_that_nobody_has_open_is_evicted_also_on_nfs(tmp_path: Path):
+    (file := tmp_path / "train-000000.tar").write_bytes(b"shard")
+    with file.open("rb") as reader:
+        fcntl.flock(reader.fileno(), fcntl.LOCK_SH)
+        assert not shard_cache._evicted(file)
+    assert shard_cache._evicted(file)
+    assert not file.exists()
 
 
 def test_a_bound_below_what_is_needed_at_once_is_named(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):

@@ -198,7 +198,7 @@ class NoRoomError(CodecmillError):
 def _evicted(file: Path) -> bool:
     """Delete a tar, unless somebody has it open."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)  # NFS locks exclusively only what is open for writing
     except FileNotFoundError:
         return True
     try:
