@@ -467,6 +467,18 @@ def test_a_disk_that_takes_no_more_is_named_by_its_own_reason(config: RunConfig,
     assert create_shards(config).verify() == []
 
 
+def test_what_a_killed_attempt_has_linked_is_not_written_through(config: RunConfig, folder: Path):
+    earlier = create_shards(config)
+    files = bytes_of(earlier, ".tar", ".index")
+    picture(99, 80, 80).save(folder / "another.png")
+    working = make_plan(config).working
+    working.mkdir()
+    for name in files:
+        os.link(earlier.path / name, working / name)
+    assert create_shards(config).verify() == []
+    assert bytes_of(earlier, ".tar", ".index") == files
+
+
 def spoil(shard_set: ShardSet, row: ShardRow, damage: str) -> None:
     """Damage a tar and leave its size as it is."""
     file = shard_set.path / row.tar

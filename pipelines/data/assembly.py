@@ -51,14 +51,17 @@ def write_shard(folder: Path, outline: Outline, pieces: Sequence[Piece]) -> Shar
     ends = np.cumsum(spans["size"])
     spans["offset"] = ends - spans["size"]
     length = int(ends[-1])
-    with (folder / f"{outline.name}.tar").open("wb") as tar:
+    tar_file, index = (folder / f"{outline.name}{suffix}" for suffix in (".tar", ".index"))
+    for file in (tar_file, index):
+        file.unlink(missing_ok=True)  # a killed attempt may have left there an earlier set's very file, by `link_shard`
+    with tar_file.open("wb") as tar:
         for content in _contents(pieces):
             tar.write(content)
             digest.update(content)
         end = bytes(-(-(length + 1024) // RECORD) * RECORD - length)
         tar.write(end)
         digest.update(end)
-    write_index(folder / f"{outline.name}.index", spans)
+    write_index(index, spans)
     return _finish(folder, outline, [piece.row for piece in pieces], digest.hexdigest())
 
 
