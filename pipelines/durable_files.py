@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.errors import BusyError, CodecmillError
+from pipelines.errors import BusyError, CodecmillError, InputError
 
 
 @contextmanager
@@ -97,6 +97,21 @@ def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterat
             f"There is no room in {folder}: {what} needs {size}, and {shutil.disk_usage(folder).free:,} bytes are left "
             "on its disk. What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"
         ) from error
+
+
+@contextmanager
+def told_where(path: Path) -> Iterator[None]:
+    """Explain that nothing can be written where the user wants it.
+
+    Raises:
+        InputError: an OSError came of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        in_its_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is in its way" if in_its_way else error.strerror
+        raise InputError(f"{path} cannot be written: {reason}. Name another place with -o.") from error
 
 
 def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -1,10 +1,12 @@
 """Weights from anywhere into a model: a checkpoint, a safetensors file, a classic torch file, or MLflow."""
 
+import io
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from pipelines import checkpoints
 from pipelines.checkpoint_tensors import read_weights as read_weights_of
 from pipelines.config import RunConfig
+from pipelines.durable_files import told_where, write_bytes
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
 from pipelines.stored_tensors import StoredTensor
@@ -20,6 +23,10 @@ from pipelines.tensor_files import check_plain, read_tensors
 log = logging.getLogger("codecmill.weights")
 
 PARTS = ("encoder", "quantizer", "decoder")
+"""Of a model, which have a dictionary `<part>_state_dict` each in the classic file."""
+
+OTHERS = "other_state_dict"
+"""The classic file's dictionary of what is in none of these, such as a codec's entropy model, under its full names."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, root
     Args:
         model: with parameters named `encoder.*`, `decoder.*` and so on.
         source: a checkpoint folder, a `.safetensors` file, a classic torch file (a dictionary with
-            `encoder_state_dict` and `decoder_state_dict`), `runs:/...` or `models:/name@alias`.
+            `encoder_state_dict`, `decoder_state_dict`, and of a codec `other_state_dict`), `runs:/...` or
+            `models:/name@alias`.
         strict: any difference in names or shapes is an error; otherwise what fits by name and shape is taken.
         root: whose MLflow `runs:/` and `models:/` are looked up in; by default that of the working directory.
 
@@ -153,23 +161,36 @@ def _from_classic(content: object, source: str) -> dict[str, Tensor]:
     states = content if isinstance(content, dict) else {}
     if not all(isinstance(states.get(f"{part}_state_dict"), dict) for part in ("encoder", "decoder")):
         raise CodecmillError(f"{source} holds no dictionary with encoder_state_dict and decoder_state_dict.")
-    weights = {
-        f"{part}.{name}": tensor for part in PARTS for name, tensor in (states.get(f"{part}_state_dict") or {}).items()
-    }
+    weights = {f"{part}.{name}": tensor for part in PARTS for name, tensor in _within(states, f"{part}_state_dict")}
+    weights |= {str(name): tensor for name, tensor in _within(states, OTHERS)}
     check_plain(weights, source)
     return weights
 
 
+def _within(states: dict[Any, Any], key: str) -> Iterable[tuple[Any, Any]]:
+    found = states.get(key)
+    return found.items() if isinstance(found, dict) else ()
+
+
 def export_classic(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
-    """Write a checkpoint's weights as the classic single torch file, readable with `weights_only=True`."""
-    weights = read_weights_of(checkpoint)
-    states = {
-        f"{part}_state_dict": {
-            name.removeprefix(f"{part}."): tensor for name, tensor in weights.items() if name.startswith(f"{part}.")
-        }
-        for part in PARTS
-    }
-    temporary = path.with_name(f".tmp-{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**states, "step": checkpoint.step}, temporary)
-    temporary.replace(path)
+    """Write all of a checkpoint's weights as the classic single torch file, readable with `weights_only=True`.
+
+    Raises:
+        InputError: the file cannot be written there.
+        CodecmillError: there is no room.
+    """
+    file = io.BytesIO()
+    torch.save({**_classic(read_weights_of(checkpoint)), "step": checkpoint.step}, file)
+    with told_where(path):
+        write_bytes(path, file.getvalue())
+
+
+def _classic(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    states: dict[str, dict[str, Tensor]] = {f"{part}_state_dict": {} for part in PARTS}
+    for name, tensor in weights.items():
+        part, _, inner = name.partition(".")
+        if part in PARTS and inner:
+            states[f"{part}_state_dict"][inner] = tensor
+        else:
+            states.setdefault(OTHERS, {})[name] = tensor
+    return states

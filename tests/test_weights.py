@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_checkpoints import save
+from test_codec import codec_of_kind
 
 from pipelines.config import ModelConfig
 from pipelines.errors import CodecmillError, InputError
 from pipelines.model.autoencoder import Autoencoder
-from pipelines.weights import load_weights
+from pipelines.model.build import build_model
+from pipelines.run_directory import Root
+from pipelines.weights import export_classic, load_weights
 
 SMALL = ModelConfig(channels=8, latent_channels=4, downsamplings=2, residual_blocks=1)
 DEEPER = SMALL.model_copy(update={"residual_blocks": 2})
@@ -41,6 +45,38 @@ def test_the_classic_file_loads_strict_into_its_model(tmp_path: Path):
     assert same_weights(trained, fresh)
     assert set(report.loaded) == set(fresh.state_dict())
     assert report.differences() == ""
+
+
+@pytest.mark.parametrize("kind", ["nested", "checkerboard", "factorized"])
+def test_an_exported_codec_is_read_back_strict_and_whole(tmp_path: Path, kind: str):
+    trained = codec_of_kind(kind).model
+    checkpoint = save(Root(tmp_path).run("codec"), 7, weights=trained.state_dict())
+    export_classic(checkpoint, tmp_path / "model.pt")
+    fresh = build_model(trained.config, seed=2)
+    assert not same_weights(trained, fresh)
+    report = load_weights(fresh, tmp_path / "model.pt")
+    assert same_weights(trained, fresh)
+    assert set(report.loaded) == set(trained.state_dict())
+
+
+def test_what_else_a_classic_file_holds_of_a_training_is_ignored(tmp_path: Path):
+    trained, fresh = Autoencoder(SMALL, seed=1), Autoencoder(SMALL, seed=2)
+    states = torch.load(classic_file(trained, tmp_path / "model.pt"), weights_only=True)
+    optimizer = torch.optim.Adam(trained.parameters()).state_dict()
+    torch.save(states | {"optimizer_state_dict": optimizer, "quantizer_state_dict": None}, tmp_path / "model.pt")
+    load_weights(fresh, tmp_path / "model.pt")
+    assert same_weights(trained, fresh)
+
+
+@pytest.mark.parametrize(("place", "reason"), [("folder", "Is a directory"), ("file/model.pt", "a file is in its way")])
+def test_a_file_that_cannot_be_exported_is_named_and_nothing_is_left(tmp_path: Path, place: str, reason: str):
+    checkpoint = save(Root(tmp_path).run("small"), 7)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=rf"{place} cannot be written: {reason}\. Name another place with -o\."):
+        export_classic(checkpoint, tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_strict_lists_what_is_missing_unexpected_and_mismatched(tmp_path: Path):
