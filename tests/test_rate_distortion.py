@@ -21,12 +21,14 @@ from pipelines.evaluation.metrics import psnr
 from pipelines.evaluation.rate_distortion import (
     FORMATS,
     JPEG,
+    LARGEST_SIDE,
     OURS,
     QUALITIES,
     CurvePoint,
     RateDistortion,
     bd_rate,
     points_of,
+    read_format,
 )
 from pipelines.evaluation.results import percent, read_evaluation
 from pipelines.evaluation.summary import summary
@@ -126,6 +128,28 @@ def test_an_evaluation_of_a_codec_has_its_curves_everywhere(tmp_path: Path):
     lines = ElementTree.fromstring(b64decode(chart)).findall(".//{http://www.w3.org/2000/svg}polyline")  # noqa: S314
     assert len(lines) == 1 + len(FORMATS)
     assert score(codec.model, HALF, named, config, codec) == pytest.approx(found.means)
+
+
+def test_a_panorama_that_not_every_format_can_hold_is_evaluated_without_curves(tmp_path: Path):
+    codec = codec_of("factorized", spread=0.0)
+    named = [("wide.png", picture(LARGEST_SIDE + 1, 8)), ("a.png", picture(60, 50)), ("b.png", picture(61, 50))]
+    config = EvaluationConfig(curve_images=2)
+    found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec)
+    assert [row.name for row in found.images] == ["wide.png", "a.png", "b.png"]
+    assert found.rate_distortion is not None
+    assert found.rate_distortion.images == ["a.png", "b.png"]
+    pieces = found.report.read_text().partition("At equal rates")[2].partition("</section>")[0]
+    assert sorted(re.findall(r"<h3><bdi>(.*?)</bdi></h3>", pieces)) == ["a.png", "b.png"]
+    assert score(codec.model, HALF, named, config, codec) == pytest.approx(found.means)
+    alone = evaluate(codec.model, HALF, named[:1], tmp_path / "w", config, {"run": "r", "step": 3}, codec)
+    assert alone.rate_distortion is None
+    assert set(alone.means) == {"psnr"}
+
+
+def test_the_largest_picture_fits_every_format():
+    image = Image.new("RGB", (LARGEST_SIDE, 8))
+    for each in FORMATS:
+        assert read_format(each.write(image, each.settings[0])).size == image.size
 
 
 def test_fewer_bits_make_a_champion():

@@ -24,7 +24,7 @@ from pipelines.evaluation.contents import PICTURES, POINTS, REPORT, RESULT, TABL
 from pipelines.evaluation.equal_rates import Pieces, at_equal_rates
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
-from pipelines.evaluation.rate_distortion import Point, RateDistortion, points_of
+from pipelines.evaluation.rate_distortion import Measuring, Point, RateDistortion, fits_every_format
 from pipelines.evaluation.report import html
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, bd_rates, printable, read_evaluation
 from pipelines.model.build import Model
@@ -69,13 +69,12 @@ def evaluate(
         album = _Album(building / PICTURES, config.pictures)
         rows: list[ImageRow] = []
         broken: list[Broken] = []
-        points: list[Point] = []
+        measuring = Measuring(codec, config.curve_images)
         for name, original, reconstruction, quality in _reconstructions(model, normalization, images, config, broken):
             rows.append(ImageRow(name, *original.size, quality.psnr, quality.ms_ssim, None))
             album.offer(len(rows) - 1, rows[-1], original, reconstruction)
-            if codec and len(rows) <= config.curve_images:
-                points += points_of(codec, printable(name), original)
-        kept = album.kept
+            measuring.offer(printable(name), original)
+        points, kept = measuring.points, album.kept
         images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         seconds = round(time.monotonic() - started, 3)
@@ -90,8 +89,9 @@ def evaluate(
 
 
 def _pieces(codec: PictureCodec, result: Evaluation, folder: Path) -> Iterator[Pieces]:
-    """Pieces of the worst images that pictures were written of."""
-    worst = [row for row in result.ranked if row.pictures][:MOST_PIECES]
+    """Pieces of the worst images that pictures were written of and that fit every format."""
+    fitting = [row for row in result.ranked if row.pictures and fits_every_format(row.width, row.height)]
+    worst = fitting[:MOST_PIECES]
     for place, row in enumerate(worst):
         report(Progress("evaluation", place, len(worst), "pieces at equal rates", printable(row.name)))
         original = decode_png((folder / PICTURES / str(row.pictures) / "original.png").read_bytes())
@@ -115,12 +115,12 @@ def score(
         CodecmillError: the model's output is not finite.
     """
     qualities: list[Quality] = []
-    points: list[Point] = []
+    measuring = Measuring(codec, config.curve_images)
     for name, original, _, quality in _reconstructions(model, normalization, images, config, []):
         qualities.append(quality)
-        if codec and len(qualities) <= config.curve_images:
-            points += points_of(codec, printable(name), original)
-    return means(qualities) | (bd_rates(RateDistortion(tuple(points))) if points else {})
+        measuring.offer(printable(name), original)
+    points = tuple(measuring.points)
+    return means(qualities) | (bd_rates(RateDistortion(points)) if points else {})
 
 
 @torch.inference_mode()

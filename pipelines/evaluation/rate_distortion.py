@@ -18,6 +18,10 @@ from pipelines.evaluation.metrics import Quality, compare
 OURS = "codecmill"
 QUALITIES = (1.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 
+LARGEST_SIDE = 16_383
+"""Of pictures that are measured, in pixels: WebP has no larger ones, JPEG none above 65,500, and an AVIF above 32,768
+is written but cannot be read."""
+
 Coder = Callable[[Image.Image, float], bytes]
 
 
@@ -113,6 +117,36 @@ def _point(
     quality: Quality = compare(image, decoded)
     rate = bits_per_pixel(content, image)
     return Point(name, codec, setting, rate, quality.psnr, quality.ms_ssim, written - begun, done - written)
+
+
+def fits_every_format(width: int, height: int) -> bool:
+    """Whether a picture of that size, in pixels, is one that each format can hold."""
+    return max(width, height) <= LARGEST_SIDE
+
+
+class Measuring:
+    """Takes the points of the first pictures that fit every format.
+
+    Args:
+        codec: None where no curves are measured.
+        most: pictures, a count.
+
+    Attributes:
+        points: so far.
+        images: pictures that they are of, a count.
+    """
+
+    def __init__(self, codec: PictureCodec | None, most: int):
+        self.points: list[Point] = []
+        self.images = 0
+        self._codec = codec
+        self._most = most
+
+    def offer(self, name: str, image: Image.Image) -> None:
+        """Measure a picture (mode RGB) if it belongs here."""
+        if self._codec and self.images < self._most and fits_every_format(*image.size):
+            self.points += points_of(self._codec, name, image)
+            self.images += 1
 
 
 @dataclass(frozen=True)
