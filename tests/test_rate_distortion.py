@@ -146,6 +146,18 @@ def test_a_panorama_that_not_every_format_can_hold_is_evaluated_without_curves(t
     assert set(alone.means) == {"psnr"}
 
 
+def test_images_of_one_name_have_each_their_own_points(tmp_path: Path):
+    codec = codec_of("factorized", spread=0.0)
+    pictures = [picture(60, 50), picture(90, 40), picture(61, 50), picture(40, 40)]
+    named = list(zip(["a.jpg", "a.jpg (3)", "a.jpg", "a.jpg"], pictures, strict=True))
+    config = EvaluationConfig(curve_images=4, pictures=0)
+    found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec).rate_distortion
+    assert found is not None
+    assert found.images == ["a.jpg", "a.jpg (3)", "a.jpg (3) (3)", "a.jpg (4)"]
+    alone = RateDistortion(tuple(points_of(codec, "x", pictures[3])))
+    assert found.bd_rate(JPEG, image="a.jpg (4)") == alone.bd_rate(JPEG)
+
+
 def test_the_largest_picture_fits_every_format():
     image = Image.new("RGB", (LARGEST_SIDE, 8))
     for each in FORMATS:

@@ -73,7 +73,7 @@ def evaluate(
         for name, original, reconstruction, quality in _reconstructions(model, normalization, images, config, broken):
             rows.append(ImageRow(name, *original.size, quality.psnr, quality.ms_ssim, None))
             album.offer(len(rows) - 1, rows[-1], original, reconstruction)
-            measuring.offer(printable(name), original)
+            measuring.offer(len(rows), printable(name), original)
         points, kept = measuring.points, album.kept
         images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -118,7 +118,7 @@ def score(
     measuring = Measuring(codec, config.curve_images)
     for name, original, _, quality in _reconstructions(model, normalization, images, config, []):
         qualities.append(quality)
-        measuring.offer(printable(name), original)
+        measuring.offer(len(qualities), printable(name), original)
     points = tuple(measuring.points)
     return means(qualities) | (bd_rates(RateDistortion(points)) if points else {})
 

@@ -132,21 +132,23 @@ class Measuring:
         most: pictures, a count.
 
     Attributes:
-        points: so far.
-        images: pictures that they are of, a count.
+        points: so far, each picture's under a name of its own.
     """
 
     def __init__(self, codec: PictureCodec | None, most: int):
         self.points: list[Point] = []
-        self.images = 0
+        self._names: set[str] = set()
         self._codec = codec
         self._most = most
 
-    def offer(self, name: str, image: Image.Image) -> None:
-        """Measure a picture (mode RGB) if it belongs here."""
-        if self._codec and self.images < self._most and fits_every_format(*image.size):
-            self.points += points_of(self._codec, name, image)
-            self.images += 1
+    def offer(self, number: int, name: str, image: Image.Image) -> None:
+        """Measure a picture (mode RGB) if it belongs here; its number tells it from others of its name."""
+        if self._codec is None or len(self._names) >= self._most or not fits_every_format(*image.size):
+            return
+        while name in self._names:
+            name += f" ({number})"
+        self._names.add(name)
+        self.points += points_of(self._codec, name, image)
 
 
 @dataclass(frozen=True)
