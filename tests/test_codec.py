@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -573,6 +574,41 @@ def test_of_several_files_the_damaged_one_is_named(tmp_path: Path):
     with pytest.raises(CodecmillError, match=r"b\.cmill cannot be decoded\. A coded picture does not end where its"):
         list(decompress(files, tmp_path / "decoded", codec, Root(tmp_path)))
     assert [file.name for file in (tmp_path / "decoded").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"RIFF", r"x\.cmill is no \.cmill file"),
+        (CodedPicture(8, 8, 1500, SHA256, bytes(8)).to_bytes(), r"x\.cmill is cut off or has something added"),
+    ],
+    ids=["foreign", "longer"],
+)
+def test_of_a_large_file_that_is_none_only_the_head_is_read(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "x.cmill").write_bytes(content)
+    os.truncate(tmp_path / "x.cmill", 2**26)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message):
+        list(decompress([tmp_path / "x.cmill"], tmp_path / "decoded", None, Root(tmp_path)))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
+    codec = codec_of("factorized")
+    picture(24, 24).save(tmp_path / "x.png")
+    (tmp_path / "file").touch()
+    (tmp_path / "o" / "x.cmill").mkdir(parents=True)
+    (tmp_path / "o" / "x.png").mkdir()
+    for folder, reason in (("file", "file cannot be written: a file is in its way"), ("o", "Is a directory")):
+        told = rf"{reason}\. Name another place with -o\."
+        with pytest.raises(InputError, match=told):
+            list(compress([tmp_path / "x.png"], tmp_path / folder, codec, 50, None))
+        list(compress([tmp_path / "x.png"], tmp_path / "c", codec, 50, None))
+        with pytest.raises(InputError, match=told):
+            list(decompress([tmp_path / "c" / "x.cmill"], tmp_path / folder, codec, Root(tmp_path)))
+    assert sorted(file.name for file in (tmp_path / "o").iterdir()) == ["x.cmill", "x.png"]
 
 
 def test_a_size_that_was_not_written_is_found_at_once(codec: PictureCodec):

@@ -7,7 +7,7 @@ bytes), CRC-32 of all before it (4 bytes), the payload, CRC-32 of the payload (4
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.config import LARGEST_STEP, SMALLEST_STEP
 from pipelines.data.picture_limits import MAX_PIXELS
@@ -21,6 +21,8 @@ _HEADER = struct.Struct("<4sBIIH32sI")
 _CRC = struct.Struct("<I")
 OVERHEAD = _HEADER.size + 2 * _CRC.size
 """Bytes of a file beyond its payload."""
+HEAD = _HEADER.size + _CRC.size
+"""Bytes of a file before its payload: they say what the rest must be."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,37 @@ def parse(content: bytes, name: str) -> CodedPicture:
     Raises:
         InputError: it is no such file, of another version, cut, altered, or of an impossible size or step.
     """
-    if not content.startswith(MAGIC):
+    without_payload = parse_head(content[:HEAD], len(content), name)
+    payload = content[HEAD : -_CRC.size]
+    if _CRC.unpack(content[-_CRC.size :]) != (zlib.crc32(payload),):
+        raise InputError(f"{name} is damaged: its content does not have the checksum that it names. Get it again.")
+    return replace(without_payload, payload=payload)
+
+
+def parse_head(head: bytes, size: int, name: str) -> CodedPicture:
+    """What a file's first `HEAD` bytes say, without a payload.
+
+    Args:
+        size: of the whole file, in bytes.
+
+    Raises:
+        InputError: as of `parse`, but for an altered payload.
+    """
+    if not head.startswith(MAGIC):
         raise InputError(f"{name} is no {SUFFIX} file: it does not begin with {MAGIC.decode()}.")
-    if len(content) < OVERHEAD:
-        raise InputError(f"{name} is cut off: it has {len(content)} bytes. Get the whole file again.")
-    header = content[: _HEADER.size]
+    if size < OVERHEAD:
+        raise InputError(f"{name} is cut off: it has {size} bytes. Get the whole file again.")
+    header = head[: _HEADER.size]
     _, version, width, height, step, model, length = _HEADER.unpack(header)
     if version != VERSION:
         raise InputError(f"{name} is of version {version}, but this codecmill reads version {VERSION}: update it.")
-    if _CRC.unpack_from(content, _HEADER.size) != (zlib.crc32(header),):
+    if _CRC.unpack_from(head, _HEADER.size) != (zlib.crc32(header),):
         raise InputError(f"{name} is damaged: its header does not have the checksum that it names. Get it again.")
-    if len(content) != OVERHEAD + length:
+    if size != OVERHEAD + length:
         raise InputError(
-            f"{name} is cut off or has something added: it has {len(content)} bytes, but was written with "
+            f"{name} is cut off or has something added: it has {size} bytes, but was written with "
             f"{OVERHEAD + length}. Get it again."
         )
-    payload = content[_HEADER.size + _CRC.size : -_CRC.size]
-    if _CRC.unpack(content[-_CRC.size :]) != (zlib.crc32(payload),):
-        raise InputError(f"{name} is damaged: its content does not have the checksum that it names. Get it again.")
     if not 0 < width * height <= MAX_PIXELS:
         raise InputError(f"{name} claims {width} x {height} pixels; there must be some, and {MAX_PIXELS:,} at most.")
     if not SMALLEST_STEP <= 2 ** (step / 256) <= LARGEST_STEP:
@@ -82,4 +97,4 @@ def parse(content: bytes, name: str) -> CodedPicture:
             f"{name} claims a quantiser step of {2 ** (step / 256):.4g} grey levels; there are {SMALLEST_STEP:g} to "
             f"{LARGEST_STEP:g}."
         )
-    return CodedPicture(width, height, step, model.hex(), payload)
+    return CodedPicture(width, height, step, model.hex(), b"")

@@ -1,24 +1,22 @@
 """Files of pictures to coded files and back, in a folder of the user's choice."""
 
+import os
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
 from PIL.Image import Image
 
-from pipelines.codec.container import SUFFIX, parse
+from pipelines.codec.container import HEAD, SUFFIX, parse, parse_head
 from pipelines.codec.opening import codec_that_wrote
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
 from pipelines.config import Section
 from pipelines.data.images import ImageError, open_image
-from pipelines.durable_files import write_bytes
+from pipelines.durable_files import told_where, write_bytes
 from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
-
-LARGEST_FILE = 2**32
-"""Bytes of a coded file that is read; a picture of the largest size has far fewer."""
 
 
 class Written(Section):
@@ -47,7 +45,8 @@ def compress(
         quality: 1 to 100; None where `target_bpp`, bits per pixel of the whole file, is given.
 
     Raises:
-        InputError: an image cannot be read, two have one stem, or the quality is out of range.
+        InputError: an image cannot be read, two have one stem, the quality is out of range, or the folder cannot be
+            written to.
         CodecmillError: there is no room.
     """
     targets = _targets(images, folder, SUFFIX)
@@ -65,7 +64,8 @@ def compress(
             content, _, is_reached = encode_to_rate(codec, image, target_bpp or 0.0)
             rate = bits_per_pixel(content, image)
             remark = "" if is_reached else f"{target_bpp:g} bpp is out of this model's reach: {rate:.3f} is the nearest"
-        write_bytes(target, content)
+        with told_where(target):
+            write_bytes(target, content)
         yield _written(source, target, image, content, remark)
     report(Progress("compression", len(targets), len(targets), "images"))
 
@@ -77,7 +77,8 @@ def decompress(files: Sequence[Path], folder: Path, codec: PictureCodec | None, 
         codec: None to look for the one that wrote a file under the root.
 
     Raises:
-        InputError: a file is damaged or none, two have one stem, or the model that wrote it is not there.
+        InputError: a file is damaged or none, two have one stem, the model that wrote it is not there, or the folder
+            cannot be written to.
         CodecmillError: there is no room.
     """
     targets = _targets(files, folder, ".png")
@@ -94,7 +95,8 @@ def decompress(files: Sequence[Path], folder: Path, codec: PictureCodec | None, 
             raise type(error)(f"{source} cannot be decoded. {error}") from error
         png = BytesIO()
         image.save(png, format="PNG")
-        write_bytes(target, png.getvalue())
+        with told_where(target):
+            write_bytes(target, png.getvalue())
         yield _written(source, target, image, content)
     report(Progress("decompression", len(targets), len(targets), "images"))
 
@@ -112,9 +114,14 @@ def _written(source: Path, target: Path, image: Image, content: bytes, remark: s
 
 
 def _read(file: Path) -> bytes:
+    """A coded file: all of it, but no more than its head of what cannot be one."""
     try:
         with file.open("rb") as stream:
-            return stream.read(LARGEST_FILE)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            head = stream.read(HEAD)
+            parse_head(head, size, str(file))
+            return head + stream.read(size - len(head))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
 
@@ -123,7 +130,7 @@ def _targets(sources: Sequence[Path], folder: Path, suffix: str) -> dict[Path, P
     """What is written of each source.
 
     Raises:
-        InputError: two have one name, or a source would be overwritten.
+        InputError: two have one name, a source would be overwritten, or there can be no such folder.
     """
     targets: dict[Path, Path] = {}
     taken: dict[Path, Path] = {}
@@ -134,5 +141,6 @@ def _targets(sources: Sequence[Path], folder: Path, suffix: str) -> dict[Path, P
         if target.absolute() == source.absolute():
             raise InputError(f"{source} would be overwritten: name another folder with -o.")
         targets[source], taken[target] = target, source
-    folder.mkdir(parents=True, exist_ok=True)
+    with told_where(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return targets
