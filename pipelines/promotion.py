@@ -21,11 +21,19 @@ class Scores:
         version: its number in the registry.
         metrics: over the test set: `psnr` in dB and `ms_ssim` from 0 to 1, the means, and of codecs `BD_RATES`.
         test_set_sha256: which test set.
+        curve_images: of how many of its images, at most, `BD_RATES` are; 0 where they were not measured, None where
+            that is not known.
     """
 
     version: int
     metrics: Mapping[str, float]
     test_set_sha256: str
+    curve_images: int | None = None
+
+    def are_of(self, test_set_sha256: str, metric: str, curve_images: int) -> bool:
+        """Whether the metric is of the same images, or would be if it had a value."""
+        same_curves = metric not in BD_RATES or self.curve_images == curve_images
+        return self.test_set_sha256 == test_set_sha256 and same_curves
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipelines.durable_files import lock, write_json
 from pipelines.evaluation.contents import REPORT, made_at
 from pipelines.evaluation.results import read_evaluation
 from pipelines.progress import Progress
-from pipelines.promotion import Decision, Scores, decide
+from pipelines.promotion import BD_RATES, Decision, Scores, decide
 from pipelines.run_directory import RunDirectory
 
 
@@ -37,7 +37,7 @@ def register(
     Args:
         metrics: means over the test split: `psnr` in dB, `ms_ssim`.
         report: the folder of the evaluation, which MLflow gets too.
-        choice: by which metric and margin the champion must be beaten.
+        choice: how it was evaluated, and by which metric and margin the champion must be beaten.
         flow_run: the page of the flow run that this is part of, for MLflow's page of the run.
 
     Raises:
@@ -50,13 +50,19 @@ def register(
     tracking.log_metrics(run, checkpoint.step, test_metrics, made_at(report))
     _tell(1, "making a version of the model")
     version = tracking.register_model(
-        run, checkpoint.path, checkpoint.sha256, shard_set.fingerprint, metrics, shard_set.test_set_sha256
+        run,
+        checkpoint.path,
+        checkpoint.sha256,
+        shard_set.fingerprint,
+        metrics,
+        shard_set.test_set_sha256,
+        choice.curve_images,
     )
     _tell(2, "comparing it with the champion")
     # Two runs that end at once must not both find themselves better than the same former champion.
     with lock(run.root.path / ".promotion.lock", "The choice of the champion", wait=600):
-        candidate = Scores(version, metrics, shard_set.test_set_sha256)
-        champion = _champion_scores(run, shard_set)
+        candidate = Scores(version, metrics, shard_set.test_set_sha256, choice.curve_images)
+        champion = _champion_scores(run, shard_set, choice)
         decision = decide(candidate, champion, choice.promotion_metric, choice.promotion_margin)
         tracking.promote(run, version, decision)
     _describe(run, checkpoint.step, report, version, decision, flow_run)
@@ -85,15 +91,17 @@ def _tell(done: int, message: str) -> None:
     progress.report(Progress("registration", done, 3, "parts", message))
 
 
-def _champion_scores(run: RunDirectory, shard_set: ShardSet) -> Scores | None:
-    """The champion's scores on this test set; if it was evaluated on another, it is evaluated on this one first."""
+def _champion_scores(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> Scores | None:
+    """The champion's scores on this test set; if it was evaluated on other images, on these first."""
     champion = tracking.champion(run.root)
-    if champion is None or champion.scores.test_set_sha256 == shard_set.test_set_sha256:
+    test_set, metric = shard_set.test_set_sha256, choice.promotion_metric
+    if champion is None or champion.scores.are_of(test_set, metric, choice.curve_images):
         return champion and champion.scores
     from pipelines.evaluation.stage import score_on_test_split
 
     with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
         fetched = tracking.fetch_checkpoint(champion.source, run.root, Path(folder))
-        metrics = score_on_test_split(run, checkpoints.open_checkpoint(fetched), shard_set)
-    tracking.record_evaluation(run.root, champion.number, metrics, shard_set.test_set_sha256)
-    return Scores(champion.number, metrics, shard_set.test_set_sha256)
+        metrics = score_on_test_split(run, checkpoints.open_checkpoint(fetched), shard_set, choice)
+    curve_images = choice.curve_images if metric in BD_RATES else 0  # otherwise no curves are measured
+    tracking.record_evaluation(run.root, champion.number, metrics, test_set, curve_images)
+    return Scores(champion.number, metrics, test_set, curve_images)

@@ -14,20 +14,22 @@ import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
 from PIL import Image
 
 from flows.cli.services import free_port
-from pipelines import checkpoint_format, checkpoints, tracking
+from pipelines import checkpoint_format, checkpoints, registration, tracking
 from pipelines.codec.opening import open_codec
-from pipelines.config import RunConfig
+from pipelines.config import EvaluationConfig, RunConfig
+from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.servers import examine_mlflow
 from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
-from pipelines.promotion import Decision
+from pipelines.promotion import Decision, Scores
 from pipelines.provenance.locating import find
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected, patience_for
@@ -371,6 +373,7 @@ def test_a_checkpoint_has_one_version(root: Root) -> None:
         "step": "200",
         "fingerprint": FINGERPRINT,
         "checkpoint_sha256": checkpoint.sha256,
+        "curve_images": "0",
         "test/psnr": "30.5",
         "test/ms_ssim": "0.95",
         "test_set_sha256": TEST_SET,
@@ -449,6 +452,49 @@ def test_the_champion_is_scored_anew_on_another_test_set(root: Root) -> None:
     assert champion is not None
     assert champion.scores.metrics == {"psnr": 28.5, "ms_ssim": 0.9}
     assert champion.scores.test_set_sha256 == "8" * 64
+
+
+def test_metrics_of_a_former_evaluation_do_not_stay(root: Root) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    version = register(run, save_checkpoint(run, config, 200))
+    tracking.promote(run, version, Decision("champion", "The first."))
+    tracking.record_evaluation(root, version, {"psnr": 28.5, "bd_rate": -30.0}, TEST_SET, 24)
+    tracking.record_evaluation(root, version, {"psnr": 28.0}, "8" * 64)
+    champion = tracking.champion(root)
+    assert champion is not None
+    assert champion.scores == Scores(version, {"psnr": 28.0}, "8" * 64, 0)
+    assert (champion.tags["run"], champion.tags["promotion"]) == ("first", "champion")
+
+
+@pytest.mark.parametrize(("measured_on", "is_scored"), [(24, False), (2, True), (0, True), (None, True)])
+def test_bd_rates_are_compared_of_the_same_images(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured_on: int | None, is_scored: bool
+) -> None:
+    """What was measured on fewer images, or on none, or in former times, is measured again."""
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    version = register(run, save_checkpoint(run, config, 200))
+    tracking.promote(run, version, Decision("champion", "The first."))
+    tracking.record_evaluation(root, version, {"psnr": 30.0, "bd_rate": -20.0}, TEST_SET, measured_on or 0)
+    if measured_on is None:
+        client_of(root).delete_model_version_tag("codecmill", str(version), "curve_images")
+    scored: list[EvaluationConfig] = []
+
+    def score(_run: RunDirectory, _checkpoint: object, _set: object, choice: EvaluationConfig) -> dict[str, float]:
+        scored.append(choice)
+        return {"psnr": 30.0, "bd_rate": -40.0}
+
+    monkeypatch.setattr("pipelines.evaluation.stage.score_on_test_split", score)
+    shard_set = cast("ShardSet", SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256=TEST_SET))
+    choice = EvaluationConfig(promotion_metric="bd_rate", curve_images=24)
+    found = {"psnr": 29.0, "bd_rate": -30.0}
+    (tmp_path / "step_00000400").mkdir()
+    (tmp_path / "step_00000400" / "evaluation.json").write_text("{}")
+    next_best, report = save_checkpoint(run, config, 400), tmp_path / "step_00000400"
+    decided = [registration.register(run, next_best, shard_set, found, report, choice).alias for _ in range(2)]
+    assert decided == ["candidate" if is_scored else "champion"] * 2
+    assert scored == ([choice] if is_scored else [])
 
 
 def test_an_unknown_source_is_refused_with_what_there_is(root: Root, tmp_path: Path) -> None:

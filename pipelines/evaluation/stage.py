@@ -85,10 +85,16 @@ def evaluation_folder(run: RunDirectory, step: int, choice: EvaluationConfig) ->
     return folder.with_name(f"{folder.name}_{hashlib.sha256(choice.images.encode()).hexdigest()[:8]}")
 
 
-def score_on_test_split(run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet) -> dict[str, float]:
-    """Only the mean metrics of a checkpoint, on the test split of a shard set; nothing is written."""
+def score_on_test_split(
+    run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, choice: EvaluationConfig
+) -> dict[str, float]:
+    """Only the mean metrics of a checkpoint, on the test split of a shard set; nothing is written.
+
+    Args:
+        choice: how; a codec's curves are measured where they decide on the champion.
+    """
     model, normalization = load(checkpoint)
-    choice = run.read_config().evaluation.model_copy(update={"images": None})
+    choice = choice.model_copy(update={"images": None})
     codec = _codec(model, normalization, checkpoint.sha256) if choice.promotion_metric in BD_RATES else None
     return score(model, normalization, images_of(run, shard_set, choice), choice, codec)
 

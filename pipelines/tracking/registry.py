@@ -22,6 +22,8 @@ CHAMPION = "champion"
 CANDIDATE = "candidate"
 TEST = "test/"
 """Before the names of test metrics, in tags as in charts."""
+CURVE_IMAGES = "curve_images"
+"""The tag beside them that says of how many images a codec's curves are."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ def register_model(
     fingerprint: str,
     metrics: Mapping[str, float],
     test_set_sha256: str,
+    curve_images: int = 0,
 ) -> int:
     """Register a checkpoint; the same checkpoint of the same run has one version, however often it is registered.
 
     Args:
         checkpoint_folder: `step_<step>`; it is sent to MLflow first if it was not yet.
         metrics: of the test, without a prefix: `psnr` in dB, `ms_ssim` from 0 to 1.
+        curve_images: as of `Scores`.
 
     Returns:
         The version's number.
@@ -74,14 +78,14 @@ def register_model(
         versions = client.search_model_versions(f"name = '{MODEL}' and run_id = '{run_id}'", max_results=1000)
         known = [int(v.version) for v in versions if v.tags.get("checkpoint_sha256") == checkpoint_sha256]
         if known:
-            record_evaluation(run.root, min(known), metrics, test_set_sha256)
+            record_evaluation(run.root, min(known), metrics, test_set_sha256, curve_images)
             return min(known)
         tags = {
             "run": run.path.name,
             "step": str(int(checkpoint_folder.name.removeprefix("step_"))),
             "fingerprint": fingerprint,
             "checkpoint_sha256": checkpoint_sha256,
-            **_test_tags(metrics, test_set_sha256),
+            **_test_tags(metrics, test_set_sha256, curve_images),
         }
         return int(client.create_model_version(MODEL, source, run_id, tags=tags, await_creation_for=0).version)
 
@@ -96,15 +100,24 @@ def _ensure_model(client: "MlflowClient") -> None:
             raise
 
 
-def _test_tags(metrics: Mapping[str, float], test_set_sha256: str) -> dict[str, str]:
-    return {TEST + name: repr(float(value)) for name, value in metrics.items()} | {"test_set_sha256": test_set_sha256}
+def _test_tags(metrics: Mapping[str, float], test_set_sha256: str, curve_images: int) -> dict[str, str]:
+    values = {TEST + name: repr(float(value)) for name, value in metrics.items()}
+    return values | {CURVE_IMAGES: str(curve_images), "test_set_sha256": test_set_sha256}
 
 
-def record_evaluation(root: Root, version: int, metrics: Mapping[str, float], test_set_sha256: str) -> None:
+def record_evaluation(
+    root: Root, version: int, metrics: Mapping[str, float], test_set_sha256: str, curve_images: int = 0
+) -> None:
     """Replace a version's test metrics, as when the champion was evaluated on a new test set."""
     with connected(root) as client:
+        new = _test_tags(metrics, test_set_sha256, curve_images)
+        former = client.get_model_version(MODEL, str(version)).tags
         # Whatever ends this half-way leaves a version that was evaluated on no known test set, and is evaluated again.
-        for key, value in (("test_set_sha256", ""), *_test_tags(metrics, test_set_sha256).items()):
+        client.set_model_version_tag(MODEL, str(version), "test_set_sha256", "")
+        for key in former:
+            if key.startswith(TEST) and key not in new:
+                client.delete_model_version_tag(MODEL, str(version), key)
+        for key, value in new.items():
             client.set_model_version_tag(MODEL, str(version), key, value)
 
 
@@ -131,6 +144,7 @@ def _as_version(known: "ModelVersion") -> Version:
     tags = dict(known.tags)
     number = int(known.version)
     try:
+        curves = tags.get(CURVE_IMAGES)  # versions of former times have none
         metrics = {key.removeprefix(TEST): float(value) for key, value in tags.items() if key.startswith(TEST)}
         return Version(
             number=number,
@@ -140,7 +154,7 @@ def _as_version(known: "ModelVersion") -> Version:
             step=int(tags["step"]),
             fingerprint=tags["fingerprint"],
             checkpoint_sha256=tags["checkpoint_sha256"],
-            scores=Scores(number, metrics, tags["test_set_sha256"]),
+            scores=Scores(number, metrics, tags["test_set_sha256"], int(curves) if curves else None),
             tags=tags,
         )
     except (KeyError, ValueError) as error:
