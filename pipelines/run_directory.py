@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pipelines.config import RunConfig
 from pipelines.durable_files import lock, read_json, write_json
 from pipelines.errors import CodecmillError, InputError, first_fault
+from pipelines.tolerant_reading import is_dir
 
 
 def step_name(step: int) -> str:
@@ -192,7 +193,7 @@ class RunDirectory:
         """
         recorded = self.recorded_shard_set()
         here = self.root.shards / recorded.name  # the root may have been moved or copied since
-        return here if here.is_dir() else recorded
+        return here if is_dir(here) else recorded
 
     def recorded_shard_set(self) -> Path:
         """Where the shard set was when this run wrote it down.

@@ -18,6 +18,7 @@ class RunFiles:
     Attributes:
         problems: what is damaged, a sentence each.
         owner: process id of the lock's holder (0 when it does not say which), or None.
+        shard_folder: where the shard set is, or was; None where the run does not say.
         checkpoint: the newest complete one, and its step; None and 0 before the first.
         evaluated_step: of the checkpoint that stands for the run, that of the best validation.
         weights_sha256: of that one's weights.
@@ -30,6 +31,7 @@ class RunFiles:
         self.owner = lock_owner(run)
         self.config = self._config()
         self.shard_set = self._json(run.shard_set_file)
+        self.shard_folder = self._shard_folder()
         self.checkpoint, self.step, manifest = self._latest_checkpoint()
         self.evaluated_step, self.weights_sha256 = self._evaluated(manifest)
         self.journal = last_figures(run.journal)
@@ -65,6 +67,11 @@ class RunFiles:
             return content
         self.problems.append(f"{path} holds no object.")
         return {}
+
+    def _shard_folder(self) -> Path | None:
+        with suppress(CodecmillError):
+            return self.run.shard_set().absolute() if self.shard_set else None
+        return None
 
     def _latest_checkpoint(self) -> tuple[Path | None, int, dict[str, Any]]:
         """The newest checkpoint whose files have the sizes that its manifest names, its step and its manifest."""

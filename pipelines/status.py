@@ -92,7 +92,7 @@ class _Judge(RunFiles):
             best_step=self.evaluated_step,
             psnr=psnr,
             psnr_of=psnr_of,
-            shard_set=Path(path) if (path := text(self.shard_set, "path")) else None,
+            shard_set=self.shard_folder,
             fingerprint=text(self.shard_set, "fingerprint"),
             checkpoint=self.checkpoint,
             mlflow_run=text(self.mlflow, "run_id"),
@@ -106,9 +106,9 @@ class _Judge(RunFiles):
         )
 
     def _shards(self) -> StageStatus:
-        path, fingerprint = text(self.shard_set, "path"), text(self.shard_set, "fingerprint")
-        if path and fingerprint and is_file(Path(path) / "manifest.json"):
-            return StageStatus(name="shards", state="done", detail=path)
+        path, fingerprint = self.shard_folder, text(self.shard_set, "fingerprint")
+        if path and fingerprint and is_file(path / "manifest.json"):
+            return StageStatus(name="shards", state="done", detail=str(path))
         if self.run.shard_set_file.exists() and not self.shard_set:
             return StageStatus(name="shards", state="damaged", detail=f"{self.run.shard_set_file} cannot be read")
         detail = f"{path} is gone" if path else "not made yet"

@@ -149,6 +149,16 @@ def test_shards_that_were_deleted_are_missing(tmp_path: Path):
     assert (stage.state, stage.detail) == ("missing", f"{tmp_path / 'shards' / 'abc123'} is gone")
 
 
+def test_shards_are_found_under_a_root_that_was_moved(tmp_path: Path):
+    """So that its finished runs are done, and the others go on where the images are not."""
+    finish(begin(tmp_path / "old", "first"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = run_status(Root(tmp_path / "new").run("first"))
+    assert found.state == "done"
+    assert found.shard_set == tmp_path / "new" / "shards" / "abc123"
+    assert found.stages[0].detail == str(found.shard_set)
+
+
 def test_a_checkpoint_that_is_cut_is_passed_over(tmp_path: Path):
     run = begin(tmp_path)
     good = add_checkpoint(run, 5)
