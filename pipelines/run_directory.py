@@ -1,5 +1,6 @@
 """Every path of a root and of a run, named once."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,8 +168,10 @@ class RunDirectory:
     def evaluations(self) -> Path:
         return self.path / "evaluation"
 
-    def evaluation(self, step: int) -> Path:
-        return self.evaluations / step_name(step)
+    def evaluation(self, step: int, images: str | None = None) -> Path:
+        """Where the evaluation of a step lies: one for the test split, and one for each choice of other images."""
+        other = "" if images is None else f"_{hashlib.sha256(images.encode()).hexdigest()[:8]}"
+        return self.evaluations / f"{step_name(step)}{other}"
 
     @property
     def root(self) -> Root:

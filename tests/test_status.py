@@ -330,6 +330,27 @@ def test_a_finished_run_is_said_to_be_done_without_starting_anything(tmp_path: P
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["runs", "shards"]
 
 
+def test_a_run_that_is_to_be_tried_on_other_images_is_done_once_it_was(tmp_path: Path):
+    run = begin(tmp_path, "first")
+    finish(run)
+    run.write_config(RunConfig.model_validate(run.read_config().model_dump() | {"evaluation": {"images": "others"}}))
+
+    def ended(command: str) -> tuple[int, str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "flows", command, "first", "--root", str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        return result.returncode, result.stderr
+
+    code, said = ended("resume")
+    assert code == 2, "it sets about the evaluation that is missing"
+    assert "evaluation.images 'others' matches no image" in said
+    write_json(run.evaluation(20, "others") / "evaluation.json", {"psnr": 30.5})
+    assert ended("resume") == (0, "Everything of 'first' is done already; nothing was started.\n")
+
+
 def test_what_cannot_change_is_refused_before_anything_starts(tmp_path: Path):
     begin(tmp_path / "data", "first")
     result = subprocess.run(

@@ -1,6 +1,5 @@
 """The evaluation of a run: its checkpoint, on its test split or on images of the user's, into a folder of its own."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,7 +32,7 @@ def evaluate_run(
     run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, choice: EvaluationConfig
 ) -> Evaluation:
     """Evaluate a checkpoint and write the report; one of the test split that is there already is returned as it is."""
-    folder = evaluation_folder(run, checkpoint.step, choice)
+    folder = run.evaluation(checkpoint.step, choice.images)
     about = {
         "run": run.path.name,
         "step": checkpoint.step,
@@ -75,14 +74,6 @@ def _training_seconds(run: RunDirectory, step: int) -> float:
     gaps = [after - before for before, after in pairwise(times) if after >= before]
     usual = 100 * median(gaps) + 60 if gaps else 0.0
     return round(sum(gap for gap in gaps if gap < usual), 1)
-
-
-def evaluation_folder(run: RunDirectory, step: int, choice: EvaluationConfig) -> Path:
-    """Where the evaluation of a step lies: one for the test split, and one for each choice of other images."""
-    folder = run.evaluation(step)
-    if choice.images is None:
-        return folder
-    return folder.with_name(f"{folder.name}_{hashlib.sha256(choice.images.encode()).hexdigest()[:8]}")
 
 
 def score_on_test_split(
