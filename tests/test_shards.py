@@ -421,6 +421,29 @@ def test_a_shard_that_is_missing_or_cut_is_made_again_and_no_other(config: RunCo
     assert encoded == {row.sha256 for shard in (first, second) for row in read_sources(again.path / shard.sources)}
 
 
+def test_a_set_that_is_repaired_after_its_images_were_moved_is_the_one_that_it_was(config: RunConfig, folder: Path):
+    """Checkpoints name its manifest by sha256; so does one that lies in a store."""
+    (folder / "broken.png").write_text("none")
+    shard_set = create_shards(config)
+    expected = bytes_of(shard_set, ".tar", ".index", ".json", ".jsonl")
+    folder = folder.rename(folder.with_name("moved"))
+    (folder / "00.png").rename(folder / "renamed.png")
+    config = varied(config, images=str(folder))
+    first, second = shard_set.manifest.shards[:2]
+    os.truncate(shard_set.path / first.tar, 100)
+    again = create_shards(config)
+    assert bytes_of(again, ".tar", ".index", ".json", ".jsonl") == expected
+
+    os.truncate(shard_set.path / second.sources, 100)
+    again = create_shards(config)
+    assert again.verify() == []
+    rows = [row for shard in again.manifest.shards for row in read_sources(again.path / shard.sources)]
+    assert all(Path(row.path).is_relative_to(folder) for row in rows), "nobody knows any more what the list said"
+    assert bytes_of(again, ".tar", ".index") == {
+        name: sha256 for name, sha256 in expected.items() if name.endswith((".tar", ".index"))
+    }
+
+
 def test_repairing_does_not_take_over_damage_from_a_set_that_shares_the_file(config: RunConfig, folder: Path):
     before = create_shards(config)
     picture(200, 64, 64).save(folder / "new.png")

@@ -22,6 +22,7 @@ from pipelines.data.encoding_worker import run_here, run_in_processes
 from pipelines.data.hashing import Source
 from pipelines.data.parts import Part, part_file, read_part
 from pipelines.data.planning import Plan, discard, hand_over, make_plan
+from pipelines.data.repairing import write_manifest
 from pipelines.data.settling import LostSourcesError, RunParts, Settled, Settling
 from pipelines.data.shard_format import (
     FORMAT_VERSION,
@@ -39,7 +40,7 @@ from pipelines.data.shard_index import SPAN
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.splitting import group
 from pipelines.data.waiting import alone
-from pipelines.durable_files import room_for, sync_folder, write_json
+from pipelines.durable_files import room_for, sync_folder
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 
@@ -133,7 +134,7 @@ def _make(plan: Plan, run_parts: RunParts) -> None:
     with room_for(plan.shards, plan.title, partial(_still_needed, plan)):
         settled = settling.settle()
         rows = _shards(plan, settled, earlier)
-        write_json(plan.working / MANIFEST, _manifest(plan, settled, rows).model_dump(mode="json"))
+        write_manifest(plan.working, _manifest(plan, settled, rows), plan.folder)
 
 
 def _still_needed(plan: Plan) -> int:
