@@ -132,18 +132,39 @@ find_sources(RunConfig.model_validate_json(sys.argv[1]))
 """
 
 
-def test_a_folder_that_cannot_be_searched_is_named(folder: Path, tiny: dict[str, Any]):
-    (folder / "deep").chmod(0)
+def refused(chosen: RunConfig, closed: Path) -> str:
+    """What finding the sources of a config ends with while a folder is closed."""
+    closed.chmod(0)
     # Root may read every folder, but for the capabilities that let it.
     powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     done = subprocess.run(
-        [*powerless, sys.executable, "-c", FIND, config(tiny, folder).model_dump_json()],
+        [*powerless, sys.executable, "-c", FIND, chosen.model_dump_json()],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
     )
-    (folder / "deep").chmod(0o700)
-    assert re.search(r"InputError: .*deep cannot be searched for images: Permission denied", done.stderr), done.stderr
+    closed.chmod(0o700)
+    return done.stderr
+
+
+def test_a_folder_that_cannot_be_searched_is_named(folder: Path, tiny: dict[str, Any]):
+    said = refused(config(tiny, folder), closed=folder / "deep")
+    assert re.search(r"InputError: .*deep cannot be searched for images: Permission denied", said), said
+
+
+@pytest.mark.parametrize("field", ["images", "masks"])
+def test_a_path_that_cannot_be_followed_is_one_sentence(field: str, folder: Path, tiny: dict[str, Any]):
+    def chosen(path: str) -> RunConfig:
+        return config(tiny, **{"images": str(folder), field: path})
+
+    with pytest.raises(InputError, match=rf"data\.{field} '~nobody-here/x' is in the home of a user unknown here\. Wr"):
+        find_sources(chosen("~nobody-here/x"))
+    for below in ("", "/*.png"):
+        with pytest.raises(InputError, match=rf"data\.{field} '.*' cannot be searched: File name too long\. Check the"):
+            find_sources(chosen(f"{folder}/{'y' * 300}{below}"))
+    for name in ("er", "*.png"):
+        said = refused(chosen(f"{folder}/deep/{name}"), closed=folder / "deep")
+        assert f"InputError: data.{field} '{folder}/deep/{name}' cannot be searched: Permission denied." in said, said
 
 
 def test_entries_that_no_file_can_have_are_set_aside(folder: Path, tiny: dict[str, Any]):
@@ -196,6 +217,13 @@ def test_masks_that_leave_a_choice_are_refused(folder: Path, tiny: dict[str, Any
 def test_a_mask_for_two_images_of_one_name_is_refused(folder: Path, tiny: dict[str, Any]):
     with pytest.raises(InputError, match=r"other/a\.png fits both .*a\.png and .*deep/a\.tiff"):
         masked(folder, tiny, "other/a.png")
+
+
+def test_a_mask_whose_path_is_no_text_is_refused(folder: Path, tiny: dict[str, Any]):
+    with pytest.raises(
+        InputError, match=r"The path of .*b\.JPG's mask is not valid UTF-8: .*/caf\\xe9/b\.png\. Rename"
+    ):
+        masked(folder, tiny, os.fsdecode(b"caf\xe9/b.png"))
 
 
 def test_masks_of_nothing_are_refused(folder: Path, tiny: dict[str, Any]):

@@ -1,6 +1,8 @@
 """Files that look like images, and a folder's files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,6 +39,28 @@ class SetAside:
     reason: str
     sha256: str | None = None
     bytes: int | None = None
+
+
+def printable(path: str) -> str:
+    """A path as text that can be written down, whatever its bytes are."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+@contextmanager
+def searching(choice: str, field: str) -> Iterator[Path]:
+    """Look for what a choice names, by a path that is yielded: absolute, and with a home for its `~`.
+
+    Raises:
+        InputError: there is no such home, or the file system refuses the path.
+    """
+    try:
+        yield Path(choice).expanduser().absolute()
+    except RuntimeError as error:  # pathlib's word for it
+        raise InputError(f"{field} '{choice}' is in the home of a user unknown here. Write the path out.") from error
+    except OSError as error:
+        raise InputError(
+            f"{field} '{choice}' cannot be searched: {error.strerror}. Check the path, and whether you may read it."
+        ) from error
 
 
 def is_image_name(path: str) -> bool:

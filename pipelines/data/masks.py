@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from pipelines.data.image_files import ImageFile, files_below, is_image_name
+from pipelines.data.image_files import ImageFile, files_below, is_image_name, printable
 from pipelines.errors import InputError
 
 
@@ -17,9 +17,8 @@ def masks_below(folder: Path) -> list[ImageFile]:
     """
     if not folder.is_dir():
         raise InputError(f"data.masks '{folder}' is no folder. Name the folder that holds the masks.")
-    base = folder.absolute()
-    found = [name for name in files_below(folder) if is_image_name(name) and (base / name).is_file()]
-    return [ImageFile(str(base / name), name) for name in found]
+    found = [name for name in files_below(folder) if is_image_name(name) and (folder / name).is_file()]
+    return [ImageFile(str(folder / name), name) for name in found]
 
 
 def pair_masks(images: Sequence[ImageFile], masks: Sequence[ImageFile], place: str) -> list[ImageFile]:
@@ -31,7 +30,7 @@ def pair_masks(images: Sequence[ImageFile], masks: Sequence[ImageFile], place: s
         place: where the masks are, for the messages.
 
     Raises:
-        InputError: there is no mask of any image, or a choice is left.
+        InputError: there is no mask of any image, a choice is left, or a mask's path is no text.
     """
     own = {image.path for image in images}
     masks = [mask for mask in masks if mask.path not in own]
@@ -61,6 +60,8 @@ def _pair(image: ImageFile, by_path: dict[PurePath, list[str]], by_stem: dict[st
     if len(found) > 1:
         several = ", ".join(found[:3])
         raise InputError(f"{image.path} has several masks: {several}. Leave one of them, or give it the image's path.")
+    if found and (shown := printable(found[0])) != found[0]:
+        raise InputError(f"The path of {image.path}'s mask is not valid UTF-8: {shown}. Rename it.")
     return replace(image, mask=found[0]) if found else image
 
 

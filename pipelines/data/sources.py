@@ -9,7 +9,15 @@ from functools import cache
 from pathlib import Path
 
 from pipelines.config import RunConfig
-from pipelines.data.image_files import IMAGE_SUFFIXES, ImageFile, SetAside, files_below, is_image_name
+from pipelines.data.image_files import (
+    IMAGE_SUFFIXES,
+    ImageFile,
+    SetAside,
+    files_below,
+    is_image_name,
+    printable,
+    searching,
+)
 from pipelines.data.masks import masks_below, pair_masks
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
@@ -69,9 +77,10 @@ def find_sources(config: RunConfig) -> Sources:
         return find_images(config.data.images, "data.images", Root(config.root))
     if is_url(masks):
         return _with_remote_masks(config, masks)
-    folder = Path(masks).expanduser()
+    with searching(masks, "data.masks") as folder:
+        its_masks = masks_below(folder)
     found = find_images(config.data.images, "data.images", Root(config.root), [folder])
-    return replace(found, images=tuple(pair_masks(found.images, masks_below(folder), masks)))
+    return replace(found, images=tuple(pair_masks(found.images, its_masks, masks)))
 
 
 def _with_remote_masks(config: RunConfig, url: str) -> Sources:
@@ -109,7 +118,9 @@ def find_images(choice: str, field: str, root: Root, excluded: Sequence[Path] = 
         fetched, failed = fetch_images(choice, field, root)
         return Sources(tuple(fetched), tuple(failed))
     own = [root.shards, root.runs, root.images, root.mlflow_artifacts, root.prefect_home]
-    images, set_aside = _regular(_outside([*own, *excluded], _candidates(choice, field)))
+    with searching(choice, field) as given:
+        candidates = _candidates(given, choice, field)
+    images, set_aside = _regular(_outside([*own, *excluded], candidates))
     if not images:
         broken = f" {set_aside[0].path}: {set_aside[0].reason}." if set_aside else ""
         raise InputError(
@@ -154,9 +165,8 @@ def _real(path: str) -> str:
         return path
 
 
-def _candidates(choice: str, field: str) -> list[tuple[str, str]]:
+def _candidates(given: Path, choice: str, field: str) -> list[tuple[str, str]]:
     """Absolute paths, in their order, and what they are below the folder that is searched."""
-    given = Path(choice).expanduser().absolute()
     if given.is_dir():
         base = str(given).rstrip("/")
         return [(f"{base}/{name}", name) for name in files_below(given) if is_image_name(name)]
@@ -203,8 +213,7 @@ def _regular(candidates: list[tuple[str, str, str]]) -> tuple[list[ImageFile], l
         if reason is None:
             images.append(ImageFile(path, name))
         else:
-            printable = os.fsencode(path).decode(errors="backslashreplace")
-            set_aside.append(SetAside(printable, "broken", reason))
+            set_aside.append(SetAside(printable(path), "broken", reason))
     return images, set_aside
 
 
