@@ -1,10 +1,12 @@
 """A checkpoint is trained again from what it names, whatever became of its run on the way, and its bytes compared."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from trainings import begin, ranks_alive, start, steps_done, train
 
 from pipelines import checkpoints
 from pipelines.errors import CodecmillError
+from pipelines.provenance.chain import Chain
 from pipelines.provenance.locating import find
-from pipelines.provenance.reproducing import Reproduction, reproduce
-from pipelines.run_directory import RunDirectory
+from pipelines.provenance.reproducing import Reproduction, _lay_out, reproduce
+from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.sealed_json import read_sealed, write_sealed
 
@@ -64,6 +67,26 @@ def test_what_it_was_made_of_must_be_what_it_was(tiny: dict[str, Any], tmp_path:
     manifest.unlink()
     with pytest.raises(CodecmillError, match=r"was not found\. Name the folder that holds it with --root, or run"):
         again(last.path, run, tmp_path)
+
+
+def test_first_weights_that_were_copied_in_part_are_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run, scratch = Root(tmp_path).run("first"), Root(tmp_path).run(".tmp-reproduced-first")
+    run.start_weights.mkdir(parents=True)
+    (run.start_weights / "model.safetensors").write_bytes(b"whole")
+    scratch.path.mkdir()
+    manifest: Any = SimpleNamespace(parent="0" * 64, shard_set="1" * 64)
+    chain = Chain(run.checkpoints / "step_00000001", manifest, run, tmp_path / "shards")
+
+    def stopped(_: Path, target: Path, **__: Any) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "model.safetensors").write_bytes(b"wh")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copytree", stopped)
+        _lay_out(scratch, chain)
+    _lay_out(scratch, chain)
+    assert (scratch.start_weights / "model.safetensors").read_bytes() == b"whole"
 
 
 @pytest.mark.full

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig, Section
-from pipelines.durable_files import write_json
+from pipelines.durable_files import built_folder, write_json
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import difference
 from pipelines.provenance import remedies
@@ -51,7 +51,7 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
     recorded = _recorded(chain)
     run = _scratch_run(chain, found.root)
     with run.locked() as lock:
-        _lay_out(run, chain, recorded)
+        _lay_out(run, chain)
         for leg in chain.manifest.legs:
             _train(run, lock, recorded, EARLIER | leg.training, leg.until, on_line)
         again = _train(run, lock, recorded, {}, chain.manifest.step, on_line)
@@ -107,10 +107,12 @@ def _scratch_run(chain: Chain, root: Root) -> RunDirectory:
     return RunDirectory(root.runs / f".tmp-reproduced-{name}")
 
 
-def _lay_out(run: RunDirectory, chain: Chain, recorded: RunConfig) -> None:
+def _lay_out(run: RunDirectory, chain: Chain) -> None:
+    """Give a run what it trains on and starts from, whole, for the next call believes what is there."""
     write_json(run.shard_set_file, {"fingerprint": chain.manifest.shard_set, "path": str(chain.shard_folder)})
     if chain.kept_parent and not run.start_weights.is_dir():
-        shutil.copytree(chain.kept_parent.parent, run.start_weights)
+        with built_folder(run.start_weights) as building:
+            shutil.copytree(chain.kept_parent.parent, building, dirs_exist_ok=True)
 
 
 def _train(
