@@ -64,7 +64,7 @@ def use_services(root: Root, environment: MutableMapping[str, str] | None = None
         InputError: services.env cannot be read, or what it names is no file of secrets.
     """
     target = os.environ if environment is None else environment
-    if not root.services_file.exists():
+    if not os.path.exists(root.services_file):  # noqa: PTH110  # pathlib's raises below a closed folder
         return
     settings = read_variables(root.services_file)
     file = secrets_file(root, settings)

@@ -4,7 +4,10 @@ Real servers are looked at where they run anyway: test_tracking (MLflow), test_d
 """
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from processes import codecmill
+from processes import PROJECT, codecmill
 
 from flows.cli.services import free_port
 from pipelines.doctor import Finding, storage
@@ -91,6 +94,22 @@ def test_a_root_below_a_file_cannot_be_written(tmp_path: Path):
     (found,) = faults(examine_storage(Root(tmp_path / "file" / "root")))
     assert found.about == "root"
     assert "Not a directory" in found.text
+
+
+def test_a_root_below_a_closed_folder_cannot_be_written(tmp_path: Path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    # Root may look into every folder, but for the capabilities that let it.
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    found = subprocess.run(
+        [*powerless, sys.executable, "-m", "flows", "doctor", "--root", closed / "root"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    closed.chmod(0o700)
+    assert f"{closed}/root cannot be written: Permission denied" in found.stdout, found.stderr
+    assert found.returncode == 1
 
 
 def test_little_room_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

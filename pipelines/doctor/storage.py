@@ -21,8 +21,8 @@ WRONG_CLOCK_SECONDS = 5.0
 
 def examine_storage(root: Root) -> Iterator[Finding]:
     path = root.path.absolute()
-    folder = next(each for each in (path, *path.parents) if each.exists())
     try:
+        folder = next(each for each in (path, *path.parents) if each.exists())
         with tempfile.TemporaryDirectory(prefix=".tmp-doctor-", dir=folder) as scratch:
             yield good("root", f"{path} can be written")
             yield _locks(Path(scratch))
