@@ -328,6 +328,40 @@ def test_a_reader_that_stops_early_is_no_failure(tmp_path: Path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+WORK = """
+import sys
+from flows.cli import commands, endings
+from flows.cli.display import shown_progress
+from pipelines.progress import Progress, report
+def work(arguments):
+    with shown_progress():
+        for done in range(100_000):
+            report(Progress(f"stage {done}", done, 100_000, "steps"))
+def fail(arguments):
+    raise BrokenPipeError(32, "Broken pipe")
+commands.perform = work if sys.argv[1] == "work" else fail
+sys.exit(endings.carry_out(["config", "--debug"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("work", r"stage 0 .*\n"), ("fail", r"(?s)codecmill: Unexpected BrokenPipe.*")]
+)
+def test_work_that_a_closed_pipe_stops_is_no_success(what: str, said: str, tmp_path: Path):
+    lines = 1 if what == "work" else 100
+    result = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {what} 2>&1 | head -{lines}; exit ${{PIPESTATUS[0]}}', sys.executable, WORK],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(said, result.stdout), result.stdout
+    assert result.stderr == ""
+
+
 def test_the_unexpected_leaves_its_traceback_in_a_file(tmp_path: Path):
     def full(*flags: str) -> str:
         with Path("/dev/full").open("w") as output:

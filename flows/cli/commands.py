@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,12 +203,12 @@ def _verify(arguments: Arguments) -> None:
 
 
 def _reproduce(arguments: Arguments) -> None:
-    from flows.cli.display import shown_progress
+    from flows.cli.display import shown_progress, tell
     from flows.cli.provenance import print_reproduction
     from pipelines.provenance.reproducing import reproduce
 
     with _found(arguments, every=False) as found, starting.going_on_by_repeating(), shown_progress():
-        result = reproduce(found, on_line=lambda line: print(line, file=sys.stderr))
+        result = reproduce(found, on_line=tell)
     if arguments.json:
         listing.print_json(result)
     else:

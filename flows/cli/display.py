@@ -15,9 +15,24 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import progress
+from pipelines.errors import CodecmillError
 from pipelines.plain_lines import PlainLines
 from pipelines.progress import Progress
 from pipelines.stage_view import StageView, clock
+
+
+def tell(line: str) -> None:
+    """Write a line about work that goes on to standard error.
+
+    Raises:
+        CodecmillError: nobody reads it any more, as behind `2>&1 | head`: that ends the work, and is not its success.
+    """
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError as error:
+        raise CodecmillError(
+            "The work was stopped before its end, for nobody reads standard error any more. Run the same command again."
+        ) from error
 
 
 @contextmanager
@@ -30,7 +45,7 @@ def shown_progress() -> Iterator[None]:
     console = Console(stderr=True, highlight=False)
     is_live = sys.stderr.isatty() and not console.is_dumb_terminal
     with (
-        _live(console) if is_live else _plain(lambda line: print(line, file=sys.stderr, flush=True)) as write,
+        _live(console) if is_live else _plain(tell) as write,
         _logs(write),
     ):
         yield

@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import signal
 import sys
 import traceback
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
+from typing import TextIO
 
 from flows.cli.options import Arguments, parse, root_of
 from pipelines.errors import CodecmillError
@@ -47,9 +49,11 @@ def carry_out(typed: Sequence[str]) -> int:
     except Terminated:
         _say("Terminated.")
         return 128 + signal.SIGTERM
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        if not _is_unread(sys.stdout):  # some other pipe, in the midst of the work
+            _say(_unexpected(error, arguments))
+            return 1
+        _silence(sys.stdout)  # the reader (head, less) has seen enough
         return 0
     except Exception as error:  # the last resort: nothing that we know how to explain
         _say(_unexpected(error, arguments))
@@ -57,7 +61,22 @@ def carry_out(typed: Sequence[str]) -> int:
 
 
 def _say(message: str) -> None:
-    print(f"codecmill: {message}", file=sys.stderr)
+    try:
+        print(f"codecmill: {message}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _silence(sys.stderr)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _silence(stream: TextIO) -> None:
+    """Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _unexpected(error: Exception, arguments: Arguments | None) -> str:

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
@@ -53,7 +52,7 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
     Raises:
         Unreported: the work is done on disk, and Prefect was away for too long to hear of it.
     """
-    from flows.cli.display import shown_progress
+    from flows.cli.display import shown_progress, tell
     from flows.cli.prefect_server import embedded_prefect, without_heartbeats
 
     # A log line that does not get through is no error of the work. Where its server is away, Prefect would print one at
@@ -63,7 +62,7 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
     if os.environ.get("PREFECT_API_URL"):
         _must_let_us_in(root)
     else:
-        print(f"Starting Prefect's server over {root.prefect_home}", file=sys.stderr)
+        tell(f"Starting Prefect's server over {root.prefect_home}")
     with stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
         flow = load()
         if server is not None:

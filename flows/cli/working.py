@@ -137,7 +137,7 @@ def lead_or_help(run: RunDirectory, lead: Callable[[], object], is_finished: Cal
     Raises:
         InputError: `CODECMILL_RENDEZVOUS` does not say where the hosts meet.
     """
-    from flows.cli.display import shown_progress
+    from flows.cli.display import shown_progress, tell
     from pipelines.training import hosts, rendezvous
 
     rendezvous.named()
@@ -146,7 +146,7 @@ def lead_or_help(run: RunDirectory, lead: Callable[[], object], is_finished: Cal
             lead()
             return
         with starting.stops_explained(run), shown_progress():
-            hosts.help_along(run, on_line=lambda line: print(line, file=sys.stderr))
+            hosts.help_along(run, on_line=tell)
 
 
 def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:
