@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.config import Section
-from pipelines.durable_files import json_bytes, owner, sync_folder
+from pipelines.durable_files import json_bytes, open_to_lock, owner, sync_folder
 from pipelines.run_directory import Root
 
 
@@ -69,7 +69,7 @@ def sign_in(root: Root, entry: Entry) -> None:
     root.attendance.mkdir(parents=True, exist_ok=True)
     file = _file(root, entry.id)
     # Where Prefect itself retries a flow run, in the same process, that is signed in already and would wait for itself.
-    descriptor = _signed_in.get(file) or _locked(file, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+    descriptor = _signed_in.get(file) or _locked(file, fcntl.LOCK_EX, is_made=True)
     assert descriptor is not None  # noqa: S101  # it is made where it is missing
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json_bytes(entry.model_dump(mode="json")), 0)
@@ -109,8 +109,7 @@ def claimed(root: Root) -> Iterator[list[Claim]]:
     descriptors: list[int] = []
     try:
         for file in sorted(root.attendance.glob("*.json")):
-            # Not read-only: NFS locks exclusively only what is open for writing.
-            descriptor = _locked(file, os.O_RDWR, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB, is_made=False)
             if descriptor is None:
                 continue  # at work, or in the hands of another who puts it right
             descriptors.append(descriptor)
@@ -128,14 +127,14 @@ def _file(root: Root, id: str) -> Path:
     return root.attendance.absolute() / f"{id}.json"
 
 
-def _locked(file: Path, flags: int, how: int) -> int | None:
-    """The descriptor of the locked file; None where it is another's or gone."""
+def _locked(file: Path, how: int, is_made: bool) -> int | None:
+    """The descriptor of the locked file, made where it is missing; else None where it is another's or gone."""
     patience = time.monotonic() + LOOK_SECONDS
     while True:
         try:
-            descriptor = os.open(file, flags, 0o644)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644) if is_made else open_to_lock(file)
         except OSError:
-            if flags & os.O_CREAT:
+            if is_made:
                 raise
             return None
         try:

@@ -115,7 +115,10 @@ class Manifest(Section):
 
     @property
     def is_regular(self) -> bool:
-        """Whether a run that nobody stopped has a checkpoint of this step, too, by the interval of its time."""
+        """Whether a run that nobody stopped has a checkpoint of this step, too, by the interval of its time.
+
+        True where it does not say which that was.
+        """
         interval = self._trained_with("checkpoint_interval")
         return self.step % interval == 0 if isinstance(interval, int) and interval > 0 else True
 

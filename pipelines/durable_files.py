@@ -42,6 +42,18 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
         os.close(descriptor)
 
 
+def open_to_lock(path: Path) -> int:
+    """A descriptor of a file, to be locked exclusively: open for writing, as NFS wants it, where that is allowed.
+
+    Raises:
+        OSError: it is gone, or may not even be read.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:  # another user's, on a file system that locks what is open for reading, too
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 class Owner(NamedTuple):
     """Who holds a lock, as far as its file says: a process (0 where it does not), and its host."""
 

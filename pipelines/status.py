@@ -128,6 +128,9 @@ class _Judge(RunFiles):
 
     def _evaluation(self) -> StageStatus:
         file = self.run.evaluation(self.evaluated_step) / "evaluation.json"
+        if self.evaluation and (images := self._images_to_come()):
+            detail = f"not evaluated on {images} yet"
+            return StageStatus(name="evaluation", state=self._unless_running("missing", True), detail=detail)
         if self.evaluation:
             psnr = number(self.evaluation, "psnr")
             return StageStatus(
@@ -139,6 +142,13 @@ class _Judge(RunFiles):
         return StageStatus(
             name="evaluation", state=self._unless_running("missing", running), detail="not evaluated yet"
         )
+
+    def _images_to_come(self) -> str | None:
+        """The images beside the test split that the run is to be evaluated on, where that is not done."""
+        images = self.config.evaluation.images if self.config else None
+        if images is None or is_file(self.run.evaluation(self.evaluated_step, images) / "evaluation.json"):
+            return None
+        return images
 
     def _registration(self) -> StageStatus:
         version = text(self.promotion, "version")

@@ -1,8 +1,10 @@
 """A codec by its commands: trained, evaluated and registered, then pictures to files and back."""
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,19 @@ def test_pictures_become_files_and_files_pictures(trained: RunDirectory, picture
     assert again.tobytes() == result.tobytes()
     grey = pipelines.codec.encode(picture(20, 20).convert("LA"), 70, model="codec", root=root)
     assert pipelines.codec.decode(grey, model="codec", root=root).size == (20, 20)
+
+
+def test_a_coded_file_may_come_out_of_a_pipe(trained: RunDirectory, tmp_path: Path):
+    root = trained.root.path
+    content = pipelines.codec.encode(picture(20, 24), 70, root=root)
+    pipe = tmp_path / "pipe.cmill"
+    os.mkfifo(pipe)
+    for sent, code in ((content, 0), (content[:-1], 2), (content[:30], 2), (b"", 2)):
+        with ThreadPoolExecutor(1) as beside:
+            beside.submit(pipe.write_bytes, sent)
+            done = codecmill_here("decompress", str(pipe), "-o", "decoded", "--root", str(root), cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+    assert open_image(tmp_path / "decoded" / "pipe.png").size == (20, 24)
 
 
 def test_a_wanted_rate_is_met_and_one_out_of_reach_is_told(trained: RunDirectory, tmp_path: Path):

@@ -123,7 +123,7 @@ def test_one_command_leads_from_pictures_to_a_champion_and_the_next_builds_on_it
     assert ("training", None, 12) in {(each["stage"], each["rank"], each["step"]) for each in events}
     with closing(sqlite3.connect(run.root.prefect_home / "prefect.db")) as database:
         heard = {event for (event,) in database.execute("SELECT event FROM events")}
-    assert "prefect.flow-run.Completed" in heard
+    assert "prefect.flow-run.Running" in heard
     assert "prefect.flow-run.heartbeat" not in heard, "each flow would end up to a second later for it"
 
     begun = time.monotonic()

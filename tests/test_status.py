@@ -344,10 +344,14 @@ def test_a_run_that_is_to_be_tried_on_other_images_is_done_once_it_was(tmp_path:
         )
         return result.returncode, result.stderr
 
+    found = run_status(run)
+    assert (found.state, found.next_command) == ("interrupted", "codecmill resume first")
+    assert "not evaluated on others yet" in [stage.detail for stage in found.stages]
     code, said = ended("resume")
     assert code == 2, "it sets about the evaluation that is missing"
     assert "evaluation.images 'others' matches no image" in said
     write_json(run.evaluation(20, "others") / "evaluation.json", {"psnr": 30.5})
+    assert run_status(run).state == "done"
     assert ended("resume") == (0, "Everything of 'first' is done already; nothing was started.\n")
 
 

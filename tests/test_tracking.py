@@ -740,7 +740,8 @@ def test_a_version_is_found_in_the_roots_own_database_without_mlflow(
             tracking.registered_offline(address, root)
     assert tracking.registered_offline("models:/codecmill", root) is None
     with pytest.raises(tracking.NoVersionError, match=r"There is no models:/codecmill/1: nothing has been registered"):
-        tracking.registered_offline("models:/codecmill/1", Root(root.path / "new"))
+        tracking.registered("models:/codecmill/1", Root(root.path / "new"))
+    assert not (root.path / "new").exists(), "to look makes no database"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert tracking.registered_offline("models:/codecmill/1", root) is None, "a server knows, and not this file"
 
@@ -766,6 +767,23 @@ def test_whose_alias_moved_on_a_shared_registry_is_asked_there(
     client_of(root).delete_registered_model_alias("codecmill", "champion")
     with pytest.raises(InputError, match="no finished run"):
         open_codec(None, root)
+
+
+def test_the_roots_own_registry_stands_before_what_runs_wrote_down_unless_it_is_lost(
+    root: Root, tmp_path: Path, empty_database: Path
+) -> None:
+    runs = [make_run(root, name) for name in ("first", "second")]
+    saved = [save_checkpoint(run, config, step) for (run, config), step in zip(runs, (5, 10), strict=True)]
+    for (run, _), checkpoint in zip(runs, saved, strict=True):
+        shutil.copy(empty_database, root.mlflow_database)  # begun anew: both are version 1
+        assert register(run, checkpoint) == 1
+        write_json(run.promotion_file, {"version": 1, "alias": "champion", "checkpoint_sha256": checkpoint.sha256})
+    assert find("models:/codecmill/1", root, tmp_path).folders == (saved[1].path,)
+    with pytest.raises(tracking.NoVersionError, match="There is no models:/codecmill@champion in "):
+        find("models:/codecmill@champion", root, tmp_path)
+    runs[1][0].promotion_file.unlink()
+    root.mlflow_database.unlink()
+    assert find("models:/codecmill@champion", root, tmp_path).folders == (saved[0].path,)
 
 
 def test_a_database_that_cannot_be_read_leaves_the_question_to_mlflow(root: Root) -> None:

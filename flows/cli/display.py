@@ -14,25 +14,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli.endings import silence
 from pipelines import progress
-from pipelines.errors import CodecmillError
 from pipelines.plain_lines import PlainLines
 from pipelines.progress import Progress
 from pipelines.stage_view import StageView, clock
 
 
 def tell(line: str) -> None:
-    """Write a line about work that goes on to standard error.
-
-    Raises:
-        CodecmillError: nobody reads it any more, as behind `2>&1 | head`: that ends the work, and is not its success.
-    """
+    """Write a line about work that goes on to standard error; where nobody reads that any more, it goes on untold."""
     try:
         print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError as error:
-        raise CodecmillError(
-            "The work was stopped before its end, for nobody reads standard error any more. Run the same command again."
-        ) from error
+    except BrokenPipeError:
+        silence(sys.stderr)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def carry_out(typed: Sequence[str]) -> int:
         if not _is_unread(sys.stdout):  # some other pipe, in the midst of the work
             _say(_unexpected(error, arguments))
             return 1
-        _silence(sys.stdout)  # the reader (head, less) has seen enough
+        silence(sys.stdout)  # the reader (head, less) has seen enough
         return 0
     except Exception as error:  # the last resort: nothing that we know how to explain
         _say(_unexpected(error, arguments))
@@ -64,7 +64,7 @@ def _say(message: str) -> None:
     try:
         print(f"codecmill: {message}", file=sys.stderr, flush=True)
     except BrokenPipeError:
-        _silence(sys.stderr)
+        silence(sys.stderr)
 
 
 def _is_unread(stream: TextIO) -> bool:
@@ -74,8 +74,8 @@ def _is_unread(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _silence(stream: TextIO) -> None:
-    """Python would complain once more when it flushes at exit."""
+def silence(stream: TextIO) -> None:
+    """Write a stream that nobody reads any more to nowhere: Python would fail again, at the latest when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

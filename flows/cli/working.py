@@ -160,11 +160,8 @@ def _is_finished(run: RunDirectory, config: RunConfig, command: str) -> bool:
     old = run.read_config()
     unchanged = merge(old, config).model_copy(update={"root": old.root}) == old
     wanted = {"shards", "training"} if command == "train" else {"shards", "training", "evaluation", "registration"}
-    found = status.run_status(run)
-    done = {stage.name for stage in found.stages if stage.state == "done"}
-    images = None if command == "train" else config.evaluation.images
-    is_tried = images is None or (run.evaluation(found.best_step, images) / "evaluation.json").is_file()
-    return unchanged and wanted <= done and is_tried
+    stages = {stage.name for stage in status.run_status(run).stages if stage.state == "done"}
+    return unchanged and wanted <= stages
 
 
 def _check_inputs(config: RunConfig, is_whole: bool) -> None:

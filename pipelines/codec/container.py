@@ -66,26 +66,27 @@ def parse(content: bytes, name: str) -> CodedPicture:
     return replace(without_payload, payload=payload)
 
 
-def parse_head(head: bytes, size: int, name: str) -> CodedPicture:
+def parse_head(head: bytes, size: int | None, name: str) -> CodedPicture:
     """What a file's first `HEAD` bytes say, without a payload.
 
     Args:
-        size: of the whole file, in bytes.
+        size: of the whole file, in bytes; None where that is not known yet.
 
     Raises:
         InputError: as of `parse`, but for an altered payload.
     """
     if not head.startswith(MAGIC):
         raise InputError(f"{name} is no {SUFFIX} file: it does not begin with {MAGIC.decode()}.")
-    if size < OVERHEAD:
-        raise InputError(f"{name} is cut off: it has {size} bytes. Get the whole file again.")
+    if len(head) < HEAD or (size is not None and size < OVERHEAD):
+        found = len(head) if size is None else size
+        raise InputError(f"{name} is cut off: it has {found} bytes. Get the whole file again.")
     header = head[: _HEADER.size]
     _, version, width, height, step, model, length = _HEADER.unpack(header)
     if version != VERSION:
         raise InputError(f"{name} is of version {version}, but this codecmill reads version {VERSION}: update it.")
     if _CRC.unpack_from(head, _HEADER.size) != (zlib.crc32(header),):
         raise InputError(f"{name} is damaged: its header does not have the checksum that it names. Get it again.")
-    if size != OVERHEAD + length:
+    if size not in (None, OVERHEAD + length):
         raise InputError(
             f"{name} is cut off or has something added: it has {size} bytes, but was written with "
             f"{OVERHEAD + length}. Get it again."

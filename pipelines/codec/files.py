@@ -1,6 +1,7 @@
 """Files of pictures to coded files and back, in a folder of the user's choice."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -114,14 +115,13 @@ def _written(source: Path, target: Path, image: Image, content: bytes, remark: s
 
 
 def _read(file: Path) -> bytes:
-    """A coded file: all of it, but no more than its head of what cannot be one."""
+    """A coded file, or what comes out of a pipe: all of it, but no more than its head of what cannot be one."""
     try:
         with file.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(0)
+            about = os.fstat(stream.fileno())
             head = stream.read(HEAD)
-            parse_head(head, size, str(file))
-            return head + stream.read(size - len(head))
+            parse_head(head, about.st_size if stat.S_ISREG(about.st_mode) else None, str(file))
+            return head + stream.read()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
 

@@ -74,13 +74,13 @@ class ModelConfig(Section):
         default=None,
         ge=SMALLEST_STEP,
         le=LARGEST_STEP,
-        description="Smallest quantiser step of a codec, in grey levels; null: 14",
+        description="Smallest quantiser step of a codec, in grey levels; null: 14, or what suits loss.lambda",
     )
     coarsest_step: float | None = Field(
         default=None,
         ge=SMALLEST_STEP,
         le=LARGEST_STEP,
-        description="Largest quantiser step of a codec, in grey levels; null: 130",
+        description="Largest quantiser step of a codec, in grey levels; null: 130, or what suits loss.lambda",
     )
 
     @property

@@ -68,7 +68,9 @@ class TrainingConfig(Section):
     replica_check_interval: int = Field(
         default=100, ge=1, description="Steps between proofs that all ranks hold the same bits, a count"
     )
-    keep_latest: int = Field(default=3, ge=1, description="Checkpoints kept, the newest; the best stays too")
+    keep_latest: int = Field(
+        default=3, ge=1, description="Checkpoints kept, the newest; others that are needed stay too"
+    )
     max_restarts: int = Field(default=0, ge=0, le=1000, description="Times torchrun restarts failed ranks, a count")
     hang_timeout: float = Field(
         default=600.0,
@@ -79,7 +81,7 @@ class TrainingConfig(Section):
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         default="stop",
         description="What follows a NaN or infinite loss: the run stops; the step changes no weight; or the weights go "
-        "back to the newest checkpoint while the samples go on",
+        "back to the last checkpoint of the interval while the samples go on",
     )
     start_from: str | None = Field(
         default=None, description="Weights to start a new run from: a path, runs:/... or models:/name@alias"

@@ -41,7 +41,7 @@ class SetAside:
     bytes: int | None = None
 
 
-def printable(path: str) -> str:
+def as_text(path: str) -> str:
     """A path as text that can be written down, whatever its bytes are."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
@@ -54,9 +54,11 @@ def searching(choice: str, field: str) -> Iterator[Path]:
         InputError: there is no such home, or the file system refuses the path.
     """
     try:
-        yield Path(choice).expanduser().absolute()
+        place = Path(choice).expanduser().absolute()
     except RuntimeError as error:  # pathlib's word for it
         raise InputError(f"{field} '{choice}' is in the home of a user unknown here. Write the path out.") from error
+    try:
+        yield place
     except OSError as error:
         raise InputError(
             f"{field} '{choice}' cannot be searched: {error.strerror}. Check the path, and whether you may read it."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from pipelines.data.image_files import ImageFile, files_below, is_image_name, printable
+from pipelines.data.image_files import ImageFile, as_text, files_below, is_image_name
 from pipelines.errors import InputError
 
 
@@ -60,7 +60,7 @@ def _pair(image: ImageFile, by_path: dict[PurePath, list[str]], by_stem: dict[st
     if len(found) > 1:
         several = ", ".join(found[:3])
         raise InputError(f"{image.path} has several masks: {several}. Leave one of them, or give it the image's path.")
-    if found and (shown := printable(found[0])) != found[0]:
+    if found and (shown := as_text(found[0])) != found[0]:
         raise InputError(f"The path of {image.path}'s mask is not valid UTF-8: {shown}. Rename it.")
     return replace(image, mask=found[0]) if found else image
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.data.shard_format import ShardRow, is_whole
-from pipelines.durable_files import lock
+from pipelines.durable_files import lock, open_to_lock
 from pipelines.errors import BusyError, CodecmillError, InputError
 from pipelines.storage import Store, open_store
 
@@ -198,7 +198,7 @@ class NoRoomError(CodecmillError):
 def _evicted(file: Path) -> bool:
     """Delete a tar, unless somebody has it open."""
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)  # NFS locks exclusively only what is open for writing
+        descriptor = open_to_lock(file)
     except FileNotFoundError:
         return True
     try:

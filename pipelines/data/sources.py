@@ -13,9 +13,9 @@ from pipelines.data.image_files import (
     IMAGE_SUFFIXES,
     ImageFile,
     SetAside,
+    as_text,
     files_below,
     is_image_name,
-    printable,
     searching,
 )
 from pipelines.data.masks import masks_below, pair_masks
@@ -213,7 +213,7 @@ def _regular(candidates: list[tuple[str, str, str]]) -> tuple[list[ImageFile], l
         if reason is None:
             images.append(ImageFile(path, name))
         else:
-            set_aside.append(SetAside(printable(path), "broken", reason))
+            set_aside.append(SetAside(as_text(path), "broken", reason))
     return images, set_aside
 
 

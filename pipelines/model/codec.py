@@ -172,7 +172,7 @@ class TransformCodec(nn.Module):
 
     @torch.no_grad()
     def read(self, size: tuple[int, int], step: int, coder: SymbolCoder) -> Tensor:
-        """The quantised latents (1, L, h, w) of one image, float32, which holds them exactly.
+        """The quantised latents (1, L, h, w) of one image, float32, which holds those of up to 1,024 steps exactly.
 
         Args:
             size: h and w.

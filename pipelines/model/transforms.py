@@ -135,7 +135,7 @@ class Synthesis(nn.Module):
         """As forward, on the CPU in integers: the same bits on every machine.
 
         Args:
-            latents: (1, L, h, w) float64, as `Exact` has them.
+            latents: (1, L, h, w) float64, in steps.
             levels: (1, L, 1, 1) float64.
             log2_step: the step's normalised logarithm.
         """

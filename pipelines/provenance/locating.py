@@ -1,5 +1,6 @@
 """Which checkpoint somebody means: a folder, a run's name, or an address in MLflow; found on this machine if it is."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pipelines import checkpoint_format, checkpoints, tracking
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
+
+log = logging.getLogger("codecmill.provenance")
 
 ADDRESSES = ("models:/", "runs:/")
 
@@ -112,15 +115,19 @@ def _at_address(address: str, root: Root, scratch: Path) -> Found:
     if not address.startswith("models:/"):
         sent = _sent(address, root)
         return found_at(sent[0], root, sent[1]) if sent else _fetched(address, root, scratch, "MLflow")
-    match = tracking.MODEL_ADDRESS.fullmatch(address)
-    if match and match[3] and (known := _promoted(address, root)):  # a number stays what it is, an alias moves
-        return found_at(known[0], root, known[1])
+    registered = tracking.registered_offline(address, root)
+    # Of what the root's own registry does not say: an alias may have moved on a server, a number stays what it is.
+    written = _promoted(address, root) if registered is None else None
+    is_lost = tracking.is_own_database(root) and not root.mlflow_database.is_file()
+    if written and (is_lost or not address.partition("@")[2]):
+        return found_at(written[0], root, written[1])
     try:
-        registered = tracking.registered(address, root)
-    except tracking.TrackingUnavailable:
-        if known := _promoted(address, root):
-            return found_at(known[0], root, known[1])
-        raise
+        registered = registered or tracking.registered(address, root)
+    except tracking.TrackingUnavailable as error:
+        if written is None:
+            raise
+        log.warning("%s is taken for %s: %s", address, written[1], error)
+        return found_at(written[0], root, written[1])
     how = f"version {registered.number} in {tracking.shown_place(root)}"
     sent = _sent(registered.source, root)
     is_it = sent is not None and _weights_of(sent[0]) == registered.checkpoint_sha256

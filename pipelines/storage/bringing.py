@@ -2,6 +2,7 @@
 
 import logging
 import re
+import tempfile
 from pathlib import Path
 
 from pipelines import checkpoints
@@ -186,10 +187,21 @@ def _bring_needed(run: RunDirectory, store: Store, newest: Manifest) -> None:
 
 
 def _bring_last_regular(run: RunDirectory, store: Store, before: int) -> None:
-    """Which it is their manifests say: those that stops have left after it come along."""
-    for step in reversed(keys.complete_steps(store, run.path.name)):
-        found = checkpoints.last_regular(run, before)
-        if found is not None and found >= step:
+    """Which it is their manifests say; those that stops have left after it stay where they are."""
+    here = checkpoints.last_regular(run, before)
+    for step in reversed([step for step in keys.complete_steps(store, run.path.name) if step < before]):
+        if here is not None and here >= step:
             return
-        if step < before and step not in checkpoints.steps_on_disk(run):
-            _bring_checkpoint(run, store, step)
+        if _is_regular(run, store, step) and _bring_checkpoint(run, store, step):
+            return
+
+
+def _is_regular(run: RunDirectory, store: Store, step: int) -> bool:
+    """What the manifest of a checkpoint says that lies in the store, and is looked at alone."""
+    with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
+        (Path(folder) / MANIFEST).write_bytes(store.read(keys.of_checkpoint(run.path.name, step, MANIFEST)))
+        try:
+            return read_manifest(Path(folder)).is_regular
+        except CodecmillError as error:
+            log.warning("Skipping a checkpoint in the store: %s", error)
+            return False

@@ -8,7 +8,7 @@ from pipelines import checkpoint_format
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.artifacts import CHECKPOINTS
-from pipelines.tracking.connection import connected, tracking_uri, without_password
+from pipelines.tracking.connection import connected, is_own_database, tracking_uri, without_password
 from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, Registration, registered_offline
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def registered(address: str, root: Root) -> Registration:
     """
     if known := registered_offline(address, root):
         return known
+    if is_own_database(root) and not root.mlflow_database.is_file():
+        raise NoVersionError(f"There is no {address}: nothing has been registered under {root.path} yet.")
     with connected(root) as client:
         return _registration(client, address, f"MLflow at {without_password(tracking_uri(root))}")
 

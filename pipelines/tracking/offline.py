@@ -29,13 +29,11 @@ def registered_offline(address: str, root: Root) -> Registration | None:
     """The version that `models:/<name>@<alias>` or `models:/<name>/<number>` names; None where only MLflow can tell.
 
     Raises:
-        NoVersionError: the root's own registry can be read, and has no such version, or there is none yet.
+        NoVersionError: the root's own registry can be read, and has no such version.
     """
     match = MODEL_ADDRESS.fullmatch(address)
-    if match is None or not is_own_database(root):
+    if match is None or not is_own_database(root) or not root.mlflow_database.is_file():
         return None
-    if not root.mlflow_database.is_file():
-        raise NoVersionError(f"There is no {address}: nothing has been registered under {root.path} yet.")
     try:
         with closing(_opened_for_reading(root.mlflow_database)) as database:
             return _version(database, match[1], match[2], match[3]) or _refuse(database, address, match[1], root)
