@@ -13,7 +13,7 @@ from pathlib import Path
 from pipelines.durable_files import write_bytes
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
-from pipelines.tolerant_reading import is_file
+from pipelines.tolerant_reading import exists
 
 SECRETS_FILE = "CODECMILL_SECRETS_FILE"
 """Names the file of secrets, from the folder of services.env."""
@@ -65,7 +65,7 @@ def use_services(root: Root, environment: MutableMapping[str, str] | None = None
         InputError: services.env cannot be read, or what it names is no file of secrets.
     """
     target = os.environ if environment is None else environment
-    if not is_file(root.services_file):
+    if not exists(root.services_file):
         return
     settings = read_variables(root.services_file)
     file = secrets_file(root, settings)

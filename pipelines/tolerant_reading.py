@@ -71,6 +71,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113  # pathlib's raises on names that are too long
 
 
+def exists(path: Path) -> bool:
+    """Whether anything is there; as `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def is_dir(path: Path) -> bool:
     """Whether a folder is there; as `is_file`."""
     return os.path.isdir(path)  # noqa: PTH112

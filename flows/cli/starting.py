@@ -13,7 +13,7 @@ from pipelines import status
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.tolerant_reading import is_file
+from pipelines.tolerant_reading import exists
 
 if TYPE_CHECKING:
     from tasks.values import CheckpointReference, EvaluationReference, RunSummary, ShardSetReference
@@ -82,7 +82,7 @@ def _must_let_us_in(root: Root) -> None:
 
     if found := barred_from_prefect():
         without = f" To work without it: PREFECT_API_URL= (empty), or remove {root.services_file}."
-        hint = without if is_file(root.services_file) else ""
+        hint = without if exists(root.services_file) else ""
         raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}{hint}")
 
 

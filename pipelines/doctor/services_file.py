@@ -7,12 +7,12 @@ from pipelines.doctor.findings import Finding, fault, good
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.service_addresses import SECRETS_FILE, read_variables, secrets_file
-from pipelines.tolerant_reading import is_file
+from pipelines.tolerant_reading import exists
 
 
 def examine_services_file(root: Root) -> Iterator[Finding]:
     """What a root's services.env says, where there is one."""
-    if not is_file(root.services_file):
+    if not exists(root.services_file):
         return
     try:
         settings = read_variables(root.services_file)
