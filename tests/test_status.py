@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import codecmill
 
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json, write_json
@@ -336,12 +337,7 @@ def test_a_run_that_is_to_be_tried_on_other_images_is_done_once_it_was(tmp_path:
     run.write_config(RunConfig.model_validate(run.read_config().model_dump() | {"evaluation": {"images": "others"}}))
 
     def ended(command: str) -> tuple[int, str]:
-        result = subprocess.run(
-            [sys.executable, "-m", "flows", command, "first", "--root", str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-        )
+        result = codecmill(command, "first", "--root", str(tmp_path), cwd=tmp_path)
         return result.returncode, result.stderr
 
     found = run_status(run)

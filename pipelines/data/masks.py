@@ -10,7 +10,7 @@ from pipelines.errors import InputError
 
 
 def masks_below(folder: Path) -> list[ImageFile]:
-    """The masks in a folder, each with its path below it as its name.
+    """The masks in a folder, named by an absolute path, each with its path below it as its name.
 
     Raises:
         InputError: the folder is missing.

@@ -117,13 +117,13 @@ def _at_address(address: str, root: Root, scratch: Path) -> Found:
         return found_at(sent[0], root, sent[1]) if sent else _fetched(address, root, scratch, "MLflow")
     registered = tracking.registered_offline(address, root)
     # Of what the root's own registry does not say: an alias may have moved on a server, a number stays what it is.
-    written = _promoted(address, root) if registered is None else None
-    is_lost = tracking.is_own_database(root) and not root.mlflow_database.is_file()
-    if written and (is_lost or not address.partition("@")[2]):
+    is_written = registered is None and (tracking.is_unmade(root) or "@" not in address)
+    if is_written and (written := _promoted(address, root)):
         return found_at(written[0], root, written[1])
     try:
         registered = registered or tracking.registered(address, root)
     except tracking.TrackingUnavailable as error:
+        written = _promoted(address, root)
         if written is None:
             raise
         log.warning("%s is taken for %s: %s", address, written[1], error)

@@ -55,9 +55,19 @@ def is_own_database(root: Root) -> bool:
     return tracking_uri(root) == _own_database(root)
 
 
+def is_unmade(root: Root) -> bool:
+    """Whether MLflow is to be the root's own SQLite file, and that is not there: not yet, or not any more."""
+    return is_own_database(root) and not root.mlflow_database.is_file()
+
+
+def shown_address(root: Root) -> str:
+    """MLflow by its address, as it may be shown."""
+    return f"MLflow at {without_password(tracking_uri(root))}"
+
+
 def shown_place(root: Root) -> str:
-    """Where MLflow is, as it may be shown."""
-    return root.mlflow_database.name if is_own_database(root) else f"MLflow at {without_password(tracking_uri(root))}"
+    """Where MLflow is, as it may be shown, in short."""
+    return root.mlflow_database.name if is_own_database(root) else shown_address(root)
 
 
 def is_current(uri: str, root: Root) -> bool:

@@ -8,7 +8,7 @@ from pipelines import checkpoint_format
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.artifacts import CHECKPOINTS
-from pipelines.tracking.connection import connected, is_own_database, tracking_uri, without_password
+from pipelines.tracking.connection import connected, is_unmade, shown_address
 from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, Registration, registered_offline
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
         TrackingUnavailable: MLflow cannot be reached.
     """
     with connected(root) as client:
-        where = f"MLflow at {without_password(tracking_uri(root))}"
+        where = shown_address(root)
         address = _registration(client, source, where).source if source.startswith("models:/") else source
         match = RUN_ADDRESS.fullmatch(address)
         if match is None:
@@ -61,10 +61,10 @@ def registered(address: str, root: Root) -> Registration:
     """
     if known := registered_offline(address, root):
         return known
-    if is_own_database(root) and not root.mlflow_database.is_file():
+    if is_unmade(root):
         raise NoVersionError(f"There is no {address}: nothing has been registered under {root.path} yet.")
     with connected(root) as client:
-        return _registration(client, address, f"MLflow at {without_password(tracking_uri(root))}")
+        return _registration(client, address, shown_address(root))
 
 
 def _checkpoints(client: "MlflowClient", run_id: str, where: str) -> list[str]:
