@@ -60,7 +60,7 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-Kind = Literal["500", "503", "stall", "half", "trickle", "flip", "close", "lost"]
+Kind = Literal["403", "500", "503", "stall", "half", "trickle", "flip", "close", "lost"]
 """`lost`: the request is carried out, and its answer lost."""
 
 
@@ -117,7 +117,7 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
         def handle_request(self) -> None:
             body = self._body()
             fault = proxy.fault_of(self.command, self.path)
-            if fault and fault.kind in ("500", "503"):
+            if fault and fault.kind in ("403", "500", "503"):
                 self.send_response(int(fault.kind))
                 self.send_header("Content-Length", "0")
                 self.end_headers()

@@ -213,7 +213,8 @@ def test_a_checkpoint_is_verified_alone_and_a_run_with_all_of_its_checkpoints(ru
     assert at == file
     assert how.startswith("was changed: its sha256 is ")
     assert f"instead of {sha256(file)[:16]}..." in how
-    assert way_out == "Restore it from a copy; no training goes on from it as it is."
+    # MLflow may have got this one, too, on a machine that trains slowly enough.
+    assert re.fullmatch(r"Restore it from a copy( \(MLflow has .*\))?; no training goes on from it as it is\.", way_out)
 
 
 def test_a_copy_in_mlflow_is_named_as_a_way_out(run: RunDirectory):

@@ -1,5 +1,6 @@
 """Images in a store: found as in a folder, fetched once, and again only where they have changed."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipelines.durable_files import lock
 from pipelines.errors import InputError
 from pipelines.progress import listen
 from pipelines.run_directory import Root
-from pipelines.storage import StoreUnavailable, patience
+from pipelines.storage import StoreUnavailable, patience, s3
 
 
 @pytest.fixture
@@ -134,3 +135,39 @@ def test_half_an_image_and_a_changed_byte_are_none_and_an_absent_store_is_named(
     proxy.break_("503", "GET", "")
     with pytest.raises(StoreUnavailable, match=r"photos/ could not be listed, \d times in \d s: Service Unavailable"):
         find_images(f"{remote}/photos", "data.images", Root(tmp_path))
+
+
+def test_what_cannot_be_kept_or_read_of_a_bucket_is_set_aside_and_the_rest_goes_on(
+    photos: Path, proxy: Proxy, tmp_path: Path
+):
+    store, photo = the_store(), next(photos.iterdir())
+    long, longer = "l" * 246 + ".png", "x" * 252 + ".png"
+    for key in ("a.png", long, longer, "folder.png", "folder.png/b.png", "archived.png"):
+        store.send(photo, f"odd/{key}")
+    proxy.break_("403", "GET", "archived.png")
+    found = find_images(f"{store.url}/odd", "data.images", Root(tmp_path))
+    assert [image.name for image in found.images] == ["a.png", "folder.png", long]
+    reasons = {row.path.removeprefix(f"{store.url}/odd/"): row.reason for row in found.set_aside}
+    assert set(reasons) == {longer, "folder.png/b.png", "archived.png"}
+    assert reasons[longer].endswith("File name too long")
+    assert re.fullmatch(
+        r"its key lies below that of another image, .*odd/folder\.png; rename one of them", reasons["folder.png/b.png"]
+    )
+    assert "archived.png could not be fetched: " in reasons["archived.png"]
+
+
+def test_a_listing_of_many_pages_has_patience_for_each(
+    remote: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(s3, "PAGE_KEYS", 3)
+    everything = [each.key for each in the_store().list("")]
+    assert len(everything) == 13 and everything == sorted(everything)
+    listings = proxy.count("GET", "list-type=2")
+    assert listings == 5
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.3)
+    fault = proxy.break_("503", "GET", "continuation-token", times=2)
+    assert [each.key for each in the_store().list("")] == everything
+    assert fault.met == 2
+    assert proxy.count("GET", "list-type=2") == 2 * listings + 2, (
+        "a page that fails is asked for again, not all of them"
+    )

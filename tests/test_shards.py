@@ -28,6 +28,7 @@ from pipelines.data import suspects
 from pipelines.data.encoding import EncodingOrder
 from pipelines.data.encoding_worker import run_here
 from pipelines.data.images import decode_png, open_image, open_mask
+from pipelines.data.parts import part_file
 from pipelines.data.planning import make_plan
 from pipelines.data.shard_format import SPLITS, ShardRow, read_sources
 from pipelines.data.shard_set import ShardSet
@@ -455,6 +456,75 @@ def test_repairing_does_not_take_over_damage_from_a_set_that_shares_the_file(con
     assert [problem for problem in after.verify() if shared in problem]
     (after.path / shared).unlink()
     assert create_shards(config).verify() == []
+
+
+@pytest.mark.parametrize("suffix", [".index", ".sources.jsonl"])
+def test_damage_beside_an_earlier_tar_is_not_sealed_anew_in_the_next_set(
+    config: RunConfig, folder: Path, tmp_path: Path, suffix: str
+):
+    before = create_shards(config)
+    picture(200, 64, 64).save(folder / "new.png")
+    clean = create_shards(varied(config, tmp_path / "clean"))
+    kept = next(row for row in before.rows("train") if row.inputs in {each.inputs for each in clean.rows("train")})
+    file = before.path / f"{kept.name}{suffix}"
+    content = file.read_bytes()
+    at = len(content) - 3 if suffix == ".index" else content.index(b'"sums":[') + len(b'"sums":[')
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    after = create_shards(config)
+    assert after.fingerprint == clean.fingerprint
+    assert after.verify() == []
+    assert bytes_of(after, ".tar", ".index") == bytes_of(clean, ".tar", ".index")
+    assert after.manifest.mean == clean.manifest.mean
+    assert list(after.samples("train"))[-1].info == list(clean.samples("train"))[-1].info
+
+
+def test_what_is_damaged_of_what_was_encoded_is_encoded_again(config: RunConfig, folder: Path, tmp_path: Path):
+    """A part that lost its pages with the power, and the tar of an earlier set."""
+    clean = create_shards(varied(config, tmp_path / "clean"))
+
+    def and_lose_pages(orders: Sequence[EncodingOrder]) -> Iterator[int]:
+        yield from run_here(orders)
+        for order in orders:
+            part = part_file(order.folder, order.jobs[0].sha256, order.jobs[0].split)
+            with part.open("r+b") as stream:
+                stream.seek(600)
+                stream.write(bytes(300))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_shards(config, run_parts=and_lose_pages)
+    made = create_shards(config)
+    assert bytes_of(made, ".tar", ".index") == bytes_of(clean, ".tar", ".index")
+    row = made.rows("train")[0]
+    spoil(made, row, "a flipped byte")
+    first, *others = read_sources(made.path / row.sources)
+    Path(others[-1].path).unlink()
+    after = create_shards(config)
+    assert after.verify() == []
+    assert first.sha256 in {source.sha256 for source in after.sources("train")}
+    assert suspects.marked(made.path) == [row.name]
+
+
+@pytest.mark.parametrize("changed", ["a mask is retouched", "masks are given"])
+def test_an_image_stays_in_its_split_whatever_its_mask_is(
+    config: RunConfig, folder: Path, tmp_path: Path, changed: str
+):
+    """Else what was trained on would be tested on: `start_from` the champion, and its PSNR is a memory's."""
+    (masks := tmp_path / "masks").mkdir()
+
+    def splits(shard_set: ShardSet) -> dict[str, str]:
+        return {row.image_sha256: split for split in SPLITS for row in shard_set.sources(split)}
+
+    def paint(level: int) -> RunConfig:
+        for file in folder.iterdir():
+            with Image.open(file) as image:
+                Image.new("L", image.size, level).save(masks / file.name)
+        return varied(config, masks=str(masks))
+
+    before = create_shards(config if changed == "masks are given" else paint(9))
+    after = create_shards(paint(200))
+    assert after.fingerprint != before.fingerprint
+    assert splits(after) == splits(before)
 
 
 def test_a_flipped_byte_is_found_when_it_is_read(config: RunConfig):

@@ -152,6 +152,14 @@ def test_a_folder_that_cannot_be_searched_is_named(folder: Path, tiny: dict[str,
     assert re.search(r"InputError: .*deep cannot be searched for images: Permission denied", said), said
 
 
+@pytest.mark.parametrize("glob", ["**/*.tiff", "*/*.tiff", "deep/*.tiff", "*/er/*.webp"])
+def test_a_folder_that_a_glob_cannot_look_into_is_named(folder: Path, tiny: dict[str, Any], glob: str):
+    """pathlib would say nothing, and the rest would be trained on."""
+    said = refused(config(tiny, folder / glob), closed=folder / "deep")
+    assert re.search(r"InputError: .*deep.* cannot be searched( for images)?: Permission denied", said), said
+    assert "InputError" not in refused(config(tiny, folder / "*.png"), closed=folder / "deep"), "it does not look there"
+
+
 @pytest.mark.parametrize("field", ["images", "masks"])
 def test_a_path_that_cannot_be_followed_is_one_sentence(field: str, folder: Path, tiny: dict[str, Any]):
     def chosen(path: str) -> RunConfig:
@@ -224,6 +232,16 @@ def test_a_mask_whose_path_is_no_text_is_refused(folder: Path, tiny: dict[str, A
         InputError, match=r"The path of .*b\.JPG's mask is not valid UTF-8: .*/caf\\xe9/b\.png\. Rename"
     ):
         masked(folder, tiny, os.fsdecode(b"caf\xe9/b.png"))
+
+
+def test_a_mask_that_is_no_file_is_no_absent_one(folder: Path, tiny: dict[str, Any]):
+    """Its image would be trained on as if it had none, without a word."""
+    (folder.parent / "masks").mkdir()
+    (folder.parent / "masks" / "b.png").symlink_to(folder / "gone.png")
+    with pytest.raises(
+        InputError, match=r"1 of the masks in .*masks cannot be used, such as b\.png: it is a link to no"
+    ):
+        masked(folder, tiny, "a.png")
 
 
 def test_masks_of_nothing_are_refused(folder: Path, tiny: dict[str, Any]):

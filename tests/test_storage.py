@@ -23,14 +23,16 @@ from trainings import Undisturbed, begin, directory_of, ranks_alive, result, ste
 from flows.__main__ import main
 from pipelines import checkpoints, storage
 from pipelines.checkpoint_format import MANIFEST, WEIGHTS
-from pipelines.data import shard_cache
+from pipelines.data import shard_cache, shard_format
 from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.object_store import examine_store
 from pipelines.doctor.s3_server import examine_s3
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, InputError
+from pipelines.file_digests import file_sha256
 from pipelines.provenance.explaining import explain
 from pipelines.provenance.locating import find
+from pipelines.provenance.reproducing import reproduce
 from pipelines.provenance.verifying import verify
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import run_status
@@ -241,6 +243,37 @@ def test_another_run_of_the_same_name_is_neither_taken_over_nor_written_over(
             attempt()
     assert files_of(other) == here
     assert {each.key: each.etag for each in store.list("")} == there
+
+
+def test_a_set_that_two_machines_made_of_images_in_other_places_is_one_in_their_store(
+    tiny: dict[str, Any], photos: Path, tmp_path: Path, proxy: Proxy
+):
+    """It has the same tars, and two manifests: whoever reads by the first goes on, and checkpoints may name either."""
+    store = the_store()
+    shutil.copytree(photos, tmp_path / "photos of b")
+    a = begin(make(tiny, name="a", root=str(tmp_path / "a")))
+    b = begin(make(tiny, name="b", root=str(tmp_path / "b"), data={"images": str(tmp_path / "photos of b")}))
+    train(b)
+    manifests = [file_sha256(run.shard_set() / shard_format.MANIFEST) for run in (a, b)]
+    assert a.shard_set().name == b.shard_set().name and manifests[0] != manifests[1]
+    Sending(a, store).send()
+    sent = {each.key: each.etag for each in store.list("shards/")}
+    for run in (b, a, b):
+        Sending(run, store).send()
+    now = {each.key: each.etag for each in store.list("shards/")}
+    assert {key: etag for key, etag in now.items() if key in sent} == sent, "nothing is written over"
+    assert set(now) - set(sent) == {f"shards/{a.shard_set().name}/manifests/{manifests[1]}.json"}
+
+    d = Root(tmp_path / "d").run("b")
+    with d.locked():
+        assert bring(d, store) is not None
+    assert file_sha256(d.shard_set() / shard_format.MANIFEST) == manifests[0]
+    found = find("b", d.root, tmp_path)
+    assert verify(found).problems == ()
+    assert reproduce(found, lambda line: None).differing == ()
+    (other := next((d.shard_set() / "manifests").iterdir())).write_bytes(other.read_bytes().replace(b"a", b"b", 1))
+    (problem,) = verify(found).problems
+    assert problem.file == d.shard_set() / shard_format.MANIFEST
 
 
 def test_the_same_run_under_way_on_other_hardware_is_no_other(

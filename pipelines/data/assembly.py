@@ -18,6 +18,18 @@ RECORD = 10_240
 """A tar ends with two empty blocks and is filled up to a multiple of this, as webdataset's writer leaves it."""
 
 
+class DamagedPieceError(CodecmillError):
+    """The samples of a source are not what was encoded.
+
+    Attributes:
+        file: they lie in it: a part, or the tar of an earlier shard.
+    """
+
+    def __init__(self, file: Path):
+        super().__init__(f"{file} is damaged. Delete it and run: codecmill shards")
+        self.file = file
+
+
 @dataclass(frozen=True)
 class Piece:
     """The samples of one source: the file that they lie in, and their SPAN records in it."""
@@ -44,7 +56,7 @@ def write_shard(folder: Path, outline: Outline, pieces: Sequence[Piece]) -> Shar
     """Write a tar, its index and its sources, durably.
 
     Raises:
-        CodecmillError: the samples of a piece are not what was encoded.
+        DamagedPieceError: the samples of a piece are not what was encoded.
     """
     digest = hashlib.sha256()
     spans = np.concatenate([piece.spans for piece in pieces])
@@ -62,7 +74,7 @@ def write_shard(folder: Path, outline: Outline, pieces: Sequence[Piece]) -> Shar
         tar.write(end)
         digest.update(end)
     write_index(index, spans)
-    return _finish(folder, outline, [piece.row for piece in pieces], digest.hexdigest())
+    return _finish(folder, outline, [piece.row for piece in pieces], digest.hexdigest(), file_sha256(index))
 
 
 def link_shard(folder: Path, outline: Outline, rows: Sequence[SourceRow], earlier: Path, shard: ShardRow) -> ShardRow:
@@ -70,10 +82,10 @@ def link_shard(folder: Path, outline: Outline, rows: Sequence[SourceRow], earlie
     for before, after in ((shard.tar, f"{outline.name}.tar"), (shard.index, f"{outline.name}.index")):
         (folder / after).unlink(missing_ok=True)
         link_or_copy(earlier / before, folder / after)
-    return _finish(folder, outline, rows, shard.sha256)
+    return _finish(folder, outline, rows, shard.sha256, shard.index_sha256)
 
 
-def _finish(folder: Path, outline: Outline, rows: Sequence[SourceRow], tar_sha256: str) -> ShardRow:
+def _finish(folder: Path, outline: Outline, rows: Sequence[SourceRow], tar_sha256: str, index_sha256: str) -> ShardRow:
     tar, index, sources = (folder / f"{outline.name}{suffix}" for suffix in (".tar", ".index", ".sources.jsonl"))
     write_sources(sources, rows)
     for file in (tar, index, sources):
@@ -85,7 +97,7 @@ def _finish(folder: Path, outline: Outline, rows: Sequence[SourceRow], tar_sha25
         bytes=tar.stat().st_size,
         sha256=tar_sha256,
         index_bytes=index.stat().st_size,
-        index_sha256=file_sha256(index),
+        index_sha256=index_sha256,
         sources_bytes=sources.stat().st_size,
         sources_sha256=file_sha256(sources),
         inputs=outline.inputs,
@@ -99,5 +111,5 @@ def _contents(pieces: Sequence[Piece]) -> Iterator[bytes]:
             for size, checksum in zip(piece.spans["size"].tolist(), piece.spans["crc32"].tolist(), strict=True):
                 content = file.read(size)
                 if len(content) != size or isal_zlib.crc32(content) != checksum:
-                    raise CodecmillError(f"{piece.file} is damaged. Delete it and run: codecmill shards")
+                    raise DamagedPieceError(piece.file)
                 yield content

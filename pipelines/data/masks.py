@@ -13,11 +13,17 @@ def masks_below(folder: Path) -> list[ImageFile]:
     """The masks in a folder, named by an absolute path, each with its path below it as its name.
 
     Raises:
-        InputError: the folder is missing.
+        InputError: the folder is missing, or one of them is no file: its image would be trained on as if it had none.
     """
     if not folder.is_dir():
         raise InputError(f"data.masks '{folder}' is no folder. Name the folder that holds the masks.")
-    found = [name for name in files_below(folder) if is_image_name(name) and (folder / name).is_file()]
+    found = [name for name in files_below(folder) if is_image_name(name)]
+    lost = [name for name in found if not (folder / name).is_file()]
+    if lost:
+        raise InputError(
+            f"{len(lost)} of the masks in {folder} cannot be used, such as {as_text(lost[0])}: it is a link to "
+            "nothing, or no regular file. Put them right."
+        )
     return [ImageFile(str(folder / name), name) for name in found]
 
 

@@ -37,12 +37,13 @@ class Part:
     spans: list[list[int]] = field(default_factory=list)
 
 
+PART = ".part"
 _PART = TypeAdapter(Part)
 _LENGTH = struct.Struct("<Q")
 
 
 def part_file(folder: Path, sha256: str, split: str) -> Path:
-    return folder / f"{sha256}.{split}.part"
+    return folder / f"{sha256}.{split}{PART}"
 
 
 def read_part(folder: Path, sha256: str, split: str) -> Part | None:

@@ -1,5 +1,6 @@
 """Images that lie in a store: those that are new or have changed are fetched, into `images/` under the root."""
 
+import errno
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
 from pipelines.sealed_json import read_sealed, write_sealed
-from pipelines.storage import DamagedObject, MissingObject, Object, Store
+from pipelines.storage import Object, Store, StoreError, StoreUnavailable
 from pipelines.storage.globbing import matching
 
 AT_ONCE = 8
@@ -19,6 +20,9 @@ AT_ONCE = 8
 LISTING = ".listing.json"
 """In a bucket's folder; written anew by each look at its images."""
 LARGEST_LISTING = 2 * 2**30
+
+REFUSED_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""What a file system says of a path that a store takes for a key."""
 
 
 def look(url: str, field: str) -> None:
@@ -86,16 +90,26 @@ def _identity(each: Object) -> list[int | str]:
 def _fetch(store: Store, folder: Path, named: list[Object], listing: _Listing) -> Iterator[tuple[str, str]]:
     """Fetch what is not here; yields keys that give no image, each with the reason."""
 
+    keys = {each.key for each in named}
+
     def fetched(each: Object) -> str | None:
         if not _is_plain(each.key):
             return "its key is no path of a file; rename it"
+        if above := _above(each.key, keys):
+            return f"its key lies below that of another image, {above}; rename one of them"
         target = folder / each.key
-        if listing.has(each, target):
-            return None
         try:
+            if listing.has(each, target):
+                return None
             store.fetch(each.key, target, each.size, None)
-        except (DamagedObject, MissingObject) as error:
+        except StoreUnavailable:
+            raise
+        except StoreError as error:  # of this object: another may be let through
             return str(error)
+        except OSError as error:
+            if error.errno not in REFUSED_NAMES:
+                raise
+            return f"it cannot be kept as {target}: {error.strerror}"
         listing.note(each)
         return None
 
@@ -114,6 +128,11 @@ def _is_plain(key: str) -> bool:
     """Whether a key, anybody's choice, is a path below a folder."""
     parts = key.split("/")
     return not {"", ".", ".."} & set(parts) and "\0" not in key and not PurePosixPath(key).name.startswith(".tmp-")
+
+
+def _above(key: str, keys: set[str]) -> str | None:
+    """The key, of those, that would have to be a folder for this one to be a file in it."""
+    return next((str(parent) for parent in PurePosixPath(key).parents if str(parent) in keys), None)
 
 
 def _none_found(url: str, field: str, store: Store) -> InputError:

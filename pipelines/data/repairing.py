@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from pipelines.data.other_manifests import equal_but_for_paths
 from pipelines.data.shard_format import MANIFEST, Manifest
 from pipelines.durable_files import json_bytes, sync_file, write_bytes
 from pipelines.errors import CodecmillError
@@ -37,9 +38,4 @@ def _equal_but_for_paths(folder: Path, made: Manifest) -> Manifest | None:
         old = Manifest.read(folder)
     except CodecmillError:
         return None
-    return old if _without_paths(old) == _without_paths(made) else None
-
-
-def _without_paths(manifest: Manifest) -> Manifest:
-    rows = [row.model_copy(update={"sources_sha256": "", "sources_bytes": 0}) for row in manifest.shards]
-    return manifest.model_copy(update={"shards": rows, "set_aside": []})
+    return old if equal_but_for_paths(old, made) else None

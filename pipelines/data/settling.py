@@ -79,7 +79,7 @@ class Settling:
         """
         while True:
             self._check_broken()
-            splits = assign_splits(list(self.pool), self.data.validation_fraction, self.data.test_fraction)
+            splits = self._splits()
             self._encode([(self.pool[sha256], split) for sha256, split in splits.items()])
             useless = {}
             for sha256, split in splits.items():
@@ -92,6 +92,12 @@ class Settling:
             for sha256, (status, reason) in useless.items():
                 source = self.pool.pop(sha256)
                 self.set_aside.append(SetAside(source.path, status, reason, sha256, source.bytes))
+
+    def _splits(self) -> dict[str, Split]:
+        """By the image alone: with another mask it stays where it was, for its pixels have been trained on there."""
+        images = [source.image_sha256 for source in self.pool.values()]
+        splits = assign_splits(images, self.data.validation_fraction, self.data.test_fraction)
+        return {sha256: splits[source.image_sha256] for sha256, source in self.pool.items()}
 
     def _encode(self, wanted: list[tuple[Source, Split]]) -> None:
         """Make every wanted part known: from an earlier set, from an interrupted call, or by encoding it now."""

@@ -130,25 +130,38 @@ class Manifest(Section):
         file = folder / MANIFEST
         if not is_file(file):
             raise CodecmillError(f"{folder} is no shard set: it has no {MANIFEST}. Make it with: codecmill shards")
-        value = read_json(file)
+        return cls.in_file(file)
+
+    @classmethod
+    def in_file(cls, file: Path) -> "Manifest":
+        """As `read`, of a file."""
+        return cls.checked(read_json(file), str(file), f"Delete {file.parent} and run: codecmill shards")
+
+    @classmethod
+    def checked(cls, value: Any, place: str, way_out: str) -> "Manifest":
+        """A manifest from JSON that was read somewhere, anybody's.
+
+        Raises:
+            CodecmillError: it is damaged or of another version.
+        """
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
             raise CodecmillError(
-                f"{file} has format version {version}, but this codecmill reads {FORMAT_VERSION}. "
+                f"{place} has format version {version}, but this codecmill reads {FORMAT_VERSION}. "
                 "Make the shard set anew with: codecmill shards"
             )
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise CodecmillError(
-                f"{file} is damaged: {first_fault(error)}. Delete {folder} and run: codecmill shards"
-            ) from error
+            raise CodecmillError(f"{place} is damaged: {first_fault(error)}. {way_out}") from error
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The choices that shape a shard set; others (normalisation, workers, paths, draws) leave it as it is."""
     data = config.data
-    return {
+    # The first sets with masks were split by image and mask together.
+    split_by = {"split_by": "image"} if data.masks else {}
+    return split_by | {
         "patch_size": data.patch_size,
         "patches": data.patches,
         "max_patches_per_image": data.max_patches_per_image,

@@ -15,12 +15,12 @@ import numpy as np
 from pipelines.config import RunConfig
 from pipelines.data import remote_sets, suspects
 from pipelines.data.abandoned import remove_abandoned
-from pipelines.data.assembly import Outline, Piece, inputs_digest, link_shard, write_shard
+from pipelines.data.assembly import DamagedPieceError, Outline, Piece, inputs_digest, link_shard, write_shard
 from pipelines.data.earlier_sets import EarlierSets
 from pipelines.data.encoding import ChangedSourceError
 from pipelines.data.encoding_worker import run_here, run_in_processes
 from pipelines.data.hashing import Source
-from pipelines.data.parts import Part, part_file, read_part
+from pipelines.data.parts import PART, Part, part_file, read_part
 from pipelines.data.planning import Plan, discard, hand_over, make_plan
 from pipelines.data.repairing import write_manifest
 from pipelines.data.settling import LostSourcesError, RunParts, Settled, Settling
@@ -53,7 +53,8 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
 
     What an interrupted call has encoded is used; so is what an earlier set under the same root holds already. A damaged
     shard (a file missing or of another size, or marked by a reader) is made again, and no other. What vanishes or
-    becomes unreadable meanwhile is set aside, as if it had been so from the start.
+    becomes unreadable meanwhile is set aside, as if it had been so from the start; what turns out to be damaged of the
+    samples that were there is encoded again.
 
     Args:
         run_parts: what encodes in parallel; by default `data.workers` processes.
@@ -66,6 +67,7 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     remove_abandoned(plan.shards)
     given_up: list[Plan] = []
     lost: dict[str, str] = {}
+    damaged: set[Path] = set()
     while not _is_complete(plan.folder):
         with alone(plan.lock_file, plan.title.capitalize(), plan.files, "makes the same shard set"):
             try:
@@ -76,6 +78,10 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
                 given_up.append(plan)
                 plan = make_plan(config, lost)
                 hand_over(given_up[-1], plan)
+            except DamagedPieceError as error:
+                if error.file in damaged or not _passed_over(error.file):
+                    raise
+                damaged.add(error.file)
             except ChangedSourceError:
                 hand_over(plan, make_plan(config, lost))
                 raise
@@ -137,9 +143,17 @@ def _make(plan: Plan, run_parts: RunParts) -> None:
         write_manifest(plan.working, _manifest(plan, settled, rows), plan.folder)
 
 
+def _passed_over(file: Path) -> bool:
+    """Have nothing taken any more from a damaged part, or tar of an earlier set; returns whether that was possible."""
+    if file.suffix == PART:
+        file.unlink()
+        return True
+    return suspects.mark(file.parent, file.stem)
+
+
 def _still_needed(plan: Plan) -> int:
     """Bytes: what the parts that are there say of those to come, and of the tars that all of them go into."""
-    parts = [file.stat().st_size for file in plan.parts.glob("[!.]*.part")]
+    parts = [file.stat().st_size for file in plan.parts.glob(f"[!.]*{PART}")]
     written = sum(file.stat().st_size for file in plan.working.rglob("*") if file.is_file())
     return max(2 * sum(parts) * len(plan.sources) // max(len(parts), 1) - written, 0)
 

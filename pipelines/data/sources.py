@@ -1,6 +1,7 @@
 """Which images a run is made of: found by glob, folder or list, paired with masks, and named by their content."""
 
 import codecs
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -185,8 +186,17 @@ def _globbed(pattern: Path, field: str) -> list[tuple[str, str]]:
         matches = sorted(set(base.glob(str(rest))))
     except ValueError as error:
         raise InputError(f"{field} '{pattern}' is no glob: {error}. Use ** alone between slashes.") from error
+    _refuse_closed(base, rest)
     found = [path for path in matches if is_image_name(path.name) and not path.is_dir()]
     return [(str(path), str(path.relative_to(base))) for path in found]
+
+
+def _refuse_closed(base: Path, pattern: Path) -> None:
+    """pathlib passes over a folder that may not be read, without a word: a set without its images would be made."""
+    for count in range(len(pattern.parts)):
+        for folder in base.glob(str(Path(*pattern.parts[:count]))) if count else [base]:
+            if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+                raise InputError(f"{folder} cannot be searched for images: {os.strerror(errno.EACCES)}.")
 
 
 def _listed(file: Path, field: str) -> list[tuple[str, str]]:

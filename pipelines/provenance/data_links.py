@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.data import remote_sets, shard_format
+from pipelines.data import other_manifests, remote_sets, shard_format
 from pipelines.data.shard_format import read_sources
 from pipelines.data.shard_verification import fingerprint_difference, settings_difference, verify_shard
 from pipelines.errors import CodecmillError
@@ -44,7 +44,7 @@ def _manifest(folder: Path, chains: Sequence[Chain], way_out: str, ledger: Ledge
     of_others: dict[str, list[str]] = {}
     for chain in chains:
         recorded = chain.manifest.shard_manifest_sha256
-        if recorded not in (None, found):
+        if recorded not in (None, found) and not other_manifests.is_known_as(folder, recorded):
             of_others.setdefault(recorded, []).append(chain.folder.name)
     for recorded, names in of_others.items():
         how = f"was changed since {', '.join(names)}: its sha256 is {found[:16]}... instead of {recorded[:16]}..."

@@ -8,6 +8,8 @@ from typing import Any
 
 from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig, Section
+from pipelines.data import other_manifests
+from pipelines.data.shard_format import MANIFEST
 from pipelines.durable_files import built_folder, write_json
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import difference
@@ -86,9 +88,9 @@ def _recorded(chain: Chain) -> RunConfig:
             f"Shard set {manifest.shard_set[:16]} of {chain.folder} was not found. {remedies.of_missing_set(chain)}"
         )
     chain.shard_manifest()
-    how = difference(chain.shard_folder / "manifest.json", None, str(manifest.shard_manifest_sha256))
-    if how:
-        raise CodecmillError(f"{chain.shard_folder / 'manifest.json'} {how}. {remedies.of_shards(chain)}")
+    recorded, file = str(manifest.shard_manifest_sha256), chain.shard_folder / MANIFEST
+    if not other_manifests.is_known_as(chain.shard_folder, recorded):
+        raise CodecmillError(f"{file} {difference(file, None, recorded)}. {remedies.of_shards(chain)}")
     if manifest.parent is not None:
         _check_parent(chain, manifest.parent)
     return config

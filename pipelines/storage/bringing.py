@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
-from pipelines.data import remote_sets, shard_format
+from pipelines.data import other_manifests, remote_sets, shard_format
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
@@ -23,6 +23,7 @@ log = logging.getLogger("codecmill.storage")
 
 CONFIG = "config.json"
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
+_OTHER_MANIFEST = re.compile(r"[0-9a-f]{64}\.json")
 
 
 def catch_up(run: RunDirectory) -> None:
@@ -130,7 +131,18 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
         raise CodecmillError(
             f"{folder} is shard set {found[:32]}, but the run in {store.url} began with {fingerprint}."
         )
+    _bring_other_manifests(folder, store)
     write_json(run.shard_set_file, {"fingerprint": fingerprint, "path": str(folder.absolute())})
+
+
+def _bring_other_manifests(folder: Path, store: Store) -> None:
+    """Those that checkpoints from other machines name the set by."""
+    prefix = keys.of_other_manifests(folder, "")
+    for each in store.list(prefix):
+        name = each.key.removeprefix(prefix)
+        if _OTHER_MANIFEST.fullmatch(name) and not (file := folder / other_manifests.FOLDER / name).is_file():
+            file.parent.mkdir(exist_ok=True)
+            write_bytes(file, store.read(each.key))
 
 
 def make_set_known(folder: Path, store: Store) -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from pipelines.checkpoint_format import MANIFEST
+from pipelines.data import other_manifests
 from pipelines.evaluation.contents import RESULT
 from pipelines.run_directory import step_name
 from pipelines.storage.objects import Object
@@ -29,6 +30,10 @@ def of_evaluation(name: str, folder: str, *file: str) -> str:
 def of_shard_set(folder: Path, *file: str) -> str:
     """Of a set in a folder of the root: its name is the beginning of its fingerprint."""
     return "/".join(("shards", folder.name, *file))
+
+
+def of_other_manifests(folder: Path, *file: str) -> str:
+    return of_shard_set(folder, other_manifests.FOLDER, *file)
 
 
 def complete_steps(store: Store, name: str) -> list[int]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.errors import InputError
 from pipelines.storage import objects
@@ -20,6 +20,16 @@ SILENT_SECONDS = 15.0
 ANSWER_SECONDS = 30.0
 SLOWEST = 64 * 2**10
 """Bytes a second: with `ANSWER_SECONDS` on top, what takes longer is taken for stalled, also where bytes trickle in."""
+
+PAGE_KEYS = 1000
+"""Of one page of a listing; S3 gives no more."""
+
+
+class Page(NamedTuple):
+    """A part of a listing; `more` is the token of the next one, None at the end."""
+
+    objects: list[Object]
+    more: str | None
 
 
 class S3:
@@ -52,20 +62,25 @@ class S3:
             has_plain_etag=not encrypted,
         )
 
-    def list(self, prefix: str) -> list[Object]:
-        """The objects below a prefix, in the order of their keys."""
-        where = self._path(prefix)
-        found: dict[str, Any] = self._call(self._files._find, where, detail=True, seconds=10 * ANSWER_SECONDS)
-        return [
-            Object(
-                path.removeprefix(self._base).lstrip("/"),
-                about["size"],
-                str(about["ETag"]).strip('"'),
-                about["LastModified"],
-            )
-            for path, about in sorted(found.items())
-            if about["type"] == "file" and not path.endswith("/")
+    def page(self, prefix: str, token: str | None) -> Page:
+        """Some of the objects below a prefix, in the order of their keys: a request takes a thousand at most.
+
+        Args:
+            prefix: ends with a slash or is empty.
+            token: of the page before; None for the first.
+        """
+        bucket, _, below = self._base.partition("/")
+        below = f"{below}/" if below else ""
+        where: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{below}{prefix}", "MaxKeys": PAGE_KEYS}
+        if token:
+            where["ContinuationToken"] = token
+        answer = self._call(self._files._call_s3, "list_objects_v2", **where)
+        found = [
+            Object(each["Key"].removeprefix(below), each["Size"], each["ETag"].strip('"'), each["LastModified"])
+            for each in answer.get("Contents", [])
+            if not each["Key"].endswith("/")  # what a console makes of a new folder
         ]
+        return Page(found, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None)
 
     def read(self, key: str, size: int) -> bytes:
         return self._call(self._files._cat_file, self._path(key), seconds=_allowed(size))

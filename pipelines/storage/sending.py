@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
-from pipelines.data import remote_sets, shard_format
+from pipelines.data import other_manifests, remote_sets, shard_format
 from pipelines.durable_files import link_or_copy
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.contents import RESULT, check_contents, read_contents
@@ -19,6 +19,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.lease import lease_of, leased
+from pipelines.storage.patience import StoreError
 from pipelines.storage.sameness import config_in_store, must_be_one
 from pipelines.storage.store import Store, open_store
 
@@ -226,16 +227,39 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
     there = store.find(key)
     if there is not None and there.sha256 == file_sha256(manifest_file):
         return
-    files = [each for row in shard_format.Manifest.read(folder).shards for each in row.files()]
+    manifest = shard_format.Manifest.read(folder)
+    if there is not None and _has_same_set(store, key, manifest):
+        _send_beside(store, folder)
+        return
+    files = [each for row in manifest.shards for each in row.files()]
     if source is not None and not all(shard_format.is_whole(folder / name, size) for name, size, _ in files):
         raise CodecmillError(
-            f"Shard set {folder.name} lies in {source}, and only some of it is here. Copy it to {address}, or have the "
-            f"shards made here, by `codecmill shards` of the same choices; then: codecmill sync RUN"
+            f"Shard set {folder.name} lies in {source}, and only some of it is here. Copy it to {address}, or delete "
+            f"{folder} and have the shards made here, by `codecmill shards` of the same choices; then: "
+            "codecmill sync RUN"
         )
     for name, _, sha256 in files:
         store.send(folder / name, keys.of_shard_set(folder, name), sha256)
         between()
     store.send(manifest_file, key)
+
+
+def _has_same_set(store: Store, key: str, manifest: shard_format.Manifest) -> bool:
+    """Whether the manifest at a key is of the same set, made of images that lay elsewhere: others read by it now."""
+    try:
+        there = shard_format.Manifest.checked(store.read_object(key), store.address(key), "")
+    except StoreError:
+        raise
+    except CodecmillError:
+        return False  # damaged
+    return other_manifests.equal_but_for_paths(there, manifest)
+
+
+def _send_beside(store: Store, folder: Path) -> None:
+    """Have the store know the set by our manifest, too: our checkpoints name it."""
+    file = folder / shard_format.MANIFEST
+    sha256 = file_sha256(file)
+    store.send(file, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
 
 
 @contextmanager

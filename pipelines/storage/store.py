@@ -14,10 +14,13 @@ from pipelines.file_digests import difference
 from pipelines.storage.address import checked_url
 from pipelines.storage.objects import Digests, Object, check_content, check_sent, digests
 from pipelines.storage.patience import HalfObject, patiently
-from pipelines.storage.s3 import S3
+from pipelines.storage.s3 import S3, Page
 
 SMALL_BYTES = 2**30
 """The largest object that is read into memory."""
+
+LONGEST_NAME = 200
+"""Bytes of a file's name, of the 255 that most file systems allow."""
 
 
 def open_store(url: str) -> "Store":
@@ -54,7 +57,14 @@ class Store:
         Raises:
             StoreError: the store does not say.
         """
-        yield from patiently(self.address(prefix), "listed", lambda: self._s3.list(prefix))
+        page = self._page(prefix, None)
+        yield from page.objects
+        while page.more:
+            page = self._page(prefix, page.more)
+            yield from page.objects
+
+    def _page(self, prefix: str, token: str | None) -> Page:
+        return patiently(self.address(prefix), "listed", lambda: self._s3.page(prefix, token))
 
     def read(self, key: str) -> bytes:
         """The bytes of a small object, of which the store knows the sha256.
@@ -103,7 +113,7 @@ class Store:
             MissingObject: there is none; DamagedObject: it is another one; StoreUnavailable: the store fails.
             CodecmillError: the disk is full.
         """
-        temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}-{threading.get_ident()}")
+        temporary = target.with_name(f".tmp-{_short(target.name)}-{os.getpid()}-{threading.get_ident()}")
 
         def attempt() -> None:
             self._s3.fetch(key, temporary, size)
@@ -187,3 +197,9 @@ class Store:
         if about.has_plain_etag and "-" not in about.etag and found.md5 != about.etag:
             return f"has MD5 {found.md5[:16]}... instead of {about.etag[:16]}..."
         return None
+
+
+def _short(name: str) -> str:
+    """A file's name, or, where there is no room to put anything before and after it, its digest."""
+    content = os.fsencode(name)
+    return name if len(content) <= LONGEST_NAME else hashlib.sha256(content).hexdigest()
