@@ -1,7 +1,6 @@
 """Children that never outlive their parent, and run the code that it runs."""
 
 import ctypes
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,13 +14,12 @@ def die_with_parent() -> None:
     """Have the kernel SIGKILL this process when the thread that started it ends (Linux).
 
     The thread counts, not the process: start children from a thread that lives as long as they should. A parent that
-    died before this call is noticed too, where `PARENT_VARIABLE` names it or multiprocessing knows it: a process of a
-    pool may have imported for seconds before it gets here.
+    died before this call is noticed too, where `PARENT_VARIABLE` names it: a child may have imported for seconds before
+    it gets here.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = os.environ.pop(PARENT_VARIABLE, None)  # it is not the parent of this process's children
-    pools = multiprocessing.parent_process()
-    if (parent is not None and os.getppid() != int(parent)) or (pools is not None and not pools.is_alive()):
+    if parent is not None and os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -35,18 +35,20 @@ async def mark_crashed(client: PrefectClient, flow_run: UUID, run_count: int) ->
         return
     if known.run_count != run_count:
         return
-    tasks = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run]))
-    await mark_tasks_crashed(client, tasks, MESSAGE)
+    await _mark_tasks_crashed(client, flow_run)
     if known.state is not None and known.state.type in _UNDER_WAY:
         await client.set_flow_run_state(flow_run, Crashed(message=MESSAGE), force=True)
 
 
-async def mark_tasks_crashed(client: PrefectClient, which: TaskRunFilter, message: str) -> None:
-    """Set those of some task runs that have not ended to Crashed, also those that were about to begin, or to retry."""
+async def _mark_tasks_crashed(client: PrefectClient, flow_run: UUID) -> None:
+    """Those that have not ended, also those that were about to begin, or to retry."""
     not_ended = [each for each in StateType if each not in TERMINAL_STATES]
-    states = TaskRunFilterState(type=TaskRunFilterStateType(any_=not_ended))
-    for task in await client.read_task_runs(task_run_filter=which.model_copy(update={"state": states})):
-        await client.set_task_run_state(task.id, Crashed(message=message), force=True)
+    tasks = TaskRunFilter(
+        flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run]),
+        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=not_ended)),
+    )
+    for task in await client.read_task_runs(task_run_filter=tasks):
+        await client.set_task_run_state(task.id, Crashed(message=MESSAGE), force=True)
 
 
 async def main(flow_runs: Sequence[str]) -> None:

@@ -5,36 +5,29 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from processes import wait_gone
 from test_services import environment
 
-POOL = """
+CHILD = """
 import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 from pipelines.process_lifetime import die_with_parent
+print(os.getpid(), flush=True)
+time.sleep(1)  # as for what it imports
+die_with_parent()
+time.sleep(100)
+"""
 
-
-def begin():
-    print(os.getpid(), flush=True)
-    time.sleep(1)  # as for what it imports
-    die_with_parent()
-
-
-if __name__ == "__main__":
-    with ProcessPoolExecutor(1, get_context("spawn"), begin) as pool:
-        pool.submit(abs, 1).result()
-        time.sleep(100)
+PARENT = """
+import os, subprocess, sys
+from pipelines.process_lifetime import parent_environment
+subprocess.run([sys.executable, "-c", sys.argv[1]], env=os.environ | parent_environment())
 """
 
 
-def test_a_process_of_a_pool_whose_parent_died_while_it_began_ends(tmp_path: Path):
-    program = tmp_path / "pool.py"
-    program.write_text(POOL)
-    parent = subprocess.Popen([sys.executable, str(program)], env=environment(), stdout=subprocess.PIPE, text=True)
+def test_a_child_whose_parent_died_while_it_began_ends():
+    program = [sys.executable, "-c", PARENT, CHILD]
+    parent = subprocess.Popen(program, env=environment(), stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:
         child = int(parent.stdout.readline())

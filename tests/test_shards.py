@@ -281,19 +281,27 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(config: Ru
     assert not list(root.glob("shards/.tmp-*/*"))
 
 
-def test_a_worker_that_dies_is_reported_and_the_rest_is_kept(config: RunConfig, tmp_path: Path):
+@pytest.mark.parametrize("kills", [1, 1000])
+def test_a_worker_that_is_killed_is_replaced_and_one_that_is_killed_each_time_is_reported(
+    config: RunConfig, tmp_path: Path, kills: int
+):
     script = """
 import os, signal, sys, threading, time
+from contextlib import suppress
 from pathlib import Path
 from pipelines.config import RunConfig
 from pipelines.data.shards import create_shards
-from pipelines.data.splitting import assign_splits
 from pipelines.errors import CodecmillError
 def kill():
-    me = os.getpid()
-    while not (found := Path(f"/proc/{me}/task/{me}/children").read_text().split()):
+    left = int(sys.argv[2])
+    while left:
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(FileNotFoundError):
+                for child in (task / "children").read_text().split()[:left]:
+                    with suppress(ProcessLookupError):
+                        os.kill(int(child), signal.SIGKILL)
+                        left -= 1
         time.sleep(0.01)
-    os.kill(int(found[0]), signal.SIGKILL)
 threading.Thread(target=kill, daemon=True).start()
 try:
     create_shards(RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()))
@@ -301,11 +309,15 @@ except CodecmillError as error:
     print(error)
 """
     write_json(tmp_path / "config.json", varied(config, workers=2).model_dump(mode="json", by_alias=True))
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "config.json")], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.startswith("A process that encodes images was killed by SIGKILL. If memory ran out"), done.stderr
-    assert create_shards(config).verify() == []
+    program = [sys.executable, "-c", script, str(tmp_path / "config.json"), str(kills)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    said = "A process that encodes images was killed by SIGKILL. If memory ran out, lower data.workers; what is done is"
+    if kills == 1:
+        assert f"{said} kept. Its work goes on in a new one." in done.stderr
+        assert not done.stdout
+    else:
+        assert done.stdout.startswith(said), done.stderr
+    assert create_shards(config, run_parts=only_here if kills == 1 else None).verify() == []
 
 
 def test_what_a_killed_build_left_is_deleted_after_a_week(config: RunConfig):

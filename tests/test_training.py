@@ -109,9 +109,9 @@ def test_a_stop_between_checkpoints_does_not_change_which_is_the_best(tiny: dict
     assert best.step == 4, "as in a run that was not stopped, which saves no other step"
 
 
-# With the eager float32 of the test above, each number of ranks meets float32, bf16, eager and compiled, and these meet
-# each other. One is killed just before, at, and just after a validation, which sees another batch shape: that in which
-# most could go wrong.
+# With the eager float32 of the test above, float32, bf16, eager and compiled meet each other, and several ranks each of
+# them; it is at three and more that sums have an order. One is killed just before, at, and just after a validation,
+# which sees another batch shape: that in which most could go wrong.
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("settings", "kills"),
@@ -120,7 +120,6 @@ def test_a_stop_between_checkpoints_does_not_change_which_is_the_best(tiny: dict
         ({"precision": "bf16", "processes": 2}, (4,)),
         ({"precision": "bf16", "compile": True, "processes": 3}, (5,)),
         ({"precision": "bf16", "processes": 4}, (6,)),
-        ({"compile": True, "processes": 2}, (6,)),
         ({"compile": True, "processes": 4}, (4,)),
         ({"precision": "fp16"}, (5,)),
         ({"precision": "float64", "channels_last": False}, (5,)),

@@ -180,7 +180,9 @@ def _chosen(run: SmallRun, command: int, chance: random.Random) -> tuple[str, li
         "the command": [command],
         "torchrun": [process for process, words in alive.items() if "pipelines.training.agent" in words],
         "one rank": sorted(run.ranks())[-1:],
-        "a shard worker": [process for process, words in alive.items() if "spawn_main" in words][:1],
+        "a shard worker": [process for process, words in alive.items() if "pipelines.data.encoding_worker" in words][
+            :1
+        ],
     }
     present = [kind for kind in VICTIMS if kinds[kind]]
     kind = chance.choices(present, [VICTIMS[each] for each in present])[0]

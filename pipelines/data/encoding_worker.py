@@ -1,19 +1,30 @@
 """Encoding in several processes: what a worker runs, and the pool that feeds it with lines of JSON."""
 
 import json
+import logging
 import os
 import selectors
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from typing import IO, cast
+from queue import SimpleQueue
+from typing import IO, Any, Self, cast
 
 from pipelines.data.encoding import EncodingOrder, encode_sources
 from pipelines.errors import CodecmillError
 from pipelines.process_lifetime import die_with_parent, parent_environment, with_our_sources
 from pipelines.process_memory import keep_freed_memory
+
+log = logging.getLogger("codecmill.shards")
+
+TRIES = 3
+"""Of an order whose process is killed each time."""
+
+LONGEST_SECONDS = 6 * 3600.0
+"""Of one order: what a library decodes for ever must not hold a run for ever."""
 
 
 def run_here(orders: Sequence[EncodingOrder]) -> Iterator[int]:
@@ -25,33 +36,84 @@ def run_here(orders: Sequence[EncodingOrder]) -> Iterator[int]:
 
 
 def run_in_processes(orders: Sequence[EncodingOrder], workers: int) -> Iterator[int]:
-    """Encode in `workers` processes, which end with this generator or with the thread that drives it.
-
-    Programs of our own, not `multiprocessing`: that would run the user's script again in every worker, and pickle.
+    """Encode in `workers` processes; yields as `run_here`, in the order in which they are done.
 
     Raises:
-        CodecmillError: what a worker raised, or that one died.
-        OSError: what the disk told a worker, such as that it is full; see `pipelines.durable_files.room_for`.
+        CodecmillError, OSError: as `EncodingProcesses.encode`.
     """
-    waiting = list(reversed(orders))
-    workers_started = [_Worker() for _ in range(min(workers, len(orders)))]
-    try:
-        with selectors.DefaultSelector() as selector:
-            for worker in workers_started:
-                selector.register(worker.answers, selectors.EVENT_READ, worker)
-                worker.send(waiting.pop())
-            underway = len(workers_started)
-            while underway:
-                for key, _ in selector.select():
-                    worker: _Worker = key.data
-                    yield worker.receive()
-                    if waiting:
-                        worker.send(waiting.pop())
-                    else:
-                        underway -= 1
-    finally:
-        for worker in workers_started:
-            worker.end()
+    count = min(workers, len(orders))
+    with EncodingProcesses(count) as processes, ThreadPoolExecutor(count) as threads:
+        try:
+            for done in as_completed([threads.submit(processes.encode, order) for order in orders]):
+                yield done.result()
+        finally:
+            processes.kill()  # before their threads are waited for
+            threads.shutdown(cancel_futures=True)
+
+
+class EncodingProcesses:
+    """Processes that encode, for as many threads; they end with the `with` block, or with the thread that opens it.
+
+    Programs of our own, not `multiprocessing`: that would run the user's script again in every worker, and pickle.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._all: list[_Worker] = []
+        self._is_over = False
+
+    def __enter__(self) -> Self:
+        for _ in range(self._count):
+            self._idle.put(self._started())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for worker in self._all:
+            worker.close()
+
+    def kill(self) -> None:
+        """End them at once: each thread that waits for one has an error."""
+        self._is_over = True
+        for worker in self._all:
+            worker.kill()
+
+    def encode(self, order: EncodingOrder) -> int:
+        """Have the next process that is free encode an order; returns the number of its sources.
+
+        One that is killed is replaced, and its order begun again: what it had encoded is kept.
+
+        Raises:
+            CodecmillError: what the process raised, or that it was killed again and again.
+            OSError: what the disk told it, such as that it is full; see `pipelines.durable_files.room_for`.
+        """
+        worker = self._idle.get()
+        try:
+            for left in reversed(range(TRIES)):
+                try:
+                    worker.encode(order)
+                    break
+                except _KilledError as error:
+                    if self._is_over or not left:
+                        raise
+                    log.warning("%s Its work goes on in a new one.", error)
+                    worker = self._started()
+        finally:
+            self._idle.put(worker)
+        return len(order.jobs)
+
+    def _started(self) -> "_Worker":
+        self._all.append(worker := _Worker())
+        return worker
+
+
+class _KilledError(CodecmillError):
+    def __init__(self, code: int):
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        super().__init__(
+            f"A process that encodes images {how}. If memory ran out, lower data.workers; what is done is kept."
+        )
 
 
 class _Worker:
@@ -64,36 +126,40 @@ class _Worker:
             stdout=subprocess.PIPE,
             env=os.environ | with_our_sources() | parent_environment(),
         )
-        self._jobs = 0
         self._orders = cast("IO[bytes]", self._process.stdin)
-        self.answers = cast("IO[bytes]", self._process.stdout)
+        self._answers = cast("IO[bytes]", self._process.stdout)
 
-    def send(self, order: EncodingOrder) -> None:
-        self._jobs = len(order.jobs)
+    def encode(self, order: EncodingOrder) -> None:
         # Where the process has died, the missing answer will tell.
         with suppress(BrokenPipeError):
             self._orders.write(order.model_dump_json().encode() + b"\n")
             self._orders.flush()
-
-    def receive(self) -> int:
-        line = self.answers.readline()
-        if not line:
-            code = self._process.wait()
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            raise CodecmillError(
-                f"A process that encodes images {how}. If memory ran out, lower data.workers; what is done is kept."
-            )
-        answer = json.loads(line)
+        answer = self._answer(order)
         if "errno" in answer:
             raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
         if "error" in answer:
             raise CodecmillError(answer["error"])
-        return self._jobs
 
-    def end(self) -> None:
+    def _answer(self, order: EncodingOrder) -> dict[str, Any]:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            if not selector.select(LONGEST_SECONDS):
+                self.kill()
+                raise CodecmillError(
+                    f"To encode {len(order.jobs)} images, from {order.jobs[0].path} on, took more than "
+                    f"{LONGEST_SECONDS / 3600:g} hours. Look for one that no program can open, and remove it."
+                )
+        line = self._answers.readline()
+        if not line:
+            raise _KilledError(self._process.wait())
+        return json.loads(line)
+
+    def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        self.answers.close()
+
+    def close(self) -> None:
+        self._answers.close()
         with suppress(BrokenPipeError):
             self._orders.close()
 

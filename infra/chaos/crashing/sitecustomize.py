@@ -42,7 +42,7 @@ def _role() -> str:
         return "torchrun"
     if "pipelines.training.worker" in words:
         return f"rank {os.environ.get('RANK', '?')}"
-    if "spawn_main" in words or "encoding_worker" in words:
+    if "encoding_worker" in words:
         return "shard worker"
     return "command" if "-m flows" in words or "flows/__main__" in words else "service"
 
