@@ -1,5 +1,6 @@
 """Which codec is meant: one that is named, the champion, or the one that wrote a file."""
 
+import logging
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +11,12 @@ from pipelines.codec.picture_codec import PictureCodec
 from pipelines.errors import InputError
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
-from pipelines.provenance.locating import Found, find, with_weights
+from pipelines.provenance.locating import Found, find, readable, with_weights
 from pipelines.run_directory import Root
 from pipelines.status import all_runs
 from pipelines.weights import restore_weights
+
+log = logging.getLogger("codecmill.codec")
 
 CHAMPION = f"models:/{tracking.MODEL}@champion"
 
@@ -21,7 +24,7 @@ CHAMPION = f"models:/{tracking.MODEL}@champion"
 def open_codec(what: str | None, root: Root) -> PictureCodec:
     """The codec of a run, a checkpoint's folder or an address in MLflow; by default the champion's under the root.
 
-    Where there is no champion, it is that of the newest run that is finished.
+    Where there is no champion, or one without an entropy model, it is that of the newest finished run of a codec.
 
     Raises:
         InputError: there is no such thing, or its model is no codec.
@@ -65,9 +68,30 @@ def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
 
 
 def _default(root: Root, scratch: Path) -> Found:
+    """The champion if it is a codec, else the newest finished run that is one.
+
+    Where none is one, the champion, or the newest finished run: `codec_of` says what it lacks.
+    """
+    champion = None
     with suppress(tracking.NoVersionError):
-        return find(CHAMPION, root, scratch)
-    finished = [run.name for run in all_runs(root) if run.state == "done"]
-    if not finished:
+        champion = find(CHAMPION, root, scratch)
+    if champion and _may_write_files(champion):
+        return champion
+    finished = [find(str(run.path), root, scratch) for run in reversed(all_runs(root)) if run.state == "done"]
+    codec = next(filter(_may_write_files, finished), None)
+    if champion and codec and codec.run:
+        log.warning(
+            "The champion is an autoencoder without an entropy model, which writes no files: taken is the newest "
+            "finished codec, '%s'",
+            codec.run.path.name,
+        )
+    found = codec or champion or next(iter(finished), None)
+    if found is None:
         raise InputError(f"There is no finished run under {root.path}. Train one, or name a model with --model.")
-    return find(finished[-1], root, scratch)
+    return found
+
+
+def _may_write_files(found: Found) -> bool:
+    """Whether its model has an entropy model; a manifest that cannot be read counts, so that its reader says why."""
+    manifest = readable(found.folders[0])
+    return manifest is None or manifest.model.entropy != "none"
