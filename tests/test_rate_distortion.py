@@ -83,6 +83,17 @@ def test_points_are_those_of_real_files(measured: RateDistortion):
     assert jpeg.ms_ssim is not None and 0 < jpeg.ms_ssim < 1
 
 
+def test_pictures_too_small_for_ms_ssim_do_not_count_in_its_bits(measured: RateDistortion):
+    codec, tiny = codec_of("hyperprior", spread=0.0), picture(24, 20)  # of which a file is mostly its head
+    both = RateDistortion((*measured.points, *points_of(codec, "tiny", tiny)))
+    for anchor in measured.anchors:
+        assert both.bd_rate(anchor, "ms_ssim") == measured.bd_rate(anchor, "ms_ssim")
+        assert both.bd_rate(anchor, "ms_ssim", image="tiny") is None
+    assert both.bd_rate(JPEG, "ms_ssim") is not None
+    assert both.bd_rate(JPEG) != measured.bd_rate(JPEG)
+    assert both.curves_of("ms_ssim") == measured.curves
+
+
 def test_every_format_s_settings_go_from_coarse_to_fine(measured: RateDistortion):
     assert list(measured.curves) == [OURS, *(each.name for each in FORMATS)]
     for points in measured.curves.values():

@@ -21,7 +21,9 @@ MOST_ROWS = 50
 
 def curve_section(found: RateDistortion, pieces: Sequence[Pieces]) -> str:
     """The section, as HTML."""
-    decibels = {codec: [_in_decibels(point) for point in points] for codec, points in found.curves.items()}
+    decibels = {
+        codec: [_in_decibels(point) for point in points] for codec, points in found.curves_of("ms_ssim").items()
+    }
     charts = [
         curve_chart(found.curves, "psnr", "PSNR in dB"),
         curve_chart(decibels, "ms_ssim", "MS-SSIM in dB"),

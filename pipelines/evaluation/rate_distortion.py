@@ -174,8 +174,16 @@ class RateDistortion:
 
     def bd_rate(self, anchor: str, metric: str = "psnr", image: str | None = None) -> float | None:
         """Of the codec against a format, in percent of its bits: over all pictures, or of one."""
-        found = self.curves if image is None else curves(point for point in self.points if point.image == image)
-        return bd_rate(found[OURS], found[anchor], metric)
+        found = self.curves_of(metric) if image is None else self._curves_of(metric, image)
+        return bd_rate(found.get(OURS, ()), found.get(anchor, ()), metric)
+
+    def curves_of(self, metric: str) -> dict[str, list["CurvePoint"]]:
+        """As `curves`, but over those pictures alone that have the metric, in bits as well."""
+        return self.curves if metric == "psnr" else self._curves_of(metric)
+
+    def _curves_of(self, metric: str, image: str | None = None) -> dict[str, list["CurvePoint"]]:
+        measured = (point for point in self.points if image in (None, point.image))
+        return curves(point for point in measured if getattr(point, metric) is not None)
 
     def seconds(self, codec: str) -> tuple[float, float]:
         """Median times of encoding and of decoding a picture."""
@@ -185,7 +193,7 @@ class RateDistortion:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The mean over all pictures at one setting."""
+    """The mean over all pictures at one setting; `ms_ssim` over those that are large enough for it."""
 
     setting: float
     bits_per_pixel: float
@@ -203,7 +211,6 @@ def curves(points: Iterable[Point]) -> dict[str, list[CurvePoint]]:
 
 def _mean(points: list[Point]) -> CurvePoint:
     indices = [point.ms_ssim for point in points if point.ms_ssim is not None]
-    # Of a picture that is too small for it, no codec has an index: the means stay comparable.
     return CurvePoint(
         points[0].setting,
         fmean(point.bits_per_pixel for point in points),
