@@ -115,13 +115,13 @@ def _written(source: Path, target: Path, image: Image, content: bytes, remark: s
 
 
 def _read(file: Path) -> bytes:
-    """A coded file, or what comes out of a pipe: all of it, but no more than its head of what cannot be one."""
+    """A coded file, or what comes out of a pipe: its head, what that announces, and a byte more to find a surplus."""
     try:
         with file.open("rb") as stream:
             about = os.fstat(stream.fileno())
             head = stream.read(HEAD)
-            parse_head(head, about.st_size if stat.S_ISREG(about.st_mode) else None, str(file))
-            return head + stream.read()
+            _, rest = parse_head(head, about.st_size if stat.S_ISREG(about.st_mode) else None, str(file))
+            return head + stream.read(rest + 1)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
 
