@@ -439,6 +439,49 @@ def test_weights_that_no_exact_sum_can_have_are_refused(value: float):
         codec.encode(picture(), codec.step_of(50))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("factorized", "encoder.network"),
+        ("nested", "encoder.network"),
+        ("nested", "entropy.analysis"),
+        ("factorized", "entropy.mean"),
+        ("factorized", "entropy.scale"),
+        ("nested", "entropy.base.mean"),
+        ("nested", "entropy.hyper.scale"),
+    ],
+)
+def test_weights_that_are_no_numbers_write_no_file(kind: str, name: str):
+    codec = codec_of_kind(kind)
+    with torch.no_grad():
+        next(each for key, each in codec.model.named_parameters() if key.startswith(name)).fill_(float("nan"))
+    with pytest.raises(CodecmillError, match="latents or their probabilities are not finite: its training has diverg"):
+        codec.encode(picture(), codec.step_of(50))
+
+
+@pytest.mark.parametrize("name", ["entropy.mean", "entropy.scale", "entropy.slope"])
+def test_probabilities_that_are_no_numbers_read_no_file(name: str):
+    codec = codec_of("factorized")
+    coded = parse(codec.encode(picture(), codec.step_of(50)), "x")
+    with torch.no_grad():
+        codec.model.get_parameter(name).fill_(float("nan"))
+    with pytest.raises(CodecmillError, match="latents or their probabilities are not finite"):
+        codec.decode(coded)
+
+
+@pytest.mark.parametrize("gain", [-1e30, 1e30, -1e4, float("nan")])
+def test_a_gain_beyond_numbers_neither_writes_nor_reads(gain: float):
+    codec = codec_of("factorized")
+    coded = parse(codec.encode(picture(), codec.step_of(50)), "x")
+    with torch.no_grad():
+        codec.model.gain[0] = gain
+    with pytest.raises(CodecmillError, match="are not finite: its training has diverged"):
+        codec.encode(picture(), codec.step_of(50))
+    if not gain > 0:  # a large one makes a step of nothing
+        with pytest.raises(CodecmillError, match="gains are not finite: its training has diverged"):
+            codec.decode(coded)
+
+
 def test_bits_are_those_of_a_rounded_laplace_variable():
     residual = torch.linspace(-40, 40, 321, dtype=torch.float64)[:, None]
     log2_scale = torch.linspace(-5, 6, 41, dtype=torch.float64)
