@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import tracemalloc
 from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from test_codec import HALF, codec_of, picture
 
 from pipelines.config import EvaluationConfig
 from pipelines.evaluation.contents import POINTS
-from pipelines.evaluation.equal_rates import SIDE, at_equal_rates
+from pipelines.evaluation.equal_rates import SIDE, at_equal_rates, worst_box
 from pipelines.evaluation.evaluate import evaluate, score
 from pipelines.evaluation.metrics import psnr
 from pipelines.evaluation.rate_distortion import (
@@ -173,6 +174,32 @@ def test_the_largest_picture_fits_every_format():
     image = Image.new("RGB", (LARGEST_SIDE, 8))
     for each in FORMATS:
         assert read_format(each.write(image, each.settings[0])).size == image.size
+
+
+def worst_box_of_whole_sums(image: Image.Image, decoded: Image.Image) -> tuple[int, int, int, int]:
+    error = np.square(np.asarray(image).astype(np.int64) - np.asarray(decoded)).sum(axis=2)
+    height, width = (min(SIDE, length) for length in error.shape)
+    sums = np.pad(error.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = (int(place) for place in np.unravel_index(inside.argmax(), inside.shape))
+    return left, top, left + width, top + height
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 300), (300, 20), (SIDE, SIDE), (250, 230), (401, 300)])
+def test_where_the_codec_errs_most_is_found(size: tuple[int, int]):
+    random = np.random.default_rng(size)
+    one, other = (Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)) for _ in range(2))
+    assert worst_box(one, other) == worst_box_of_whole_sums(one, other)
+    assert worst_box(one, one) == (0, 0, min(SIDE, size[0]), min(SIDE, size[1]))
+
+
+def test_where_the_codec_errs_most_is_found_in_little_memory():
+    images = [Image.new("RGB", (2000, 1000), (level, 0, 0)) for level in (0, 9)]
+    tracemalloc.start()
+    assert worst_box(*images) == (0, 0, SIDE, SIDE)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 * 2000 * 1000  # the pictures themselves are 6 bytes a pixel, and copied once
 
 
 def test_fewer_bits_make_a_champion():
