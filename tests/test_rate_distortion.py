@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from test_codec import HALF, codec_of, picture
 
 from pipelines.config import EvaluationConfig
@@ -174,6 +174,15 @@ def test_the_largest_picture_fits_every_format():
     image = Image.new("RGB", (LARGEST_SIDE, 8))
     for each in FORMATS:
         assert read_format(each.write(image, each.settings[0])).size == image.size
+
+
+def test_noise_that_pillow_s_buffer_does_not_hold_is_written_in_every_format():
+    levels = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (300, 300, 3))
+    image, former = Image.fromarray(levels), ImageFile.MAXBLOCK
+    for each in FORMATS:
+        for setting in (*each.settings, *each.reach):
+            assert read_format(each.write(image, setting)).size == image.size
+    assert former == ImageFile.MAXBLOCK
 
 
 def worst_box_of_whole_sums(image: Image.Image, decoded: Image.Image) -> tuple[int, int, int, int]:
