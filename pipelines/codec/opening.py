@@ -36,18 +36,29 @@ def open_codec(what: str | None, root: Root) -> PictureCodec:
 
 
 def codec_that_wrote(sha256: str, file: str, root: Root) -> PictureCodec:
-    """The codec under a root whose weights have this sha256.
+    """The codec whose weights have this sha256: a checkpoint under a root, else a version in its MLflow.
 
     Raises:
         InputError: there is none.
     """
-    folder = with_weights(sha256, root)
-    if folder is None:
-        raise InputError(
-            f"{file} was written by a model with sha256 {sha256[:16]}, and no checkpoint under {root.path} is that. "
-            "Name it with --model, or its root with --root."
-        )
-    return codec_of(checkpoints.open_checkpoint(folder))
+    with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
+        folder = with_weights(sha256, root) or _registered(sha256, root, Path(scratch))
+        if folder is None:
+            raise InputError(
+                f"{file} was written by a model with sha256 {sha256[:16]}, and neither a checkpoint under {root.path} "
+                "nor a version in MLflow is that. Name it with --model, or its root with --root."
+            )
+        return codec_of(checkpoints.open_checkpoint(folder))
+
+
+def _registered(sha256: str, root: Root, scratch: Path) -> Path | None:
+    """A checkpoint that MLflow alone has: the champion that a file was written with may be of another root."""
+    try:
+        address = tracking.version_with(sha256, root)
+        return tracking.fetch_checkpoint(address, root, scratch) if address else None
+    except tracking.TrackingUnavailable as error:
+        log.warning("What is registered could not be looked at: %s", error)
+        return None
 
 
 def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
