@@ -14,7 +14,10 @@ import pytest
 from PIL import Image, ImageFile
 from test_codec import HALF, codec_of, picture
 
-from pipelines.config import EvaluationConfig
+from pipelines.codec.entropy_coder import Tables
+from pipelines.codec.files import compress
+from pipelines.codec.picture_codec import PictureCodec
+from pipelines.config import EvaluationConfig, ModelConfig
 from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.equal_rates import SIDE, at_equal_rates, worst_box
 from pipelines.evaluation.evaluate import evaluate, score
@@ -33,6 +36,8 @@ from pipelines.evaluation.rate_distortion import (
 )
 from pipelines.evaluation.results import percent, read_evaluation
 from pipelines.evaluation.summary import summary
+from pipelines.model.build import build_model
+from pipelines.model.codec import TransformCodec
 from pipelines.promotion import Scores, decide
 
 
@@ -140,6 +145,22 @@ def test_an_evaluation_of_a_codec_has_its_curves_everywhere(tmp_path: Path):
     lines = ElementTree.fromstring(b64decode(chart)).findall(".//{http://www.w3.org/2000/svg}polyline")  # noqa: S314
     assert len(lines) == 1 + len(FORMATS)
     assert score(codec.model, HALF, named, config, codec) == pytest.approx(found.means)
+
+
+def test_a_codec_of_one_quality_has_one_point_and_says_so(tmp_path: Path):
+    model = {"entropy": "factorized", "channels": 8, "latent_channels": 12, "downsamplings": 2}
+    built = build_model(ModelConfig.model_validate(model | {"finest_step": 30, "coarsest_step": 30}))
+    assert isinstance(built, TransformCodec)
+    codec = PictureCodec(built.eval(), HALF, "ab" * 32, Tables(built.tables))
+    about = {"run": "r", "step": 3}
+    found = evaluate(built, HALF, [("a", picture(60, 50))], tmp_path / "e", EvaluationConfig(), about, codec)
+    assert [point.setting for point in found.points if point.codec == OURS] == [QUALITIES[0]]
+    assert "bd_rate" not in found.means
+    picture(60, 50).save(tmp_path / "a.png")
+    (written,) = compress([tmp_path / "a.png"], tmp_path / "o", codec, 70, None)
+    assert written.remark == "the model has one quality, whichever is asked for"
+    (other,) = compress([tmp_path / "a.png"], tmp_path / "p", codec_of("factorized"), 70, None)
+    assert not other.remark
 
 
 def test_a_panorama_that_not_every_format_can_hold_is_evaluated_without_curves(tmp_path: Path):

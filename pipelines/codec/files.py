@@ -60,6 +60,7 @@ def compress(
             raise InputError(str(error)) from error
         remark = ""
         if step is not None:
+            remark = "the model has one quality, whichever is asked for" if codec.has_one_quality else ""
             content = codec.encode(image, step)
         else:
             content, _, is_reached = encode_to_rate(codec, image, target_bpp or 0.0)

@@ -54,6 +54,12 @@ class PictureCodec:
         finest, coarsest = (round(2**STEP_FRACTION * math.log2(step)) for step in self.model.config.step_range)
         return coarsest, finest
 
+    @property
+    def has_one_quality(self) -> bool:
+        """Whether it was trained for one step alone."""
+        coarsest, finest = self.coarsest_and_finest
+        return coarsest == finest
+
     @torch.inference_mode()
     def encode(self, image: Image.Image, step: int) -> bytes:
         """The file of a picture (mode RGB) of any size.

@@ -111,7 +111,11 @@ class Point:
 def points_of(
     codec: PictureCodec, name: str, image: Image.Image, qualities: Sequence[float] = QUALITIES
 ) -> list[Point]:
-    """Of one picture (mode RGB): the codec's, then those of each format."""
+    """Of one picture (mode RGB): the codec's, then those of each format.
+
+    A codec of one step has one point, for all qualities are the same file.
+    """
+    steps = {codec.step_of(quality): quality for quality in reversed(qualities)}
 
     def write(picture: Image.Image, quality: float) -> bytes:
         return codec.encode(picture, codec.step_of(quality))
@@ -119,7 +123,7 @@ def points_of(
     def read(content: bytes) -> Image.Image:
         return codec.decode(parse(content, name))
 
-    found = [_point(OURS, name, image, quality, write, read) for quality in qualities]
+    found = [_point(OURS, name, image, quality, write, read) for quality in reversed(steps.values())]
     for each in FORMATS:
         found += [_point(each.name, name, image, setting, each.write, read_format) for setting in each.settings]
     return found
