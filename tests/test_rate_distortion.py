@@ -18,6 +18,7 @@ from pipelines.codec.entropy_coder import Tables
 from pipelines.codec.files import compress
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.config import EvaluationConfig, ModelConfig
+from pipelines.evaluation import rate_distortion
 from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.equal_rates import SIDE, at_equal_rates, worst_box
 from pipelines.evaluation.evaluate import evaluate, score
@@ -31,6 +32,7 @@ from pipelines.evaluation.rate_distortion import (
     CurvePoint,
     RateDistortion,
     bd_rate,
+    bounded,
     points_of,
     read_format,
 )
@@ -189,6 +191,38 @@ def test_images_of_one_name_have_each_their_own_points(tmp_path: Path):
     assert found.images == ["a.jpg", "a.jpg (3)", "a.jpg (3) (3)", "a.jpg (4)"]
     alone = RateDistortion(tuple(points_of(codec, "x", pictures[3])))
     assert found.bd_rate(JPEG, image="a.jpg (4)") == alone.bd_rate(JPEG)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "images"),
+    [
+        ([(400, 400)] * 9, 24, 24),  # not bounded: written down as it was before there was a bound
+        ([(400, 400)] * 30, 24, 24),
+        ([(400, 400)] * 1000, 1000, 400),
+        ([(6000, 4000)] * 9, 24, 2),
+        ([(10_000, 10_000)] * 9, 24, 1),  # one at least
+        ([(10_000, 10_000)] * 9, 1, 1),
+        ([(10_000, 10_000)] * 9, 0, 0),
+        ([(400, 400), (10_000, 10_000), (400, 400)], 24, 1),  # the first ones: none after one that is too large
+        ([(LARGEST_SIDE + 1, 9000), (400, 400)], 24, 24),
+    ],
+)
+def test_where_pixels_bound_the_curves_the_number_of_images_says_so(
+    sizes: list[tuple[int, int]], most: int, images: int
+):
+    assert bounded(EvaluationConfig(curve_images=most), sizes).curve_images == images
+
+
+def test_curves_are_of_the_first_images_until_there_are_enough_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rate_distortion, "MOST_PIXELS", 2 * 60 * 50)
+    codec, config = codec_of("factorized", spread=0.0), EvaluationConfig(pictures=0)
+    named = [("wide", picture(LARGEST_SIDE + 1, 1)), *((name, picture(60, 50)) for name in "abc"), ("d", picture(8, 8))]
+    found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec)
+    assert found.rate_distortion is not None and found.rate_distortion.images == ["a", "b"]
+    assert bounded(config, [image.size for _, image in named]).curve_images == 2
+    assert "means over 2 images at each setting, the first ones, of 64 megapixels together at most." in (
+        found.report.read_text()
+    )
 
 
 def test_the_largest_picture_fits_every_format():

@@ -491,7 +491,9 @@ def test_bd_rates_are_compared_of_the_same_images(
         return {"psnr": 30.0, "bd_rate": -40.0}
 
     monkeypatch.setattr("pipelines.evaluation.stage.score_on_test_split", score)
-    shard_set = cast("ShardSet", SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256=TEST_SET))
+    shard_set = cast(
+        "ShardSet", SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256=TEST_SET, sources=lambda _: ())
+    )
     choice = EvaluationConfig(promotion_metric="bd_rate", curve_images=24)
     found = {"psnr": 29.0, "bd_rate": -30.0}
     (tmp_path / "step_00000400").mkdir()

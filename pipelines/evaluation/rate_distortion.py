@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 from pipelines.codec.container import parse
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel
+from pipelines.config import EvaluationConfig
 from pipelines.evaluation.metrics import Quality, compare
 
 OURS = "codecmill"
@@ -29,6 +30,10 @@ MOST_JPEG_BYTES = 4
 
 _buffer_lock = Lock()
 """Pillow's buffer is one for all threads."""
+
+MOST_PIXELS = 64_000_000
+"""Of the pictures that curves are measured of, together: a megapixel takes half a minute, most of it in AVIF, and 24 of
+a camera's photographs took hours."""
 
 Coder = Callable[[Image.Image, float], bytes]
 
@@ -152,8 +157,39 @@ def fits_every_format(width: int, height: int) -> bool:
     return max(width, height) <= LARGEST_SIDE
 
 
+def is_within(pixels: int, images: int, most: int) -> bool:
+    """Whether the next image still has its curve: the first has, and others while there are pixels left for them.
+
+    Args:
+        pixels: of those up to here and of this one.
+        images: up to here, a count.
+        most: images, a count.
+    """
+    return images < most and (images == 0 or pixels <= MOST_PIXELS)
+
+
+def bounded(choice: EvaluationConfig, sizes: Iterable[tuple[int, int]]) -> EvaluationConfig:
+    """The choice with that number of `curve_images` of which there will be curves, where pixels bound it.
+
+    So it is told apart which images a BD-rate is of. Where they do not bound it, the choice stays what it was.
+
+    Args:
+        sizes: width and height of all images, in their order.
+    """
+    pixels = images = 0
+    for width, height in sizes:
+        if images == choice.curve_images:
+            break
+        if fits_every_format(width, height):
+            pixels += width * height
+            if not is_within(pixels, images, choice.curve_images):
+                return choice.model_copy(update={"curve_images": images})
+            images += 1
+    return choice
+
+
 class Measuring:
-    """Takes the points of the first pictures that fit every format.
+    """Takes the points of the first pictures that fit every format, until there are enough of them or of their pixels.
 
     Args:
         codec: None where no curves are measured.
@@ -168,10 +204,14 @@ class Measuring:
         self._names: set[str] = set()
         self._codec = codec
         self._most = most
+        self._pixels = 0
 
     def offer(self, number: int, name: str, image: Image.Image) -> None:
         """Measure a picture (mode RGB) if it belongs here; its number tells it from others of its name."""
-        if self._codec is None or len(self._names) >= self._most or not fits_every_format(*image.size):
+        if self._codec is None or not fits_every_format(*image.size):
+            return
+        self._pixels += image.width * image.height  # once there are too many, there are for good
+        if not is_within(self._pixels, len(self._names), self._most):
             return
         while name in self._names:
             name += f" ({number})"
