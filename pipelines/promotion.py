@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Literal
 
+from pipelines.config import SMALLEST_MS_SSIM
 from pipelines.errors import CodecmillError
 
 UNITS = {"psnr": " dB", "ms_ssim": "", "bd_rate": " %", "bd_rate_ms_ssim": " %"}
 
 BD_RATES = ("bd_rate", "bd_rate_ms_ssim")
 """In percent of JPEG's bits: less is better."""
+
+TOO_SMALL = f"no image of the test split has {SMALLEST_MS_SSIM} pixels on its shorter side"
+MAY_LACK = {
+    "ms_ssim": TOO_SMALL,
+    "bd_rate": "its curve and JPEG's have no quality in common",
+    "bd_rate_ms_ssim": f"its curve and JPEG's have no quality in common, or {TOO_SMALL}",
+}
+"""Metrics that an evaluation may end without, and why."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ def decide(candidate: Scores, champion: Scores | None, metric: str, margin: floa
     mine = _value(candidate, metric)
     shown = f"{metric} {mine:.4f}{UNITS.get(metric, '')}"
     if isnan(mine):
-        return Decision("candidate", f"Version {candidate.version} has no usable {metric}: it is not a number.")
+        return Decision(
+            "candidate", f"Version {candidate.version} has no usable {metric}: {_reason(candidate, metric)}."
+        )
     if champion is None:
         return Decision("champion", f"Version {candidate.version} is the first champion, with {shown}.")
     if champion.version == candidate.version:
@@ -74,9 +85,13 @@ def decide(candidate: Scores, champion: Scores | None, metric: str, margin: floa
     return Decision("candidate", f"Version {candidate.version} with {shown} does not beat {against} by {asked}.")
 
 
+def _reason(scores: Scores, metric: str) -> str:
+    return "it is not a number" if metric in scores.metrics else MAY_LACK[metric]
+
+
 def _value(scores: Scores, metric: str) -> float:
-    if metric in BD_RATES and metric not in scores.metrics:
-        return nan  # its curve and JPEG's have no quality in common
+    if metric in MAY_LACK and metric not in scores.metrics:
+        return nan
     if metric not in scores.metrics:
         known = ", ".join(sorted(scores.metrics)) or "none"
         raise CodecmillError(f"Version {scores.version} was not evaluated with {metric}; its metrics: {known}.")

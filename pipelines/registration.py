@@ -8,6 +8,7 @@ from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
 from pipelines.evaluation.contents import REPORT, made_at
+from pipelines.evaluation.rate_distortion import bounded
 from pipelines.evaluation.results import read_evaluation
 from pipelines.progress import Progress
 from pipelines.promotion import BD_RATES, Decision, Scores, decide
@@ -43,6 +44,7 @@ def register(
     Raises:
         TrackingUnavailable: MLflow cannot be reached; the same again later does the rest.
     """
+    choice = bounded(choice, ((each.width, each.height) for each in shard_set.sources("test")))
     _tell(0, "sending the report to MLflow")
     tracking.bring_level(run)  # it may have been away while the run was trained
     tracking.log_folder(run, report, f"evaluation/{report.name}")

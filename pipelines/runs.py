@@ -42,7 +42,8 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     Must be called by the holder of the run's lock.
 
     Raises:
-        InputError: the run exists with settings that cannot change any more; names each with old and new value.
+        InputError: the run exists with settings that cannot change any more; names each with old and new value. Or it
+            is a new one that can never be champion by its own metric.
     """
     directory = Root(config.root.absolute()).run(config.name)
     if directory.config_file.is_file():
@@ -51,6 +52,7 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     else:
         from pipelines.training.machine import resolve
 
+        config.must_have_a_curve()
         directory.write_config(resolve(with_own_steps(config)))
     return directory
 

@@ -12,6 +12,7 @@ import tracemalloc
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from processes import PROJECT
 from safetensors.torch import save_file
 
 from pipelines.codec import picture_codec
-from pipelines.codec.container import OVERHEAD, CodedPicture, parse
+from pipelines.codec.container import OVERHEAD, CodedPicture, most_bytes, parse
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.codec.files import compress, decompress
 from pipelines.codec.picture_codec import PictureCodec
@@ -438,6 +439,49 @@ def test_weights_that_no_exact_sum_can_have_are_refused(value: float):
         codec.encode(picture(), codec.step_of(50))
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("factorized", "encoder.network"),
+        ("nested", "encoder.network"),
+        ("nested", "entropy.analysis"),
+        ("factorized", "entropy.mean"),
+        ("factorized", "entropy.scale"),
+        ("nested", "entropy.base.mean"),
+        ("nested", "entropy.hyper.scale"),
+    ],
+)
+def test_weights_that_are_no_numbers_write_no_file(kind: str, name: str):
+    codec = codec_of_kind(kind)
+    with torch.no_grad():
+        next(each for key, each in codec.model.named_parameters() if key.startswith(name)).fill_(float("nan"))
+    with pytest.raises(CodecmillError, match="latents or their probabilities are not finite: its training has diverg"):
+        codec.encode(picture(), codec.step_of(50))
+
+
+@pytest.mark.parametrize("name", ["entropy.mean", "entropy.scale", "entropy.slope"])
+def test_probabilities_that_are_no_numbers_read_no_file(name: str):
+    codec = codec_of("factorized")
+    coded = parse(codec.encode(picture(), codec.step_of(50)), "x")
+    with torch.no_grad():
+        codec.model.get_parameter(name).fill_(float("nan"))
+    with pytest.raises(CodecmillError, match="latents or their probabilities are not finite"):
+        codec.decode(coded)
+
+
+@pytest.mark.parametrize("gain", [-1e30, 1e30, -1e4, float("nan")])
+def test_a_gain_beyond_numbers_neither_writes_nor_reads(gain: float):
+    codec = codec_of("factorized")
+    coded = parse(codec.encode(picture(), codec.step_of(50)), "x")
+    with torch.no_grad():
+        codec.model.gain[0] = gain
+    with pytest.raises(CodecmillError, match="are not finite: its training has diverged"):
+        codec.encode(picture(), codec.step_of(50))
+    if not gain > 0:  # a large one makes a step of nothing
+        with pytest.raises(CodecmillError, match="gains are not finite: its training has diverged"):
+            codec.decode(coded)
+
+
 def test_bits_are_those_of_a_rounded_laplace_variable():
     residual = torch.linspace(-40, 40, 321, dtype=torch.float64)[:, None]
     log2_scale = torch.linspace(-5, 6, 41, dtype=torch.float64)
@@ -593,6 +637,58 @@ def test_of_a_large_file_that_is_none_only_the_head_is_read(tmp_path: Path, cont
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2**20
+
+
+def test_of_a_pipe_that_does_not_end_no_more_is_read_than_its_head_announces(tmp_path: Path):
+    codec = codec_of("factorized")
+    pipe = tmp_path / "x.cmill"
+    os.mkfifo(pipe)
+
+    def pour(first: bytes) -> int:
+        sent = 0
+        with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:  # whose reader goes away
+            sent += stream.write(first) or 0
+            while sent < 2**26:
+                sent += stream.write(bytes(2**16)) or 0
+        return sent
+
+    with ThreadPoolExecutor(1) as beside:
+        poured = beside.submit(pour, codec.encode(picture(24, 24), codec.step_of(50)))
+        with pytest.raises(InputError, match=r"x\.cmill is cut off or has something added"):
+            list(decompress([pipe], tmp_path / "decoded", codec, Root(tmp_path)))
+    assert poured.result() < 2**20
+
+
+def test_more_bytes_than_any_picture_needs_are_neither_read_nor_written(tmp_path: Path):
+    codec = codec_of("factorized")
+    most = most_bytes(8, 8)
+    coded = CodedPicture(8, 8, 1500, SHA256, bytes(most))
+    assert parse(coded.to_bytes(), "x") == coded
+    with pytest.raises(InputError, match=r"x claims 262,148 bytes for 8 x 8 pixels"):
+        parse(replace(coded, payload=bytes(most + 4)).to_bytes(), "x")
+    header = bytearray(coded.to_bytes()[: OVERHEAD - 8])
+    header[-4:] = (2**32 - 1).to_bytes(4, "little")
+    head = bytes(header) + zlib.crc32(header).to_bytes(4, "little")
+    (tmp_path / "x.cmill").write_bytes(head)
+    os.truncate(tmp_path / "x.cmill", OVERHEAD + 2**32 - 1)
+    with pytest.raises(InputError, match=r"x\.cmill claims 4,294,967,295 bytes for 8 x 8 pixels, more than any"):
+        list(decompress([tmp_path / "x.cmill"], tmp_path / "decoded", codec, Root(tmp_path)))
+
+
+def test_a_codec_that_takes_more_bytes_than_any_picture_needs_writes_no_file_that_nobody_reads():
+    model = build_model(
+        ModelConfig.model_validate({"entropy": "factorized", "channels": 8, "latent_channels": 512, "downsamplings": 1})
+    )
+    assert isinstance(model, TransformCodec)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        model.gain.add_(9)
+    codec = PictureCodec(model.eval(), HALF, SHA256, Tables(model.tables))
+    with pytest.raises(
+        CodecmillError, match=r"64 x 64 pixels takes [\d,]+ bytes by this model, more than the 262,144 "
+    ):
+        codec.encode(picture(64, 64), codec.step_of(100))
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,15 @@ from processes import PROJECT, clean_environment, codecmill_here
 from test_checkpoints import save
 from test_codec import picture
 from test_pipeline import command
+from test_tracking import make_run, register, save_checkpoint
 
 import pipelines.codec
+from pipelines import tracking
 from pipelines.data.images import open_image
 from pipelines.durable_files import read_json
 from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.metrics import psnr
+from pipelines.promotion import Decision
 from pipelines.run_directory import Root, RunDirectory
 
 MODEL = {
@@ -160,3 +164,22 @@ def test_a_model_without_an_entropy_model_says_how_to_get_one(tmp_path: Path):
     assert failed.returncode == 2
     assert "codecmill run --model.entropy hyperprior" in failed.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_an_autoencoder_that_is_champion_leaves_the_finished_codec_to_compress(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its PSNR may be the better one; but it writes no files."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(trained.root.path, tmp_path / "root")
+    root = Root(tmp_path / "root")
+    plain, config = make_run(root, "plain")
+    version = register(plain, save_checkpoint(plain, config, 5))
+    tracking.promote(plain, version, Decision("champion", "The better one."))
+    picture(20, 20).save(tmp_path / "a.png")
+    done = codecmill_here("compress", "a.png", "-o", "o", "--quality", "9", "--root", str(root.path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "The champion is an autoencoder" in done.stderr
+    assert "taken is the newest finished codec, 'codec'" in done.stderr
+    content = (tmp_path / "o" / "a.cmill").read_bytes()
+    assert content == pipelines.codec.encode(picture(20, 20), 9, model="codec", root=root.path)

@@ -1,11 +1,17 @@
 """Pictures in memory, of whatever mode, are coded as the same pictures in files are."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from test_codec import codec_of, picture
+from test_images import linear_profile
 
 from pipelines.codec import decode, encode
+from pipelines.codec.files import compress
+from pipelines.codec.picture_codec import PictureCodec
 from pipelines.errors import InputError
 
 
@@ -49,6 +55,65 @@ def test_lab_in_memory_is_the_colour_that_it_was_made_of():
     codec = codec_of("factorized")
     found, expected = (np.asarray(decode(encode(each, 100, model=codec), model=codec)) for each in (lab, image))
     assert np.abs(found.astype(int) - expected).mean() < 4
+
+
+def as_a_file(folder: Path, name: str, codec: PictureCodec) -> bytes:
+    (written,) = compress([folder / name], folder / "coded", codec, 100, None)
+    return written.path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_photograph_in_memory_is_upright_as_its_file_is(suffix: str, mode: str, tmp_path: Path):
+    """A camera that was held upright writes the picture sideways, and how it was held."""
+    codec, exif = codec_of("factorized"), Image.Exif()
+    packed = {"compression": "tiff_lzw"} if suffix == "tif" else {}  # Pillow 13 misreads grey TIFFs that it maps
+    for orientation in (1, 3, 6):
+        exif[0x0112] = orientation
+        picture(30, 20).convert(mode).save(tmp_path / f"x.{suffix}", exif=exif, **packed)
+        with Image.open(tmp_path / f"x.{suffix}") as image:
+            content = encode(image, 100, model=codec)
+        assert content == as_a_file(tmp_path, f"x.{suffix}", codec)
+        assert decode(content, model=codec).size == ((20, 30) if orientation == 6 else (30, 20))
+
+
+def test_a_picture_in_memory_keeps_the_colours_of_its_profile(tmp_path: Path):
+    codec = codec_of("factorized")
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # not for RGB: ignored in both ways
+    for number, profile in enumerate((linear_profile(), lab, b"none")):
+        picture(30, 20).save(tmp_path / f"{number}.png", icc_profile=profile)
+        with Image.open(tmp_path / f"{number}.png") as image:
+            assert image.info["icc_profile"] == profile
+            content = encode(image, 100, model=codec)
+        assert content == as_a_file(tmp_path, f"{number}.png", codec)
+        assert (content != encode(picture(30, 20), 100, model=codec)) == (number == 0)
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGB", (0, 0, 0)), ("L", 0), ("P", 3)])
+def test_a_colour_that_counts_as_transparent_shows_white_in_memory(mode: str, colour: Any, tmp_path: Path):
+    codec, image = codec_of("factorized"), picture(30, 20).convert(mode)
+    image.paste(colour, (5, 5, 20, 15))
+    image.save(tmp_path / "x.png", transparency=colour)
+    with Image.open(tmp_path / "x.png") as image:
+        content = encode(image, 100, model=codec)
+    assert content == as_a_file(tmp_path, "x.png", codec)
+    decoded = np.asarray(decode(content, model=codec))
+    assert (decoded[8:12, 8:17] > 200).all()
+
+
+def test_damaged_exif_in_memory_leaves_the_picture_as_it_is():
+    codec, image = codec_of("factorized"), picture(30, 20)
+    image.info["exif"] = b"Exif\0\0II*\0garbage that is no directory"
+    assert encode(image, 100, model=codec) == encode(picture(30, 20), 100, model=codec)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK"])
+def test_a_picture_in_memory_without_pixels_is_refused(mode: str, size: tuple[int, int]):
+    with pytest.raises(
+        InputError, match=rf"A picture of {size[0]} x {size[1]} pixels cannot be coded: there must be s"
+    ):
+        encode(Image.new(mode, size), model=codec_of("factorized"))
 
 
 def test_samples_in_memory_without_a_scale_are_refused():

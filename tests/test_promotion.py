@@ -69,4 +69,12 @@ def test_a_missing_metric_is_named() -> None:
 def test_a_curve_that_does_not_meet_jpeg_s_is_no_failure() -> None:
     decision = decide(scores(1, 29.0), None, "bd_rate", 0.0)
     assert decision.alias == "candidate"
-    assert decision.reason == "Version 1 has no usable bd_rate: it is not a number."
+    assert decision.reason == "Version 1 has no usable bd_rate: its curve and JPEG's have no quality in common."
+
+
+def test_a_test_split_too_small_for_ms_ssim_is_no_failure() -> None:
+    """It shows where all training is done."""
+    for metric, others in (("ms_ssim", {}), ("bd_rate_ms_ssim", {"bd_rate": -9.0})):
+        decision = decide(Scores(1, {"psnr": 30.0, **others}, "a" * 64, 24), None, metric, 0)
+        assert decision.alias == "candidate"
+        assert decision.reason.endswith("no image of the test split has 176 pixels on its shorter side.")

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import tracemalloc
 from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from test_codec import HALF, codec_of, picture
 
-from pipelines.config import EvaluationConfig
+from pipelines.codec.entropy_coder import Tables
+from pipelines.codec.files import compress
+from pipelines.codec.picture_codec import PictureCodec
+from pipelines.config import EvaluationConfig, ModelConfig
+from pipelines.evaluation import rate_distortion
 from pipelines.evaluation.contents import POINTS
-from pipelines.evaluation.equal_rates import SIDE, at_equal_rates
+from pipelines.evaluation.equal_rates import SIDE, at_equal_rates, worst_box
 from pipelines.evaluation.evaluate import evaluate, score
 from pipelines.evaluation.metrics import psnr
 from pipelines.evaluation.rate_distortion import (
@@ -27,11 +32,14 @@ from pipelines.evaluation.rate_distortion import (
     CurvePoint,
     RateDistortion,
     bd_rate,
+    bounded,
     points_of,
     read_format,
 )
 from pipelines.evaluation.results import percent, read_evaluation
 from pipelines.evaluation.summary import summary
+from pipelines.model.build import build_model
+from pipelines.model.codec import TransformCodec
 from pipelines.promotion import Scores, decide
 
 
@@ -83,6 +91,17 @@ def test_points_are_those_of_real_files(measured: RateDistortion):
     assert jpeg.ms_ssim is not None and 0 < jpeg.ms_ssim < 1
 
 
+def test_pictures_too_small_for_ms_ssim_do_not_count_in_its_bits(measured: RateDistortion):
+    codec, tiny = codec_of("hyperprior", spread=0.0), picture(24, 20)  # of which a file is mostly its head
+    both = RateDistortion((*measured.points, *points_of(codec, "tiny", tiny)))
+    for anchor in measured.anchors:
+        assert both.bd_rate(anchor, "ms_ssim") == measured.bd_rate(anchor, "ms_ssim")
+        assert both.bd_rate(anchor, "ms_ssim", image="tiny") is None
+    assert both.bd_rate(JPEG, "ms_ssim") is not None
+    assert both.bd_rate(JPEG) != measured.bd_rate(JPEG)
+    assert both.curves_of("ms_ssim") == measured.curves
+
+
 def test_every_format_s_settings_go_from_coarse_to_fine(measured: RateDistortion):
     assert list(measured.curves) == [OURS, *(each.name for each in FORMATS)]
     for points in measured.curves.values():
@@ -130,6 +149,22 @@ def test_an_evaluation_of_a_codec_has_its_curves_everywhere(tmp_path: Path):
     assert score(codec.model, HALF, named, config, codec) == pytest.approx(found.means)
 
 
+def test_a_codec_of_one_quality_has_one_point_and_says_so(tmp_path: Path):
+    model = {"entropy": "factorized", "channels": 8, "latent_channels": 12, "downsamplings": 2}
+    built = build_model(ModelConfig.model_validate(model | {"finest_step": 30, "coarsest_step": 30}))
+    assert isinstance(built, TransformCodec)
+    codec = PictureCodec(built.eval(), HALF, "ab" * 32, Tables(built.tables))
+    about = {"run": "r", "step": 3}
+    found = evaluate(built, HALF, [("a", picture(60, 50))], tmp_path / "e", EvaluationConfig(), about, codec)
+    assert [point.setting for point in found.points if point.codec == OURS] == [QUALITIES[0]]
+    assert "bd_rate" not in found.means
+    picture(60, 50).save(tmp_path / "a.png")
+    (written,) = compress([tmp_path / "a.png"], tmp_path / "o", codec, 70, None)
+    assert written.remark == "the model has one quality, whichever is asked for"
+    (other,) = compress([tmp_path / "a.png"], tmp_path / "p", codec_of("factorized"), 70, None)
+    assert not other.remark
+
+
 def test_a_panorama_that_not_every_format_can_hold_is_evaluated_without_curves(tmp_path: Path):
     codec = codec_of("factorized", spread=0.0)
     named = [("wide.png", picture(LARGEST_SIDE + 1, 8)), ("a.png", picture(60, 50)), ("b.png", picture(61, 50))]
@@ -158,10 +193,77 @@ def test_images_of_one_name_have_each_their_own_points(tmp_path: Path):
     assert found.bd_rate(JPEG, image="a.jpg (4)") == alone.bd_rate(JPEG)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "most", "images"),
+    [
+        ([(400, 400)] * 9, 24, 24),  # not bounded: written down as it was before there was a bound
+        ([(400, 400)] * 30, 24, 24),
+        ([(400, 400)] * 1000, 1000, 400),
+        ([(6000, 4000)] * 9, 24, 2),
+        ([(10_000, 10_000)] * 9, 24, 1),  # one at least
+        ([(10_000, 10_000)] * 9, 1, 1),
+        ([(10_000, 10_000)] * 9, 0, 0),
+        ([(400, 400), (10_000, 10_000), (400, 400)], 24, 1),  # the first ones: none after one that is too large
+        ([(LARGEST_SIDE + 1, 9000), (400, 400)], 24, 24),
+    ],
+)
+def test_where_pixels_bound_the_curves_the_number_of_images_says_so(
+    sizes: list[tuple[int, int]], most: int, images: int
+):
+    assert bounded(EvaluationConfig(curve_images=most), sizes).curve_images == images
+
+
+def test_curves_are_of_the_first_images_until_there_are_enough_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rate_distortion, "MOST_PIXELS", 2 * 60 * 50)
+    codec, config = codec_of("factorized", spread=0.0), EvaluationConfig(pictures=0)
+    named = [("wide", picture(LARGEST_SIDE + 1, 1)), *((name, picture(60, 50)) for name in "abc"), ("d", picture(8, 8))]
+    found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec)
+    assert found.rate_distortion is not None and found.rate_distortion.images == ["a", "b"]
+    assert bounded(config, [image.size for _, image in named]).curve_images == 2
+    assert "means over 2 images at each setting, the first ones, of 64 megapixels together at most." in (
+        found.report.read_text()
+    )
+
+
 def test_the_largest_picture_fits_every_format():
     image = Image.new("RGB", (LARGEST_SIDE, 8))
     for each in FORMATS:
         assert read_format(each.write(image, each.settings[0])).size == image.size
+
+
+def test_noise_that_pillow_s_buffer_does_not_hold_is_written_in_every_format():
+    levels = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (300, 300, 3))
+    image, former = Image.fromarray(levels), ImageFile.MAXBLOCK
+    for each in FORMATS:
+        for setting in (*each.settings, *each.reach):
+            assert read_format(each.write(image, setting)).size == image.size
+    assert former == ImageFile.MAXBLOCK
+
+
+def worst_box_of_whole_sums(image: Image.Image, decoded: Image.Image) -> tuple[int, int, int, int]:
+    error = np.square(np.asarray(image).astype(np.int64) - np.asarray(decoded)).sum(axis=2)
+    height, width = (min(SIDE, length) for length in error.shape)
+    sums = np.pad(error.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = (int(place) for place in np.unravel_index(inside.argmax(), inside.shape))
+    return left, top, left + width, top + height
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 300), (300, 20), (SIDE, SIDE), (250, 230), (401, 300)])
+def test_where_the_codec_errs_most_is_found(size: tuple[int, int]):
+    random = np.random.default_rng(size)
+    one, other = (Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)) for _ in range(2))
+    assert worst_box(one, other) == worst_box_of_whole_sums(one, other)
+    assert worst_box(one, one) == (0, 0, min(SIDE, size[0]), min(SIDE, size[1]))
+
+
+def test_where_the_codec_errs_most_is_found_in_little_memory():
+    images = [Image.new("RGB", (2000, 1000), (level, 0, 0)) for level in (0, 9)]
+    tracemalloc.start()
+    assert worst_box(*images) == (0, 0, SIDE, SIDE)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 * 2000 * 1000  # the pictures themselves are 6 bytes a pixel, and copied once
 
 
 def test_fewer_bits_make_a_champion():

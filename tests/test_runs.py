@@ -1,12 +1,14 @@
 """Starting and continuing runs: what is resolved, what may change, and the lock."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import make
@@ -95,6 +97,37 @@ def test_a_run_is_evaluated_by_its_own_choices_where_none_are_given(tmp_path: Pa
     }
     with pytest.raises(InputError, match=r"Run 'r' cannot go on with these .*bd_rate needs evaluation.curve_images ab"):
         evaluation_of(run, EvaluationConfig(curve_images=0))
+
+
+@pytest.mark.parametrize(
+    ("choices", "cause"),
+    [
+        ({"loss": {"lambda": 0.01}}, "loss.lambda 0.01"),
+        ({"model": {"finest_step": 30, "coarsest_step": 30}}, "one model.finest_step and coarsest_step 30"),
+    ],
+)
+@pytest.mark.parametrize("metric", ["bd_rate", "bd_rate_ms_ssim"])
+def test_a_codec_of_one_quality_is_not_to_be_champion_by_curves(
+    choices: dict[str, Any], cause: str, metric: str, tmp_path: Path
+):
+    """Said where such a run begins; one that was begun before goes on."""
+    codec = {"entropy": "factorized"} | choices.get("model", {})
+    values = {"name": "r", "root": str(tmp_path), "training": {"device": "cpu"}, **choices, "model": codec}
+    refused = make(values, evaluation={"promotion_metric": metric})
+    said = (
+        f"evaluation.promotion_metric {metric} compares curves, but {cause} makes a codec of one quality, whose curve"
+    )
+    with pytest.raises(InputError, match=re.escape(said)):
+        start_or_continue(refused)
+    assert not (tmp_path / "runs").exists()
+    if "loss" in choices:  # a range of steps beside the lambda has its curve
+        make(
+            values | {"model": codec | {"finest_step": 20}}, evaluation={"promotion_metric": metric}
+        ).must_have_a_curve()
+    run = start_or_continue(make(values))
+    run.write_config(run.read_config().model_copy(update={"evaluation": refused.evaluation}))
+    assert start_or_continue(refused) == run
+    assert run.read_config().evaluation.promotion_metric == metric
 
 
 def test_what_another_machine_may_not_have_changes_only_where_somebody_says_so():

@@ -23,12 +23,15 @@ from PIL import Image
 
 from flows.cli.services import free_port
 from pipelines import checkpoint_format, checkpoints, registration, tracking
-from pipelines.codec.opening import open_codec
+from pipelines.codec import decode, encode
+from pipelines.codec.container import parse
+from pipelines.codec.opening import codec_that_wrote, open_codec
 from pipelines.config import EvaluationConfig, RunConfig
 from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.servers import examine_mlflow
 from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError
+from pipelines.model.build import build_model
 from pipelines.promotion import Decision, Scores
 from pipelines.provenance.locating import find
 from pipelines.run_directory import Root, RunDirectory
@@ -86,7 +89,9 @@ def write_journal(run: RunDirectory, steps: range) -> list[tuple[str, int, float
     return rows
 
 
-def save_checkpoint(run: RunDirectory, config: RunConfig, step: int) -> checkpoints.Checkpoint:
+def save_checkpoint(
+    run: RunDirectory, config: RunConfig, step: int, weights: dict[str, torch.Tensor] | None = None
+) -> checkpoints.Checkpoint:
     about = {
         "step": step,
         "position": step * 16,
@@ -98,7 +103,7 @@ def save_checkpoint(run: RunDirectory, config: RunConfig, step: int) -> checkpoi
         "best": None,
         "versions": {},
     }
-    weights = {"encoder.weight": torch.full((2, 3), float(step))}
+    weights = weights or {"encoder.weight": torch.full((2, 3), float(step))}
     return checkpoints.save(run, about, weights, {"moment": torch.zeros(2)}, {"scheduler": {}})
 
 
@@ -486,7 +491,9 @@ def test_bd_rates_are_compared_of_the_same_images(
         return {"psnr": 30.0, "bd_rate": -40.0}
 
     monkeypatch.setattr("pipelines.evaluation.stage.score_on_test_split", score)
-    shard_set = cast("ShardSet", SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256=TEST_SET))
+    shard_set = cast(
+        "ShardSet", SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256=TEST_SET, sources=lambda _: ())
+    )
     choice = EvaluationConfig(promotion_metric="bd_rate", curve_images=24)
     found = {"psnr": 29.0, "bd_rate": -30.0}
     (tmp_path / "step_00000400").mkdir()
@@ -767,6 +774,34 @@ def test_whose_alias_moved_on_a_shared_registry_is_asked_there(
     client_of(root).delete_registered_model_alias("codecmill", "champion")
     with pytest.raises(InputError, match="no finished run"):
         open_codec(None, root)
+
+
+def test_a_file_is_read_by_the_model_that_wrote_it_where_only_mlflow_has_it(
+    root: Root, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One machine trains and registers; another, with a root of its own, compresses by the champion, and reads."""
+    shutil.copy(empty_database, tmp_path / "shared.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    sizes = {"channels": 8, "latent_channels": 12, "downsamplings": 2}
+    run, config = make_run(root, model={"entropy": "factorized", **sizes})
+    trained = save_checkpoint(run, config, 5, build_model(config.model, 0).state_dict())
+    tracking.promote(run, register(run, trained), Decision("champion", "The first."))
+    elsewhere = Root(tmp_path / "elsewhere")
+    image = Image.new("RGB", (20, 24), (200, 90, 40))
+    content = encode(image, root=elsewhere.path)
+    assert parse(content, "x").model == trained.sha256
+    decoded = decode(content, root=elsewhere.path)
+    assert decoded.tobytes() == decode(content, model="first", root=root.path).tobytes()
+    with pytest.raises(InputError, match=r"sha256 cdcdcdcdcdcdcdcd, and neither a checkpoint .* nor a version in MLfl"):
+        codec_that_wrote("cd" * 32, "x", elsewhere)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match=r"nor a version in MLflow is that\. Name it with --model"):
+        decode(content, root=elsewhere.path)
+    assert "What is registered could not be looked at: MLflow at http://127.0.0.1" in caplog.text
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(InputError, match="nor a version in MLflow is that"):
+        decode(content, root=elsewhere.path)
+    assert not elsewhere.path.exists(), "to look makes no database"
 
 
 def test_the_roots_own_registry_stands_before_what_runs_wrote_down_unless_it_is_lost(

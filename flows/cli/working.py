@@ -171,11 +171,13 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
         is_whole: the model is to be evaluated as well.
 
     Raises:
-        InputError: no images, none to evaluate, or no weights to start from.
+        InputError: no images, none to evaluate, no weights to start from, or a metric that chooses no champion.
     """
     if is_whole:
         config.must_have_a_test_split()
     run = Root(config.root.absolute()).run(config.name)
+    if not run.config_file.is_file():
+        config.must_have_a_curve()
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
         check_sources(config)

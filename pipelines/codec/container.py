@@ -24,6 +24,10 @@ OVERHEAD = _HEADER.size + 2 * _CRC.size
 HEAD = _HEADER.size + _CRC.size
 """Bytes of a file before its payload: they say what the rest must be."""
 
+MOST_BYTES_PER_PIXEL, BLOCK = 64, 64
+"""Of a payload, and the pixels to which each side counts as rounded up, as no latent covers more. Uncompressed a
+picture has 3 bytes a pixel: more than twenty times that is no picture, but takes the memory of whoever reads it."""
+
 
 @dataclass(frozen=True)
 class CodedPicture:
@@ -50,6 +54,11 @@ class CodedPicture:
         return header + _CRC.pack(zlib.crc32(header)) + self.payload + _CRC.pack(zlib.crc32(self.payload))
 
 
+def most_bytes(width: int, height: int) -> int:
+    """Of the payload of a picture, its size in pixels."""
+    return MOST_BYTES_PER_PIXEL * (-(-width // BLOCK) * BLOCK) * (-(-height // BLOCK) * BLOCK)
+
+
 def parse(content: bytes, name: str) -> CodedPicture:
     """The picture in a file's content.
 
@@ -59,15 +68,15 @@ def parse(content: bytes, name: str) -> CodedPicture:
     Raises:
         InputError: it is no such file, of another version, cut, altered, or of an impossible size or step.
     """
-    without_payload = parse_head(content[:HEAD], len(content), name)
+    without_payload, _ = parse_head(content[:HEAD], len(content), name)
     payload = content[HEAD : -_CRC.size]
     if _CRC.unpack(content[-_CRC.size :]) != (zlib.crc32(payload),):
         raise InputError(f"{name} is damaged: its content does not have the checksum that it names. Get it again.")
     return replace(without_payload, payload=payload)
 
 
-def parse_head(head: bytes, size: int | None, name: str) -> CodedPicture:
-    """What a file's first `HEAD` bytes say, without a payload.
+def parse_head(head: bytes, size: int | None, name: str) -> tuple[CodedPicture, int]:
+    """What a file's first `HEAD` bytes say: the picture without a payload, and how many bytes follow the head.
 
     Args:
         size: of the whole file, in bytes; None where that is not known yet.
@@ -98,4 +107,8 @@ def parse_head(head: bytes, size: int | None, name: str) -> CodedPicture:
             f"{name} claims a quantiser step of {2 ** (step / 256):.4g} grey levels; there are {SMALLEST_STEP:g} to "
             f"{LARGEST_STEP:g}."
         )
-    return CodedPicture(width, height, step, model.hex(), b"")
+    if length > most_bytes(width, height):
+        raise InputError(
+            f"{name} claims {length:,} bytes for {width} x {height} pixels, more than any picture needs. Get it again."
+        )
+    return CodedPicture(width, height, step, model.hex(), b""), length + _CRC.size

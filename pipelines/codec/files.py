@@ -60,6 +60,7 @@ def compress(
             raise InputError(str(error)) from error
         remark = ""
         if step is not None:
+            remark = "the model has one quality, whichever is asked for" if codec.has_one_quality else ""
             content = codec.encode(image, step)
         else:
             content, _, is_reached = encode_to_rate(codec, image, target_bpp or 0.0)
@@ -115,13 +116,13 @@ def _written(source: Path, target: Path, image: Image, content: bytes, remark: s
 
 
 def _read(file: Path) -> bytes:
-    """A coded file, or what comes out of a pipe: all of it, but no more than its head of what cannot be one."""
+    """A coded file, or what comes out of a pipe: its head, what that announces, and a byte more to find a surplus."""
     try:
         with file.open("rb") as stream:
             about = os.fstat(stream.fileno())
             head = stream.read(HEAD)
-            parse_head(head, about.st_size if stat.S_ISREG(about.st_mode) else None, str(file))
-            return head + stream.read()
+            _, rest = parse_head(head, about.st_size if stat.S_ISREG(about.st_mode) else None, str(file))
+            return head + stream.read(rest + 1)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
 

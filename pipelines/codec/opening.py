@@ -1,5 +1,6 @@
 """Which codec is meant: one that is named, the champion, or the one that wrote a file."""
 
+import logging
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +11,12 @@ from pipelines.codec.picture_codec import PictureCodec
 from pipelines.errors import InputError
 from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
-from pipelines.provenance.locating import Found, find, with_weights
+from pipelines.provenance.locating import Found, find, readable, with_weights
 from pipelines.run_directory import Root
 from pipelines.status import all_runs
 from pipelines.weights import restore_weights
+
+log = logging.getLogger("codecmill.codec")
 
 CHAMPION = f"models:/{tracking.MODEL}@champion"
 
@@ -21,7 +24,7 @@ CHAMPION = f"models:/{tracking.MODEL}@champion"
 def open_codec(what: str | None, root: Root) -> PictureCodec:
     """The codec of a run, a checkpoint's folder or an address in MLflow; by default the champion's under the root.
 
-    Where there is no champion, it is that of the newest run that is finished.
+    Where there is no champion, or one without an entropy model, it is that of the newest finished run of a codec.
 
     Raises:
         InputError: there is no such thing, or its model is no codec.
@@ -33,18 +36,29 @@ def open_codec(what: str | None, root: Root) -> PictureCodec:
 
 
 def codec_that_wrote(sha256: str, file: str, root: Root) -> PictureCodec:
-    """The codec under a root whose weights have this sha256.
+    """The codec whose weights have this sha256: a checkpoint under a root, else a version in its MLflow.
 
     Raises:
         InputError: there is none.
     """
-    folder = with_weights(sha256, root)
-    if folder is None:
-        raise InputError(
-            f"{file} was written by a model with sha256 {sha256[:16]}, and no checkpoint under {root.path} is that. "
-            "Name it with --model, or its root with --root."
-        )
-    return codec_of(checkpoints.open_checkpoint(folder))
+    with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
+        folder = with_weights(sha256, root) or _registered(sha256, root, Path(scratch))
+        if folder is None:
+            raise InputError(
+                f"{file} was written by a model with sha256 {sha256[:16]}, and neither a checkpoint under {root.path} "
+                "nor a version in MLflow is that. Name it with --model, or its root with --root."
+            )
+        return codec_of(checkpoints.open_checkpoint(folder))
+
+
+def _registered(sha256: str, root: Root, scratch: Path) -> Path | None:
+    """A checkpoint that MLflow alone has: the champion that a file was written with may be of another root."""
+    try:
+        address = tracking.version_with(sha256, root)
+        return tracking.fetch_checkpoint(address, root, scratch) if address else None
+    except tracking.TrackingUnavailable as error:
+        log.warning("What is registered could not be looked at: %s", error)
+        return None
 
 
 def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
@@ -65,9 +79,30 @@ def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
 
 
 def _default(root: Root, scratch: Path) -> Found:
+    """The champion if it is a codec, else the newest finished run that is one.
+
+    Where none is one, the champion, or the newest finished run: `codec_of` says what it lacks.
+    """
+    champion = None
     with suppress(tracking.NoVersionError):
-        return find(CHAMPION, root, scratch)
-    finished = [run.name for run in all_runs(root) if run.state == "done"]
-    if not finished:
+        champion = find(CHAMPION, root, scratch)
+    if champion and _may_write_files(champion):
+        return champion
+    finished = [find(str(run.path), root, scratch) for run in reversed(all_runs(root)) if run.state == "done"]
+    codec = next(filter(_may_write_files, finished), None)
+    if champion and codec and codec.run:
+        log.warning(
+            "The champion is an autoencoder without an entropy model, which writes no files: taken is the newest "
+            "finished codec, '%s'",
+            codec.run.path.name,
+        )
+    found = codec or champion or next(iter(finished), None)
+    if found is None:
         raise InputError(f"There is no finished run under {root.path}. Train one, or name a model with --model.")
-    return find(finished[-1], root, scratch)
+    return found
+
+
+def _may_write_files(found: Found) -> bool:
+    """Whether its model has an entropy model; a manifest that cannot be read counts, so that its reader says why."""
+    manifest = readable(found.folders[0])
+    return manifest is None or manifest.model.entropy != "none"

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.codec.container import CodedPicture
+from pipelines.codec.container import CodedPicture, most_bytes
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.data.images import Normalization, to_image, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
@@ -54,12 +54,21 @@ class PictureCodec:
         finest, coarsest = (round(2**STEP_FRACTION * math.log2(step)) for step in self.model.config.step_range)
         return coarsest, finest
 
+    @property
+    def has_one_quality(self) -> bool:
+        """Whether it was trained for one step alone."""
+        coarsest, finest = self.coarsest_and_finest
+        return coarsest == finest
+
     @torch.inference_mode()
     def encode(self, image: Image.Image, step: int) -> bytes:
         """The file of a picture (mode RGB) of any size.
 
         Args:
             step: 256 log2 of the quantiser's step in grey levels.
+
+        Raises:
+            CodecmillError: the file would be so large that it is refused when it is read.
         """
 
         def analyse(levels: Tensor) -> Tensor:
@@ -70,7 +79,13 @@ class PictureCodec:
         latents = tiled(analyse, to_tensor(image)[None], *windows, read=self.model.stride)
         writer = SymbolWriter(self.tables)
         self.model.write(latents, step, writer)
-        return CodedPicture(image.width, image.height, step, self.sha256, writer.content()).to_bytes()
+        payload = writer.content()
+        if len(payload) > (most := most_bytes(*image.size)):
+            raise CodecmillError(
+                f"A picture of {image.width} x {image.height} pixels takes {len(payload):,} bytes by this model, more "
+                f"than the {most:,} that a file may have: use another model, or a lower quality."
+            )
+        return CodedPicture(image.width, image.height, step, self.sha256, payload).to_bytes()
 
     @torch.inference_mode()
     def decode(self, coded: CodedPicture) -> Image.Image:

@@ -24,7 +24,8 @@ class EvaluationConfig(Section):
         default=24,
         ge=0,
         le=100_000,
-        description="Images of a codec's rate-distortion curves, the first that fit every format, a count; 0: none",
+        description="Images of a codec's rate-distortion curves, the first that fit every format, a count; 0: none. "
+        "Of 64 megapixels together at most, but of one at least",
     )
     promotion_metric: Literal["psnr", "ms_ssim", "bd_rate", "bd_rate_ms_ssim"] = Field(
         default="psnr",

@@ -131,6 +131,22 @@ class RunConfig(Section):
                 "as 0.1, or stop after the training: codecmill train."
             )
 
+    def must_have_a_curve(self) -> None:
+        """To be called where a run begins; one of former times is read, and goes on, all the same.
+
+        Raises:
+            InputError: the champion is chosen by curves, but the codec's is a single point, which never meets another.
+        """
+        metric, weight = self.evaluation.promotion_metric, self.loss.lambda_
+        finest, coarsest = self.model.step_range
+        is_of_lambda = weight is not None and not (self.model.finest_step or self.model.coarsest_step)
+        if metric.startswith("bd_rate") and (is_of_lambda or finest == coarsest):
+            cause = f"loss.lambda {weight:g}" if is_of_lambda else f"one model.finest_step and coarsest_step {finest:g}"
+            raise InputError(
+                f"evaluation.promotion_metric {metric} compares curves, but {cause} makes a codec of one quality, "
+                "whose curve is a single point: choose psnr or ms_ssim, or train for a range of steps."
+            )
+
     def named(self, start: datetime | None = None, identity: str | None = None) -> "RunConfig":
         """The same config with `{date}`, `{time}` (UTC) and `{id}` filled in, by default from now and at random."""
         start = (start or datetime.now(UTC)).astimezone(UTC)

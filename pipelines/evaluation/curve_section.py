@@ -12,7 +12,7 @@ from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.equal_rates import Pieces
 from pipelines.evaluation.markup import counted, data_uri, link, name_html
-from pipelines.evaluation.rate_distortion import OURS, CurvePoint, RateDistortion
+from pipelines.evaluation.rate_distortion import MOST_PIXELS, OURS, CurvePoint, RateDistortion
 from pipelines.evaluation.results import percent, printable
 
 MOST_ROWS = 50
@@ -21,14 +21,17 @@ MOST_ROWS = 50
 
 def curve_section(found: RateDistortion, pieces: Sequence[Pieces]) -> str:
     """The section, as HTML."""
-    decibels = {codec: [_in_decibels(point) for point in points] for codec, points in found.curves.items()}
+    decibels = {
+        codec: [_in_decibels(point) for point in points] for codec, points in found.curves_of("ms_ssim").items()
+    }
     charts = [
         curve_chart(found.curves, "psnr", "PSNR in dB"),
         curve_chart(decibels, "ms_ssim", "MS-SSIM in dB"),
     ]
     return (
         '<section aria-labelledby="rates"><h2 id="rates">Rate and distortion</h2>'
-        f'<p class="lead">Whole files, means over {counted(len(found.images), "image")} at each setting. '
+        f'<p class="lead">Whole files, means over {counted(len(found.images), "image")} at each setting, '
+        f"the first ones, of {MOST_PIXELS // 10**6} megapixels together at most. "
         f"The points as a file: {link(POINTS, POINTS)}.</p>"
         f'<div class="pair">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>{_formats(found)}</section>'
         f"{_pieces(pieces)}{_images(found)}"

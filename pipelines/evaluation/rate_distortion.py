@@ -2,17 +2,20 @@
 
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median
+from threading import Lock
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipelines.codec.container import parse
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel
+from pipelines.config import EvaluationConfig
 from pipelines.evaluation.metrics import Quality, compare
 
 OURS = "codecmill"
@@ -21,6 +24,16 @@ QUALITIES = (1.0, 20.0, 40.0, 60.0, 80.0, 100.0)
 LARGEST_SIDE = 16_383
 """Of pictures that are measured, in pixels: WebP has no larger ones, JPEG none above 65,500, and an AVIF above 32,768
 is written but cannot be read."""
+
+MOST_JPEG_BYTES = 4
+"""A pixel of a JPEG, an optimised one of colours at half the resolution: noise of 0 and 255 takes 1.6 at the finest."""
+
+_buffer_lock = Lock()
+"""Pillow's buffer is one for all threads."""
+
+MOST_PIXELS = 64_000_000
+"""Of the pictures that curves are measured of, together: a megapixel takes half a minute, most of it in AVIF, and 24 of
+a camera's photographs took hours."""
 
 Coder = Callable[[Image.Image, float], bytes]
 
@@ -44,10 +57,26 @@ class Format:
 def _pillow(name: str, **options: Any) -> Coder:
     def write(image: Image.Image, quality: float) -> bytes:
         file = io.BytesIO()
-        image.save(file, format=name, quality=int(quality), **options)
+        with _room_for(image):
+            image.save(file, format=name, quality=int(quality), **options)
         return file.getvalue()
 
     return write
+
+
+@contextmanager
+def _room_for(image: Image.Image) -> Iterator[None]:
+    """Have Pillow take a buffer that any JPEG of the picture fits into: it must hold an optimised one as a whole.
+
+    Pillow guesses a byte a pixel at most; saturated noise takes more, and failed.
+    """
+    with _buffer_lock:
+        former = ImageFile.MAXBLOCK
+        ImageFile.MAXBLOCK = max(former, MOST_JPEG_BYTES * image.width * image.height)
+        try:
+            yield
+        finally:
+            ImageFile.MAXBLOCK = former
 
 
 def _jpeg_2000(image: Image.Image, ratio: float) -> bytes:
@@ -87,7 +116,11 @@ class Point:
 def points_of(
     codec: PictureCodec, name: str, image: Image.Image, qualities: Sequence[float] = QUALITIES
 ) -> list[Point]:
-    """Of one picture (mode RGB): the codec's, then those of each format."""
+    """Of one picture (mode RGB): the codec's, then those of each format.
+
+    A codec of one step has one point, for all qualities are the same file.
+    """
+    steps = {codec.step_of(quality): quality for quality in reversed(qualities)}
 
     def write(picture: Image.Image, quality: float) -> bytes:
         return codec.encode(picture, codec.step_of(quality))
@@ -95,7 +128,7 @@ def points_of(
     def read(content: bytes) -> Image.Image:
         return codec.decode(parse(content, name))
 
-    found = [_point(OURS, name, image, quality, write, read) for quality in qualities]
+    found = [_point(OURS, name, image, quality, write, read) for quality in reversed(steps.values())]
     for each in FORMATS:
         found += [_point(each.name, name, image, setting, each.write, read_format) for setting in each.settings]
     return found
@@ -124,8 +157,39 @@ def fits_every_format(width: int, height: int) -> bool:
     return max(width, height) <= LARGEST_SIDE
 
 
+def is_within(pixels: int, images: int, most: int) -> bool:
+    """Whether the next image still has its curve: the first has, and others while there are pixels left for them.
+
+    Args:
+        pixels: of those up to here and of this one.
+        images: up to here, a count.
+        most: images, a count.
+    """
+    return images < most and (images == 0 or pixels <= MOST_PIXELS)
+
+
+def bounded(choice: EvaluationConfig, sizes: Iterable[tuple[int, int]]) -> EvaluationConfig:
+    """The choice with that number of `curve_images` of which there will be curves, where pixels bound it.
+
+    So it is told apart which images a BD-rate is of. Where they do not bound it, the choice stays what it was.
+
+    Args:
+        sizes: width and height of all images, in their order.
+    """
+    pixels = images = 0
+    for width, height in sizes:
+        if images == choice.curve_images:
+            break
+        if fits_every_format(width, height):
+            pixels += width * height
+            if not is_within(pixels, images, choice.curve_images):
+                return choice.model_copy(update={"curve_images": images})
+            images += 1
+    return choice
+
+
 class Measuring:
-    """Takes the points of the first pictures that fit every format.
+    """Takes the points of the first pictures that fit every format, until there are enough of them or of their pixels.
 
     Args:
         codec: None where no curves are measured.
@@ -140,10 +204,14 @@ class Measuring:
         self._names: set[str] = set()
         self._codec = codec
         self._most = most
+        self._pixels = 0
 
     def offer(self, number: int, name: str, image: Image.Image) -> None:
         """Measure a picture (mode RGB) if it belongs here; its number tells it from others of its name."""
-        if self._codec is None or len(self._names) >= self._most or not fits_every_format(*image.size):
+        if self._codec is None or not fits_every_format(*image.size):
+            return
+        self._pixels += image.width * image.height  # once there are too many, there are for good
+        if not is_within(self._pixels, len(self._names), self._most):
             return
         while name in self._names:
             name += f" ({number})"
@@ -174,8 +242,16 @@ class RateDistortion:
 
     def bd_rate(self, anchor: str, metric: str = "psnr", image: str | None = None) -> float | None:
         """Of the codec against a format, in percent of its bits: over all pictures, or of one."""
-        found = self.curves if image is None else curves(point for point in self.points if point.image == image)
-        return bd_rate(found[OURS], found[anchor], metric)
+        found = self.curves_of(metric) if image is None else self._curves_of(metric, image)
+        return bd_rate(found.get(OURS, ()), found.get(anchor, ()), metric)
+
+    def curves_of(self, metric: str) -> dict[str, list["CurvePoint"]]:
+        """As `curves`, but over those pictures alone that have the metric, in bits as well."""
+        return self.curves if metric == "psnr" else self._curves_of(metric)
+
+    def _curves_of(self, metric: str, image: str | None = None) -> dict[str, list["CurvePoint"]]:
+        measured = (point for point in self.points if image in (None, point.image))
+        return curves(point for point in measured if getattr(point, metric) is not None)
 
     def seconds(self, codec: str) -> tuple[float, float]:
         """Median times of encoding and of decoding a picture."""
@@ -185,7 +261,7 @@ class RateDistortion:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The mean over all pictures at one setting."""
+    """The mean over all pictures at one setting; `ms_ssim` over those that are large enough for it."""
 
     setting: float
     bits_per_pixel: float
@@ -203,7 +279,6 @@ def curves(points: Iterable[Point]) -> dict[str, list[CurvePoint]]:
 
 def _mean(points: list[Point]) -> CurvePoint:
     indices = [point.ms_ssim for point in points if point.ms_ssim is not None]
-    # Of a picture that is too small for it, no codec has an index: the means stay comparable.
     return CurvePoint(
         points[0].setting,
         fmean(point.bits_per_pixel for point in points),

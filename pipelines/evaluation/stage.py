@@ -17,6 +17,7 @@ from pipelines.data.images import ImageError, Normalization, decode_png, open_im
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
+from pipelines.evaluation.rate_distortion import bounded
 from pipelines.model.build import Model, build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.promotion import BD_RATES
@@ -33,6 +34,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a checkpoint and write the report; one of the test split that is there already is returned as it is."""
     folder = run.evaluation(checkpoint.step, choice.images)
+    if choice.images is None:
+        choice = bounded(choice, ((each.width, each.height) for each in shard_set.sources("test")))
     about = {
         "run": run.path.name,
         "step": checkpoint.step,

@@ -7,7 +7,9 @@ Here weights and activations are integers, held in float64: as long as every par
 in any order.
 """
 
+from contextlib import suppress
 from decimal import Context, Decimal, localcontext
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -109,9 +111,16 @@ def from_fixed(x: Tensor) -> Tensor:
 
 
 def exact_power(log2: float, log: float = 0.0) -> float:
-    """`2^log2 e^log`: correctly rounded, where the last bit of the C library's differs between machines."""
-    with localcontext(_DIGITS):
-        return float((Decimal(log2) * _LOG_OF_2 + Decimal(log)).exp())
+    """`2^log2 e^log`: correctly rounded, where the last bit of the C library's differs between machines.
+
+    Raises:
+        CodecmillError: it is not finite.
+    """
+    with localcontext(_DIGITS), suppress(ArithmeticError):  # too large for a Decimal
+        power = float((Decimal(log2) * _LOG_OF_2 + Decimal(log)).exp())
+        if isfinite(power):
+            return power
+    raise CodecmillError("The codec's gains are not finite: its training has diverged. Use an earlier checkpoint.")
 
 
 def _rescaled(sums: Tensor) -> Tensor:

@@ -165,7 +165,12 @@ class TransformCodec(nn.Module):
 
     @torch.no_grad()
     def write(self, y: Tensor, step: int, coder: SymbolCoder) -> None:
-        """Write the latents of one image, (1, L, h, w) on the CPU, where the entropy model computes exactly."""
+        """Write the latents of one image, (1, L, h, w) on the CPU, where the entropy model computes exactly.
+
+        Raises:
+            CodecmillError: they, or the gains that they are to be read with, are not finite.
+        """
+        self._exact_levels(step)
         for region in regions(y.shape[-2:], REGION, HYPER_STRIDE):
             part = y[(..., *region)]
             self.entropy.code(coder, part, (part.shape[-2], part.shape[-1]), _fixed_log2_step(step))

@@ -19,7 +19,15 @@ from pipelines.tracking.connection import (
 from pipelines.tracking.descriptions import describe
 from pipelines.tracking.fetching import RUN_ADDRESS, fetch_checkpoint, registered
 from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, registered_offline
-from pipelines.tracking.registry import MODEL, Version, champion, promote, record_evaluation, register_model
+from pipelines.tracking.registry import (
+    MODEL,
+    Version,
+    champion,
+    promote,
+    record_evaluation,
+    register_model,
+    version_with,
+)
 from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open_run, set_status, ship_journal, tracked
 from pipelines.tracking.syncing import begin, bring_level, release, sync
 
@@ -58,5 +66,6 @@ __all__ = [
     "sync",
     "tracked",
     "tracking_uri",
+    "version_with",
     "without_password",
 ]

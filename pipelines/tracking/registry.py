@@ -9,7 +9,7 @@ from pipelines.errors import CodecmillError
 from pipelines.promotion import Decision, Scores
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.artifacts import log_checkpoint
-from pipelines.tracking.connection import connected
+from pipelines.tracking.connection import connected, is_unmade
 from pipelines.tracking.runs import opened
 
 if TYPE_CHECKING:
@@ -119,6 +119,16 @@ def record_evaluation(
                 client.delete_model_version_tag(MODEL, str(version), key)
         for key, value in new.items():
             client.set_model_version_tag(MODEL, str(version), key, value)
+
+
+def version_with(checkpoint_sha256: str, root: Root) -> str | None:
+    """The address of the oldest version whose weights have this sha256; None where there is none."""
+    if is_unmade(root):
+        return None
+    with connected(root) as client:
+        wanted = f"name = '{MODEL}' and tags.checkpoint_sha256 = '{checkpoint_sha256}'"
+        numbers = [int(version.version) for version in client.search_model_versions(wanted)]
+    return f"models:/{MODEL}/{min(numbers)}" if numbers else None
 
 
 def champion(root: Root) -> Version | None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pipelines.errors import CodecmillError
 from pipelines.model.arithmetic import FRACTION, from_fixed, to_fixed
 from pipelines.model.entropy import laplace
 from pipelines.model.entropy.coding import SymbolCoder
@@ -98,7 +99,15 @@ def code_around(coder: SymbolCoder, y: Tensor | None, mean: Tensor, log2_scale: 
     Args:
         y: in steps, floating point; None to read.
         mean, log2_scale: integers of `Exact`, of the shape of `y`.
+
+    Raises:
+        CodecmillError: one of them is not finite.
     """
+    if not all(each is None or each.isfinite().all() for each in (y, mean, log2_scale)):
+        raise CodecmillError(
+            "The codec's latents or their probabilities are not finite: its training has diverged. Use an earlier "
+            "checkpoint."
+        )
     spacing = 2.0**FRACTION / laplace.PER_OCTAVE
     rows = torch.floor((log2_scale - laplace.LOWEST * 2.0**FRACTION) / spacing + 0.5)
     rows = rows.clamp(0, laplace.SCALES - 1).long()
