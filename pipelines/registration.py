@@ -8,7 +8,7 @@ from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
 from pipelines.evaluation.contents import REPORT, made_at
-from pipelines.evaluation.rate_distortion import bounded
+from pipelines.evaluation.curve_images import bounded
 from pipelines.evaluation.results import read_evaluation
 from pipelines.progress import Progress
 from pipelines.promotion import BD_RATES, Decision, Scores, decide

@@ -18,21 +18,20 @@ from pipelines.codec.entropy_coder import Tables
 from pipelines.codec.files import compress
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.config import EvaluationConfig, ModelConfig
-from pipelines.evaluation import rate_distortion
+from pipelines.evaluation import curve_images
 from pipelines.evaluation.contents import POINTS
+from pipelines.evaluation.curve_images import LARGEST_SIDE, bounded
 from pipelines.evaluation.equal_rates import SIDE, at_equal_rates, worst_box
 from pipelines.evaluation.evaluate import evaluate, score
 from pipelines.evaluation.metrics import psnr
 from pipelines.evaluation.rate_distortion import (
     FORMATS,
     JPEG,
-    LARGEST_SIDE,
     OURS,
     QUALITIES,
     CurvePoint,
     RateDistortion,
     bd_rate,
-    bounded,
     points_of,
     read_format,
 )
@@ -214,7 +213,7 @@ def test_where_pixels_bound_the_curves_the_number_of_images_says_so(
 
 
 def test_curves_are_of_the_first_images_until_there_are_enough_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rate_distortion, "MOST_PIXELS", 2 * 60 * 50)
+    monkeypatch.setattr(curve_images, "MOST_PIXELS", 2 * 60 * 50)
     codec, config = codec_of("factorized", spread=0.0), EvaluationConfig(pictures=0)
     named = [("wide", picture(LARGEST_SIDE + 1, 1)), *((name, picture(60, 50)) for name in "abc"), ("d", picture(8, 8))]
     found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec)

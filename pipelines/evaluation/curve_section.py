@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.curve_chart import curve_chart
+from pipelines.evaluation.curve_images import MOST_PIXELS
 from pipelines.evaluation.equal_rates import Pieces
 from pipelines.evaluation.markup import counted, data_uri, link, name_html
-from pipelines.evaluation.rate_distortion import MOST_PIXELS, OURS, CurvePoint, RateDistortion
+from pipelines.evaluation.rate_distortion import OURS, CurvePoint, RateDistortion
 from pipelines.evaluation.results import percent, printable
 
 MOST_ROWS = 50

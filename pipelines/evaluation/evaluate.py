@@ -21,10 +21,11 @@ from pipelines.data.images import ImageError, Normalization, decode_png, to_imag
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.contents import PICTURES, POINTS, REPORT, RESULT, TABLE, contents_of
+from pipelines.evaluation.curve_images import fits_every_format
 from pipelines.evaluation.equal_rates import Pieces, at_equal_rates
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
-from pipelines.evaluation.rate_distortion import Measuring, Point, RateDistortion, fits_every_format
+from pipelines.evaluation.rate_distortion import Measuring, Point, RateDistortion
 from pipelines.evaluation.report import html
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, bd_rates, printable, read_evaluation
 from pipelines.model.build import Model

@@ -15,25 +15,17 @@ from PIL import Image, ImageFile
 from pipelines.codec.container import parse
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel
-from pipelines.config import EvaluationConfig
+from pipelines.evaluation.curve_images import fits_every_format, is_within
 from pipelines.evaluation.metrics import Quality, compare
 
 OURS = "codecmill"
 QUALITIES = (1.0, 20.0, 40.0, 60.0, 80.0, 100.0)
-
-LARGEST_SIDE = 16_383
-"""Of pictures that are measured, in pixels: WebP has no larger ones, JPEG none above 65,500, and an AVIF above 32,768
-is written but cannot be read."""
 
 MOST_JPEG_BYTES = 4
 """A pixel of a JPEG, an optimised one of colours at half the resolution: noise of 0 and 255 takes 1.6 at the finest."""
 
 _buffer_lock = Lock()
 """Pillow's buffer is one for all threads."""
-
-MOST_PIXELS = 64_000_000
-"""Of the pictures that curves are measured of, together: a megapixel takes half a minute, most of it in AVIF, and 24 of
-a camera's photographs took hours."""
 
 Coder = Callable[[Image.Image, float], bytes]
 
@@ -150,42 +142,6 @@ def _point(
     quality: Quality = compare(image, decoded)
     rate = bits_per_pixel(content, image)
     return Point(name, codec, setting, rate, quality.psnr, quality.ms_ssim, written - begun, done - written)
-
-
-def fits_every_format(width: int, height: int) -> bool:
-    """Whether a picture of that size, in pixels, is one that each format can hold."""
-    return max(width, height) <= LARGEST_SIDE
-
-
-def is_within(pixels: int, images: int, most: int) -> bool:
-    """Whether the next image still has its curve: the first has, and others while there are pixels left for them.
-
-    Args:
-        pixels: of those up to here and of this one.
-        images: up to here, a count.
-        most: images, a count.
-    """
-    return images < most and (images == 0 or pixels <= MOST_PIXELS)
-
-
-def bounded(choice: EvaluationConfig, sizes: Iterable[tuple[int, int]]) -> EvaluationConfig:
-    """The choice with that number of `curve_images` of which there will be curves, where pixels bound it.
-
-    So it is told apart which images a BD-rate is of. Where they do not bound it, the choice stays what it was.
-
-    Args:
-        sizes: width and height of all images, in their order.
-    """
-    pixels = images = 0
-    for width, height in sizes:
-        if images == choice.curve_images:
-            break
-        if fits_every_format(width, height):
-            pixels += width * height
-            if not is_within(pixels, images, choice.curve_images):
-                return choice.model_copy(update={"curve_images": images})
-            images += 1
-    return choice
 
 
 class Measuring:

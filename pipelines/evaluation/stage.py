@@ -16,8 +16,8 @@ from pipelines.config import EvaluationConfig
 from pipelines.data.images import ImageError, Normalization, decode_png, open_image
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
+from pipelines.evaluation.curve_images import bounded
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
-from pipelines.evaluation.rate_distortion import bounded
 from pipelines.model.build import Model, build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.promotion import BD_RATES
