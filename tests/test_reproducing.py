@@ -20,7 +20,7 @@ from pipelines.provenance.chain import Chain
 from pipelines.provenance.locating import find
 from pipelines.provenance.reproducing import Reproduction, _lay_out, reproduce
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import start_or_continue
+from pipelines.runs import go_on_with, merge, start_or_continue
 from pipelines.sealed_json import read_sealed, write_sealed
 
 
@@ -108,3 +108,20 @@ def test_kills_more_steps_other_ranks_and_foreign_first_weights_are_gone_through
     assert (found.step, found.differing, found.sha256_again) == (60, (), last.sha256)
     middle = checkpoints.open_checkpoint(checkpoints.folder_of(run, 30))
     assert again(middle.path, run, tmp_path).differing == ()
+
+
+@pytest.mark.full
+def test_what_went_on_in_another_precision_is_trained_again_in_both(tiny: dict[str, Any], tmp_path: Path):
+    """And at another interval, which says how far a loss that is no number throws the run back."""
+    training: dict[str, Any] = {"precision": "bf16", "on_nonfinite": "rollback"}
+    run = begin(make(tiny, training=training))
+    train(run, until=6)
+    changed = training | {"precision": "float32", "checkpoint_interval": 4}
+    go_on_with(run, merge(run.read_config(), make(tiny, training=changed), allow_inexact=True))
+    last = train(run)
+    said = [
+        (leg.until, leg.training.get("precision"), leg.training.get("checkpoint_interval"))
+        for leg in last.manifest.legs
+    ]
+    assert said == [(6, "bf16", 5)]
+    assert again(last.path, run, tmp_path).differing == ()

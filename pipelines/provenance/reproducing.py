@@ -21,7 +21,10 @@ from pipelines.training import launch
 from pipelines.training.following import Listen
 
 EARLIER: dict[str, bool | int | str] = {"parallel": "ddp"}
-"""What legs do not say that were trained before there was a choice."""
+"""What legs do not say that were trained before there was a choice.
+
+Else what a leg does not say is as the checkpoint's config has it.
+"""
 
 
 class Reproduction(Section):
