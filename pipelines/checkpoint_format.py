@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from pipelines.config import ModelConfig, RunConfig, Section
+from pipelines.config import ModelConfig, RunConfig, Section, TrainingConfig
 from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError, first_fault
 from pipelines.sealed_json import read_sealed
@@ -19,8 +19,8 @@ STATE_SCALARS = "training_state.json"
 SHARDING = "sharding.json"
 MANIFEST = "checkpoint.json"
 
-SHAPING = ("steps", "processes", "parallel", "device", "threads", "compile")
-"""The learning rate's course depends on the number of steps, the order of sums on the others."""
+SHAPING = ("steps", "processes", "parallel", "device", "threads", "compile", "precision")
+"""The learning rate's course depends on the number of steps, rounding and the order of sums on the others."""
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 """Of a file in the very folder: a manifest of somebody else's may name `../../elsewhere`."""
@@ -39,9 +39,15 @@ class Leg(Section):
     until: int
     """The last of its steps."""
     training: dict[str, bool | int | str]
-    """Those choices of `training` that a run may change and that touch the bits: see `SHAPING`."""
+    """Those choices of `training` that a run may change and that touch the bits: see `choices_of`."""
     git_commit: str | None
     versions: dict[str, str]
+
+
+def choices_of(training: TrainingConfig) -> dict[str, bool | int | str]:
+    """What a leg says of how its steps were trained."""
+    goes_back = training.on_nonfinite == "rollback"  # to a checkpoint of the interval
+    return {name: getattr(training, name) for name in (*SHAPING, *(["checkpoint_interval"] if goes_back else []))}
 
 
 class Best(Section):

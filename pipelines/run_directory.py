@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipelines.config import RunConfig
 from pipelines.durable_files import lock, read_json, write_json
 from pipelines.errors import CodecmillError, InputError, first_fault
-from pipelines.tolerant_reading import is_dir
+from pipelines.tolerant_reading import is_dir, is_file
 
 
 def step_name(step: int) -> str:
@@ -75,7 +75,7 @@ class Root:
             InputError: there is none; the message lists those that there are.
         """
         run = self.run(name)
-        if Path(name).name == name and run.config_file.is_file():
+        if Path(name).name == name and is_file(run.config_file):
             return run
         known = ", ".join(other.path.name for other in self.all_runs()[-5:]) or "none yet"
         raise InputError(f"There is no run '{name}' in {self.runs}. The newest there: {known}.")

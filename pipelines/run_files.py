@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.durable_files import owner, read_json
 from pipelines.errors import CodecmillError
@@ -92,9 +93,23 @@ class RunFiles:
         if isinstance(step, int | float) and 0 <= step < 1e12 and step != self.step:  # damage may say infinity
             folder = self.run.checkpoints / step_name(int(step))
             manifest = self._json(folder / "checkpoint.json")
-            if self._sizes_match(folder, manifest) and manifest:
+            if self._sizes_match(folder, manifest) and manifest and not self._newest_stands_in(int(step)):
                 return int(step), _weights_sha256(manifest)
         return self.step, _weights_sha256(newest)
+
+    def _newest_stands_in(self, best: int) -> bool:
+        """Whether the newest was evaluated in the best one's place, as `checkpoints.best` has it where that is damaged.
+
+        Reading all bytes of the best may take long, so they are read only where nothing else tells.
+        """
+        if self.run.evaluation(best).exists() or not self.run.evaluation(self.step).exists():
+            return False
+        try:
+            checkpoints.of_step(self.run, best)
+        except CodecmillError as error:
+            self.problems.append(f"The best checkpoint cannot be used, the newest stands in: {error}")
+            return True
+        return False
 
     def _sizes_match(self, folder: Path, manifest: dict[str, Any]) -> bool:
         files = manifest.get("files", {})

@@ -36,6 +36,17 @@ INEXACT = {"training.precision", "training.compile", "training.threads"}
 """What another machine may not have as it was, and rounds otherwise: may change where somebody says so."""
 
 
+def may_change(field: str, inexact: bool = True) -> bool:
+    """Whether a run may go on with another value of a choice: of `training.steps` with a higher one.
+
+    Its folder may be renamed and moved, too.
+
+    Args:
+        inexact: also what changes only where somebody says so.
+    """
+    return field in CHANGEABLE | {"training.steps", "root", "name"} or (inexact and field in INEXACT)
+
+
 def start_or_continue(config: RunConfig) -> RunDirectory:
     """The run directory for a config: made, with every `auto` resolved, or found and updated.
 
@@ -94,14 +105,13 @@ def merge(old: RunConfig, new: RunConfig, allow_inexact: bool = False) -> RunCon
     """
     before, after = (flat(each.model_dump(mode="json")) for each in (old, with_own_steps(new)))
     refused = []
-    changeable = CHANGEABLE | {"training.steps", "root", "name"} | (INEXACT if allow_inexact else set())
     for field, value in after.items():
         former = before[field]
         if value == former or (value == "auto" and field.startswith("training.")):
             after[field] = former
         elif field == "training.steps" and value < former:
             refused.append(f"{field} was {former} and cannot go down to {value}")
-        elif field not in changeable:
+        elif not may_change(field, allow_inexact):
             way_out = " without resume --allow-inexact" if field in INEXACT else ""
             refused.append(f"{field} was {former!r} and cannot become {value!r}{way_out}")
     if refused:
@@ -136,9 +146,8 @@ def _put_together(old: RunConfig, values: dict[str, Any]) -> RunConfig:
 def shaped_otherwise(here: RunConfig, there: RunConfig) -> list[str]:
     """In which settings two configs differ that decide on the weights of a run; each as text, with both values."""
     ours, theirs = flat(here.model_dump(mode="json")), flat(there.model_dump(mode="json"))
-    free = CHANGEABLE | INEXACT | {"training.steps", "root", "name"}
     return [
         f"{field} {ours[field]!r} here, {theirs[field]!r} there"
         for field in ours
-        if field not in free and ours[field] != theirs[field]
+        if not may_change(field) and ours[field] != theirs[field]
     ]

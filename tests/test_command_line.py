@@ -261,6 +261,15 @@ def test_what_cannot_be_used_is_one_clear_message(typed: str, message: str, tmp_
     assert len(text.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["status", "explain", "verify", "audit", "export", "resume"])
+def test_a_name_that_no_file_system_takes_is_one_clear_message(command: str, tmp_path: Path):
+    name, root = "x" * 300, tmp_path / "root"
+    Root(root).runs.mkdir(parents=True)  # else the name is not looked at
+    said = refused(command, name, "--root", str(root), cwd=tmp_path)
+    assert f"There is no run '{name}' in " in said
+    assert len(said.splitlines()) == 1
+
+
 def test_all_problems_are_told_at_once_with_their_file(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("training: {steps: 0, batchsize: 4}\nmodell: {}\ndata: 3\n")
     lines = refused("config", "--config", "c.yaml", "--seed=-1", cwd=tmp_path).splitlines()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import make, picture
 from processes import codecmill
 from test_checkpoints import save
 from test_command_line import HEAVY
@@ -38,6 +38,7 @@ from pipelines.provenance.locating import Found, find
 from pipelines.provenance.run_links import verify_choices, verify_pointer
 from pipelines.provenance.verifying import Verification, verify
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.runs import merge
 from pipelines.sealed_json import read_sealed, write_sealed
 
 STEPS = [5, 10, 12]
@@ -191,6 +192,12 @@ def test_what_a_resumed_run_may_change_is_worth_a_note_and_no_more(run: RunDirec
         f"{run.config_file} says training.steps 20 instead of 12 in {steps}; this may change.",
         f"{run.config_file} says training.keep_latest 9 instead of 3 in {steps}; this may change.",
     }
+    inexact = merge(config, make(config.model_dump(), training={"precision": "bf16"}), allow_inexact=True)
+    with changed(run.config_file, json_bytes(inexact.model_dump(mode="json"))):
+        result = verified(run)
+    assert result.problems == (), "what resume --allow-inexact has changed"
+    note = f'{run.config_file} says training.precision "bf16" instead of "float32" in {steps}; this may change.'
+    assert result.notes == (note,)
     without = {key: value for key, value in read_json(run.config_file).items() if key != "seed"}
     with changed(run.config_file, json_bytes(without)):
         assert only_problem(run)[1] == f"says seed nothing instead of 0 in {steps}"

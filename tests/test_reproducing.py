@@ -15,12 +15,12 @@ from processes import PROJECT, clean_environment, wait_for
 from trainings import begin, ranks_alive, start, steps_done, train
 
 from pipelines import checkpoints
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.provenance.chain import Chain
 from pipelines.provenance.locating import find
 from pipelines.provenance.reproducing import Reproduction, _lay_out, reproduce
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import start_or_continue
+from pipelines.runs import go_on_with, merge, start_or_continue
 from pipelines.sealed_json import read_sealed, write_sealed
 
 
@@ -53,6 +53,47 @@ def test_a_checkpoint_that_others_were_wrongly_said_to_have_made_is_found_out(ti
     done = subprocess.run(command, **options, timeout=120)
     assert done.returncode == 1
     assert f"{last.path} was not reproduced: model.safetensors, training_state.safetensors came out" in done.stderr
+
+
+@pytest.mark.full
+def test_a_reproduction_that_failed_is_tried_anew_and_not_told_again(tiny: dict[str, Any], tmp_path: Path):
+    run = begin(make(tiny, training={"steps": 4, "checkpoint_interval": 2}))
+    last = train(run)
+    value, _ = read_sealed(last.path / "checkpoint.json")
+    value["config"]["seed"] += 1
+    write_sealed(last.path / "checkpoint.json", value)
+
+    def tried() -> tuple[Reproduction, list[str]]:
+        lines: list[str] = []
+        found = reproduce(find(str(last.path), run.root, tmp_path), on_line=lines.append)
+        return found, [line[: len("Starting at step 0")] for line in lines if " at step " in line]
+
+    first, begun = tried()
+    assert first.again is not None
+    assert (bool(first.differing), begun) == (True, ["Starting at step 0"])
+    assert tried() == (first, ["Starting at step 0"])
+    # What another codecmill has begun is not gone on with, either.
+    scratch = RunDirectory(first.again.parent.parent)
+    shutil.rmtree(first.again)
+    begun_with = checkpoints.folder_of(scratch, 2) / "checkpoint.json"
+    written, _ = read_sealed(begun_with)
+    write_sealed(begun_with, written | {"git_commit": "0" * 40})
+    assert tried() == (first, ["Starting at step 0"])
+
+
+def test_what_this_machine_has_not_is_said_before_anything_is_laid_out(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = begin(make(tiny, training={"steps": 1}))
+    last = train(run)
+    value, _ = read_sealed(last.path / "checkpoint.json")
+    value["config"]["training"]["device"] = "cuda"
+    write_sealed(last.path / "checkpoint.json", value)
+    said = r"step_00000001 cannot be trained again here, up to step 1: training\.device is cuda, but torch"
+    with pytest.raises(InputError, match=said):
+        again(last.path, run, tmp_path)
+    assert [each.name for each in run.root.runs.iterdir()] == [run.path.name]
 
 
 @pytest.mark.full
@@ -108,3 +149,20 @@ def test_kills_more_steps_other_ranks_and_foreign_first_weights_are_gone_through
     assert (found.step, found.differing, found.sha256_again) == (60, (), last.sha256)
     middle = checkpoints.open_checkpoint(checkpoints.folder_of(run, 30))
     assert again(middle.path, run, tmp_path).differing == ()
+
+
+@pytest.mark.full
+def test_what_went_on_in_another_precision_is_trained_again_in_both(tiny: dict[str, Any], tmp_path: Path):
+    """And at another interval, which says how far a loss that is no number throws the run back."""
+    training: dict[str, Any] = {"precision": "bf16", "on_nonfinite": "rollback"}
+    run = begin(make(tiny, training=training))
+    train(run, until=6)
+    changed = training | {"precision": "float32", "checkpoint_interval": 4}
+    go_on_with(run, merge(run.read_config(), make(tiny, training=changed), allow_inexact=True))
+    last = train(run)
+    said = [
+        (leg.until, leg.training.get("precision"), leg.training.get("checkpoint_interval"))
+        for leg in last.manifest.legs
+    ]
+    assert said == [(6, "bf16", 5)]
+    assert again(last.path, run, tmp_path).differing == ()

@@ -58,6 +58,17 @@ def test_hard_bits_of_a_codec_are_those_of_the_symbols(tiny: dict[str, Any]):
     assert not torch.allclose(noisy, expected)
 
 
+def test_a_run_whose_encoder_stays_from_the_first_step_is_gone_on_with(tiny: dict[str, Any]):
+    """Its checkpoints hold no moments of what no step has moved."""
+    config = make(tiny, model={"quantizer": "noise"}, training={"hard_from": 0.0, "steps": 6, "checkpoint_interval": 3})
+    parts = begin(config)
+    with_moments = set(load_file(train(parts, until=3).path / checkpoint_format.STATE_TENSORS))
+    assert not any("/encoder." in name for name in with_moments)
+    assert any("/decoder." in name for name in with_moments)
+    last = train(parts)
+    assert (last.step, set(load_file(last.path / checkpoint_format.STATE_TENSORS))) == (6, with_moments)
+
+
 def weights(directory: RunDirectory, step: int) -> dict[str, torch.Tensor]:
     return load_file(checkpoints.folder_of(directory, step) / checkpoint_format.WEIGHTS)
 

@@ -6,14 +6,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trainings
+from conftest import make
 from processes import codecmill
 
+from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.durable_files import read_json, write_json
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.run_files import lock_owner
+from pipelines.sealed_json import read_sealed, write_sealed
 from pipelines.status import all_runs, run_status
 
 
@@ -125,13 +130,35 @@ def test_a_run_is_done_when_its_best_checkpoint_is_evaluated_and_registered(tmp_
     add_checkpoint(run, 10)
     manifest = run.checkpoints / "step_00000020" / "checkpoint.json"
     write_json(manifest, read_json(manifest) | best)
+    run.evaluation(20).rename(run.evaluation(5))
     assert states(run)["evaluation"] == "missing"
-    run.evaluation(20).rename(run.evaluation(10))
+    run.evaluation(5).rename(run.evaluation(10))
     write_json(run.promotion_file, read_json(run.promotion_file) | {"checkpoint_sha256": f"{10:064}"})
     found = run_status(run)
     assert found.state == "done"
     assert found.report == (run.evaluation(10) / "report.html").absolute()
     assert found.step == 20
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_is_done_with_the_newest_in_its_place(tiny: dict[str, Any]):
+    run = trainings.begin(make(tiny, training={"steps": 4, "checkpoint_interval": 2}))
+    last = trainings.train(run)
+    first = checkpoints.folder_of(run, 2)
+    manifest, _ = read_sealed(last.path / "checkpoint.json")
+    write_sealed(last.path / "checkpoint.json", manifest | {"best": {"step": 2, "psnr": 30.0, "loss": 0.1}})
+    weights = first / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    standing = checkpoints.best(run)
+    assert standing is not None
+    write_json(run.evaluation(standing.step) / "evaluation.json", {"psnr": 31.5})
+    write_json(run.promotion_file, {"version": 3, "alias": "champion", "checkpoint_sha256": standing.sha256})
+    found = run_status(run)
+    assert (standing.step, found.best_step, found.state) == (4, 4, "done")
+    assert any("The best checkpoint cannot be used, the newest stands in: " in each for each in found.problems)
+    weights.write_bytes(content)
+    found = run_status(run)
+    assert (found.best_step, found.state) == (2, "interrupted"), "the best is there again, and was never evaluated"
 
 
 @pytest.mark.parametrize("step", ["1e999", "NaN", "-3", "9" * 400, "true", '"10"', "[]"])

@@ -33,9 +33,9 @@ def begin(config: RunConfig) -> RunDirectory:
     return directory
 
 
-def train(directory: RunDirectory) -> checkpoints.Checkpoint:
+def train(directory: RunDirectory, until: int | None = None) -> checkpoints.Checkpoint:
     with directory.locked(wait=5) as lock:
-        return launch.train(directory, lock, on_line=print)
+        return launch.train(directory, lock, on_line=print, until=until)
 
 
 TRAIN = """

@@ -9,6 +9,7 @@ from pipelines import checkpoint_format, checkpoints, tracking
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.tolerant_reading import exists, is_dir, is_file
 
 log = logging.getLogger("codecmill.provenance")
 
@@ -49,7 +50,7 @@ def find(what: str, root: Root, scratch: Path, every: bool = False) -> Found:
     place = Path(what).absolute()
     if place.name in (checkpoint_format.MANIFEST, checkpoint_format.WEIGHTS, checkpoint_format.SHARDING):
         place = place.parent
-    if (place / checkpoint_format.MANIFEST).exists() or (place.is_dir() and place.parent.name == "checkpoints"):
+    if exists(place / checkpoint_format.MANIFEST) or (is_dir(place) and place.parent.name == "checkpoints"):
         return found_at(place, root)
     run = _run(what, place, root)
     folders = tuple(checkpoints.folder_of(run, step) for step in checkpoints.steps_on_disk(run))
@@ -61,8 +62,8 @@ def find(what: str, root: Root, scratch: Path, every: bool = False) -> Found:
 def _run(what: str, place: Path, root: Root) -> RunDirectory:
     """The run of a name or folder; also one that has lost its config, as that is for `verify` to say."""
     named = [root.run(what)] if Path(what).name == what else []
-    run = next((run for run in [RunDirectory(place), *named] if run.checkpoints.is_dir()), None)
-    if run is None and place.is_dir() and "/" in what and not (place / "config.json").is_file():
+    run = next((run for run in [RunDirectory(place), *named] if is_dir(run.checkpoints)), None)
+    if run is None and is_dir(place) and "/" in what and not is_file(place / "config.json"):
         raise InputError(
             f"{place} is no checkpoint: it has no {checkpoint_format.MANIFEST}. Name its folder, or a run."
         )

@@ -11,17 +11,20 @@ from pipelines.config import RunConfig, Section
 from pipelines.data import other_manifests
 from pipelines.data.shard_format import MANIFEST
 from pipelines.durable_files import built_folder, write_json
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.file_digests import difference
 from pipelines.provenance import remedies
 from pipelines.provenance.chain import Chain, chain_of
-from pipelines.provenance.locating import Found
+from pipelines.provenance.locating import Found, readable
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.training import launch
+from pipelines.training import launch, machine
 from pipelines.training.following import Listen
 
 EARLIER: dict[str, bool | int | str] = {"parallel": "ddp"}
-"""What legs do not say that were trained before there was a choice."""
+"""What legs do not say that were trained before there was a choice.
+
+Else what a leg does not say is as the checkpoint's config has it.
+"""
 
 
 class Reproduction(Section):
@@ -46,17 +49,19 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
     """Train a checkpoint again beside the run, leg by leg, and compare; interrupted, the next call goes on.
 
     Raises:
+        InputError: this machine has not what it was trained on.
         CodecmillError: what it was made of is not recorded, or not there any more.
         Interrupted: the training was asked to stop.
     """
     chain = chain_of(found.folders[0], found.run, found.root)
-    recorded = _recorded(chain)
+    legs = _legs(chain, _recorded(chain))
+    _check_machine(chain, legs)
     run = _scratch_run(chain, found.root)
     with run.locked() as lock:
+        if _is_of_another_call(run, chain.manifest.step):
+            _clear(run)
         _lay_out(run, chain)
-        for leg in chain.manifest.legs:
-            _train(run, lock, recorded, EARLIER | leg.training, leg.until, on_line)
-        again = _train(run, lock, recorded, {}, chain.manifest.step, on_line)
+        again = [_train(run, lock, config, until, on_line) for until, config in legs][-1]
         was, now = chain.manifest.files, again.manifest.files
         differing = tuple(name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name))
     if not differing:
@@ -103,6 +108,53 @@ def _check_parent(chain: Chain, sha256: str) -> None:
         raise CodecmillError(f"{kept or 'The file of the first weights'} {how}. Restore it from a copy of the parent.")
 
 
+def _legs(chain: Chain, recorded: RunConfig) -> list[tuple[int, RunConfig]]:
+    """The last step of each leg, and the config that it is trained with: the recorded one, with its own choices."""
+    own = [(leg.until, EARLIER | leg.training) for leg in chain.manifest.legs]
+    return [(until, _with(recorded, choices)) for until, choices in [*own, (chain.manifest.step, {})]]
+
+
+def _with(recorded: RunConfig, choices: dict[str, Any]) -> RunConfig:
+    values = recorded.model_dump(mode="json")
+    return RunConfig.model_validate(values | {"training": values["training"] | choices})
+
+
+def _check_machine(chain: Chain, legs: list[tuple[int, RunConfig]]) -> None:
+    """Refuse what cannot be trained to its end before anything is trained.
+
+    Raises:
+        InputError: this machine has not what a leg was trained on.
+    """
+    for until, config in legs:
+        lack = machine.lack(config.training)
+        if lack:
+            raise InputError(
+                f"{chain.folder} cannot be trained again here, up to step {until}: {lack[0]} Reproduce it on a "
+                "machine like that which trained it."
+            )
+
+
+def _is_of_another_call(run: RunDirectory, last: int) -> bool:
+    """Whether what lies in a scratch run is no beginning of this reproduction.
+
+    One that was trained to its end would be told again instead of tried again, and other code or packages than those
+    that are here may be what made it differ.
+    """
+    steps = checkpoints.steps_on_disk(run)
+    manifests = [readable(checkpoints.folder_of(run, step)) for step in steps]
+    here = versions.git_commit(), versions.package_versions()
+    return last in steps or any(found is None or (found.git_commit, found.versions) != here for found in manifests)
+
+
+def _clear(run: RunDirectory) -> None:
+    """Delete all that lies in a run but for its lock, which is held."""
+    for each in run.path.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each != run.lock_file:
+            each.unlink()
+
+
 def _scratch_run(chain: Chain, root: Root) -> RunDirectory:
     """Where the checkpoint is trained again: named by what it is, so that the next call finds what this one has."""
     name = hashlib.sha256((chain.folder / checkpoint_format.MANIFEST).read_bytes()).hexdigest()[:16]
@@ -117,12 +169,8 @@ def _lay_out(run: RunDirectory, chain: Chain) -> None:
             shutil.copytree(chain.kept_parent.parent, building, dirs_exist_ok=True)
 
 
-def _train(
-    run: RunDirectory, lock: int, recorded: RunConfig, choices: dict[str, Any], until: int, on_line: Listen
-) -> checkpoints.Checkpoint:
-    """Train up to a step under what the config says, with some choices of `training` as they were then."""
-    values = recorded.model_dump(mode="json")
-    run.write_config(RunConfig.model_validate(values | {"training": values["training"] | choices}))
+def _train(run: RunDirectory, lock: int, config: RunConfig, until: int, on_line: Listen) -> checkpoints.Checkpoint:
+    run.write_config(config)
     return launch.train(run, lock, on_line, until)
 
 

@@ -11,7 +11,7 @@ from pipelines.provenance.chain import Chain, recorded_folder
 from pipelines.provenance.ledger import Ledger
 from pipelines.provenance.locating import with_weights
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import CHANGEABLE, flat
+from pipelines.runs import flat, may_change
 
 
 def verify_parent(chain: Chain, root: Root, ledger: Ledger) -> None:
@@ -90,6 +90,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[
 
 
 def _may_change(name: str, before: str, now: str) -> bool:
-    """What `runs.merge` lets a resumed run have; a run's folder may be renamed and moved, too."""
-    is_longer = name == "training.steps" and before.isdecimal() and now.isdecimal() and int(now) >= int(before)
-    return now != "nothing" and (is_longer or name in CHANGEABLE | {"name", "root"})
+    """What `runs.merge` lets a resumed run have."""
+    if name == "training.steps":
+        return before.isdecimal() and now.isdecimal() and int(now) >= int(before)
+    return now != "nothing" and may_change(name)

@@ -108,7 +108,20 @@ def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "R
             tracking_uri=without_password(tracking_uri(run.root)),
         )
         write_marks(run, marks)
+    has = _last_trained_step(known)
+    if has > marks.journal_step:
+        marks = marks.model_copy(update={"journal_step": has})
+        write_marks(run, marks)
     return marks, known
+
+
+def _last_trained_step(known: "Run") -> int:
+    """The last step of which MLflow has a figure of the training; 0 where it has none.
+
+    The marks may be older than that, where another machine has sent what came after them, or the run's folder is from
+    a backup. Steps that are trained again here have other times, and would become second rows.
+    """
+    return max((each.step for each in known.data.to_proto().metrics if each.key.startswith("train/")), default=0)
 
 
 def marked(client: "MlflowClient", run: RunDirectory, marks: Marks | None) -> "Run | None":

@@ -84,16 +84,28 @@ def check(training: TrainingConfig) -> None:
     Raises:
         InputError: no GPU, or fewer than ranks, or no compiler.
     """
+    found = lack(training)
+    if found:
+        raise InputError(" ".join(found))
+
+
+def lack(training: TrainingConfig) -> tuple[str, str] | None:
+    """What this machine has not, and what a run may do about it, a sentence each; None where it has all."""
     gpus = usable_gpus()
     if training.device == "cuda" and not gpus:
-        raise InputError("training.device is cuda, but torch sees no GPU here. Use --training.device cpu.")
+        return "training.device is cuda, but torch sees no GPU here.", "Use --training.device cpu."
     if training.device == "cuda" and training.processes != "auto" and training.processes > gpus:
-        raise InputError(f"training.processes is {training.processes}, but there are {gpus} GPUs: one rank has one.")
-    if training.compile is True and not has_compiler():
-        raise InputError(
-            "training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH. Install one, or use "
-            "--training.compile false; a run that was begun with it resumes so with --allow-inexact, to other bits."
+        return (
+            f"training.processes is {training.processes}, but there are {gpus} GPUs: one rank has one.",
+            "Use fewer --training.processes.",
         )
+    if training.compile is True and not has_compiler():
+        return (
+            "training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH.",
+            "Install one, or use --training.compile false; a run that was begun with it resumes so with "
+            "--allow-inexact, to other bits.",
+        )
+    return None
 
 
 def _most_ranks(gpus: int, training: TrainingConfig) -> int:

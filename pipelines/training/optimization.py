@@ -65,6 +65,8 @@ def restore(
     Args:
         copy: fills a moment, or this rank's share of it.
 
+    A parameter of which nothing is stored has none yet: no step has moved it, as `hard_from: 0` keeps an encoder.
+
     Raises:
         CodecmillError: a moment of a parameter is missing or has another shape.
     """
@@ -72,8 +74,10 @@ def restore(
         _restore_scaler(scaler, checkpoint)
     optimizer.state.clear()
     tensors = stored_state(checkpoint)
-    for name, parameter in learned_parameters(model) if tensors else ():  # none before the first step
+    for name, parameter in learned_parameters(model):
         moments = {moment: tensors.get(f"{moment}/{name}") for moment in MOMENTS}
+        if not any(moment is not None for moment in moments.values()):
+            continue
         if [None if m is None else m.shape for m in moments.values()] != [(), parameter.shape, parameter.shape]:
             file = checkpoint.path / (SHARDING if checkpoint.manifest.is_sharded else STATE_TENSORS)
             raise CodecmillError(f"{file} does not hold Adam's moments of '{name}'.")

@@ -123,7 +123,7 @@ def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoint_format.Leg) -> tup
 def _leg(config: RunConfig, until: int, commit: str | None, packages: dict[str, str]) -> checkpoint_format.Leg:
     return checkpoint_format.Leg(
         until=until,
-        training={name: getattr(config.training, name) for name in checkpoint_format.SHAPING},
+        training=checkpoint_format.choices_of(config.training),
         git_commit=commit,
         versions=packages,
     )
