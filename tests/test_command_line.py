@@ -367,6 +367,31 @@ def test_work_goes_on_where_nobody_looks_on_and_no_other_closed_pipe_is_its_succ
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("typed", ["list", "status r", "config", "demo", "clean", f"run --data.images {PICTURE}"])
+def test_a_root_that_lets_nobody_in_is_one_sentence(typed: str, tmp_path: Path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    # Root may look into every folder, but for the capabilities that let it.
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*powerless, sys.executable, "-m", "flows", *typed.split(), "--root", closed / "root"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    closed.chmod(0o700)
+    sentence = r"codecmill: (.*) cannot be used: Permission denied\. Choose another --root, or have whoever owns .*\.\n"
+    found = re.fullmatch(sentence, done.stderr)
+    assert found and found[1].startswith(f"{closed}/root"), done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_root_below_a_file_is_one_sentence(tmp_path: Path):
+    (tmp_path / "file").touch()
+    said = refused("demo", "--root", str(tmp_path / "file" / "root"), cwd=tmp_path)
+    assert re.fullmatch(r".*/file/root/.* cannot be used: Not a directory\. Choose another --root, or move .*\n", said)
+
+
 def test_the_unexpected_leaves_its_traceback_in_a_file(tmp_path: Path):
     def full(*flags: str) -> str:
         with Path("/dev/full").open("w") as output:
