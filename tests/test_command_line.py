@@ -448,6 +448,16 @@ def test_export_takes_the_best_checkpoint_and_says_so(tmp_path: Path):
     assert torch.equal(weights, torch.full((3, 4), 1.0))
 
 
+def test_export_takes_the_place_of_no_pipe_and_no_device(tmp_path: Path):
+    run = Root(tmp_path).run("small")
+    run.write_config(RunConfig.model_validate({"name": "small", "root": str(tmp_path)}))
+    save(run, 7)
+    os.mkfifo(tmp_path / "pipe")
+    said = refused("export", "small", "-o", "pipe", "--root", str(tmp_path), cwd=tmp_path)
+    assert said == "codecmill: pipe cannot be written: it is no regular file. Name another place with -o.\n"
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
 def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: Path, stop: BaseException, code: int):
     with (
