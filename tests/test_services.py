@@ -263,3 +263,23 @@ def test_sigterm_while_waiting_is_143(used_root: Root):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143
         assert wait_gone(below, 1) == set()
+
+
+def test_automations_go_to_a_server_that_is_named_and_answers_or_nowhere(tmp_path: Path):
+    def applied(**more: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "infra.services.automations", "--root", str(tmp_path)]
+        settings = environment(PREFECT_HOME=str(tmp_path / "prefect"), **more)
+        done = subprocess.run(command, cwd=SOURCES, env=settings, capture_output=True, text=True)
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    for more in ({}, {"PREFECT_API_URL": ""}):
+        code, said = applied(**more)
+        assert code == 2, said
+        assert re.fullmatch(r"automations: There is no server .* and /.*services\.env names none\. .* --root\.\n", said)
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/api"
+        code, said = applied(PREFECT_API_URL=address)
+    assert code == 1, said
+    assert re.fullmatch(rf"automations: Prefect's server at {address} does not answer: .* Start it, or .*\n", said)
