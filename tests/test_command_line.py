@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import PROJECT, codecmill, codecmill_here
+from processes import PROJECT, clean_environment, codecmill, codecmill_here
 from test_checkpoints import save
 
 from flows.cli.choices import choices
@@ -466,6 +467,41 @@ def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: P
     ):
         raise stop
     assert found.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("evaluate tiny --root root", "Stopped. What is done is kept, and the same command goes on from there."),
+        (
+            "train --config tiny.yaml",
+            "Stopped. What is done is kept, and the same command with --name tiny goes on from there.",
+        ),
+        ("run --config tiny.yaml", "Saved at step 7. Go on with: codecmill resume tiny --root root"),
+    ],
+)
+def test_who_is_stopped_reads_which_command_goes_on(typed: str, said: str, tiny: dict[str, Any], tmp_path: Path):
+    """`codecmill resume` would do more than `train`, and nothing of an evaluation."""
+    run = Root(tmp_path / "root").run("tiny")
+    config = RunConfig.model_validate(tiny)
+    run.write_config(config)
+    save(run, 7)
+    (tmp_path / "tiny.yaml").write_text(as_yaml(config))
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows", *typed.split()],
+        cwd=tmp_path,
+        env={**clean_environment(), "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        started = next((line for line in lines if line.startswith("Starting Prefect's server")), None)
+        process.send_signal(signal.SIGINT)
+        last = [line for line in lines if line.startswith("codecmill: ")]
+    assert started is not None
+    assert (process.returncode, last) == (130, [f"codecmill: {said}\n"])
 
 
 def test_a_shard_set_that_is_made_is_found_without_a_server(tiny: dict[str, Any], tmp_path: Path):

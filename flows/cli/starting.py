@@ -47,8 +47,11 @@ def pipeline() -> "Callable[[RunConfig], RunSummary]":
     return flow
 
 
-def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) -> T:
+def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig, again: str | None = None) -> T:
     """Run a flow with progress shown and a Prefect server beside it.
+
+    Args:
+        again: as of `stops_explained`.
 
     Raises:
         Unreported: the work is done on disk, and Prefect was away for too long to hear of it.
@@ -64,7 +67,7 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         _must_let_us_in(root)
     else:
         tell(f"Starting Prefect's server over {root.prefect_home}")
-    with stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
+    with stops_explained(root.run(config.name), again), shown_progress(), embedded_prefect(root) as server:
         flow = load()
         if server is not None:
             server.wait_ready()
@@ -96,7 +99,12 @@ def _raise_what_went_unreported(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-_REPEAT = "Stopped. What is done is kept, and the same command goes on from there."
+REPEAT = "Stopped. What is done is kept, and the same command goes on from there."
+
+
+def repeat_by_name(name: str) -> str:
+    """As `REPEAT`, of a command that may have named its run by the time: then the same again would begin another."""
+    return REPEAT.replace("command", f"command with --name {name}")
 
 
 def _exit_code(stop: BaseException) -> int:
@@ -109,19 +117,26 @@ def going_on_by_repeating() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        raise Interrupted(_REPEAT, _exit_code(stop)) from None
+        raise Interrupted(REPEAT, _exit_code(stop)) from None
 
 
 @contextmanager
-def stops_explained(run: RunDirectory) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
+def stops_explained(run: RunDirectory, again: str | None = None) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on.
+
+    Args:
+        again: said of commands that `codecmill resume` does not go on with: it does the rest of a run, which is more
+            than a single stage, and nothing of an evaluation on other images.
+    """
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
         code = _exit_code(stop)
+        if again is not None:
+            raise Interrupted(again, code) from None
         found = status.run_status(run) if run.config_file.is_file() else None
         flag = listing.root_flag(run.root.path)
         if found is None:  # no run, but shards perhaps
-            raise Interrupted(_REPEAT, code) from None
+            raise Interrupted(REPEAT, code) from None
         saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
         raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None
