@@ -13,6 +13,7 @@ from pipelines import status
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.service_addresses import read_variables
 from pipelines.tolerant_reading import exists
 
 if TYPE_CHECKING:
@@ -84,9 +85,20 @@ def _must_let_us_in(root: Root) -> None:
     from pipelines.doctor.servers import barred_from_prefect
 
     if found := barred_from_prefect():
-        without = f" To work without it: PREFECT_API_URL= (empty), or remove {root.services_file}."
-        hint = without if exists(root.services_file) else ""
-        raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}{hint}")
+        raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}{_without_services(root)}")
+
+
+def _without_services(root: Root) -> str:
+    """The way to do without the servers that services.env names: without one of them a run would fail at its end."""
+    if not exists(root.services_file):
+        return ""
+    named = read_variables(root.services_file)
+    servers = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+    here = [name for name in servers if name in named and os.environ.get(name) == named[name]]
+    if not here:
+        return ""
+    what = "it" if len(here) == 1 else "the servers"
+    return f" To work without {what}: {' '.join(f'{name}=' for name in here)} (empty), or remove {root.services_file}."
 
 
 def _raise_what_went_unreported(error: BaseException | None) -> None:
