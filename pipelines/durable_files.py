@@ -116,9 +116,11 @@ def told_where(path: Path) -> Iterator[None]:
     """Explain that nothing can be written where the user wants it.
 
     Raises:
-        InputError: an OSError came of it.
+        InputError: an OSError came of it, or a device or a pipe is there, which a new file would take the place of.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} cannot be written: it is no regular file. Name another place with -o.")
         yield
     except OSError as error:
         in_its_way = isinstance(error, (FileExistsError, NotADirectoryError))

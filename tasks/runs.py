@@ -10,7 +10,7 @@ from pipelines.config import RunConfig
 from pipelines.event_log import events
 from pipelines.run_directory import Root
 from pipelines.runs import start_or_continue
-from pipelines.storage.bringing import catch_up
+from pipelines.storage.bringing import catch_up, is_in_store
 from pipelines.storage.lease import leased
 from tasks.dead_runs import put_right_beside
 from tasks.values import HeldRun
@@ -104,13 +104,20 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
 
 @contextmanager
 def held_as_it_is(config: RunConfig) -> Iterator[HeldRun]:
-    """Hold the run that a config names alone, and leave its settings as they are.
+    """Hold the run that a config names alone, and leave its settings as they are; where a store knows more of it, from
+    there.
 
     Raises:
-        BusyError: another process holds it.
-        InputError: there is no such run.
+        StoreError: nothing of the run is here, and the store fails.
+        BusyError: another process holds it, here or on another machine that uses the same store.
+        InputError: there is no such run, neither here nor in the store.
     """
-    run = Root(config.root.absolute()).existing_run(config.name)
+    root = Root(config.root.absolute())
+    run = root.run(config.name)
+    if not run.config_file.is_file() and not is_in_store(config.name):
+        root.existing_run(config.name)  # says which there are
     at_work(config, config.name)
-    with run.locked() as lock, events(run):
-        yield HeldRun(path=run.path, lock=lock)
+    with run.locked() as lock, leased(run):
+        catch_up(run)
+        with events(run):
+            yield HeldRun(path=run.path, lock=lock)

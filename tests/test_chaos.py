@@ -179,11 +179,35 @@ def test_what_was_done_again_is_told_by_the_ranks(tmp_path: Path):
     assert run.redone(reached=40, starts=0) == 40, "from the start: all of it"
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "more"),
+    [
+        ("infra.chaos.run", "chaos", ()),
+        ("infra.chaos.points", "points", ()),
+        ("infra.gpu_check.run", "gpu-check", ("--device", "cpu")),
+    ],
+)
+def test_only_a_folder_of_its_own_is_emptied_below_the_root(
+    tmp_path: Path, module: str, name: str, more: tuple[str, ...]
+):
+    """`--root` names here as everywhere the folder with all runs, which is not to be lost."""
+    kept = tmp_path / "runs" / "precious" / "config.json"
+    earlier = tmp_path / name / "run-001" / "left.txt"
+    for file in (kept, earlier):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    # That no file may be written ends it at the first picture, after what this is about.
+    command = ["prlimit", "--fsize=0", sys.executable, "-m", module, "--root", str(tmp_path), *more]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert "File too large" in done.stderr
+    assert (kept.is_file(), earlier.exists(), (tmp_path / name / "pictures").is_dir()) == (True, False, True)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_runs_that_are_killed_anywhere_end_identical_to_one_that_is_left_alone(tmp_path: Path):
     command = [sys.executable, "-m", "infra.chaos.run", "--kills", "6", "--seed", "1"]
-    command += ["--root", str(tmp_path / "chaos")]
+    command += ["--root", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "chaos" / "chaos.json").read_text())
@@ -199,7 +223,7 @@ def test_runs_that_are_killed_anywhere_end_identical_to_one_that_is_left_alone(t
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_at_a_crash_point_ends_identical(tmp_path: Path):
     folder = tmp_path / "points"
-    command = [sys.executable, "-m", "infra.chaos.points", "--points", "2", "--seed", "2", "--root", str(folder)]
+    command = [sys.executable, "-m", "infra.chaos.points", "--points", "2", "--seed", "2", "--root", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads((folder / "points.json").read_text())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from processes import PROJECT, codecmill, codecmill_here
+from processes import PROJECT, clean_environment, codecmill, codecmill_here
 from test_checkpoints import save
 
 from flows.cli.choices import choices
@@ -376,6 +377,31 @@ def test_work_goes_on_where_nobody_looks_on_and_no_other_closed_pipe_is_its_succ
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("typed", ["list", "status r", "config", "demo", "clean", f"run --data.images {PICTURE}"])
+def test_a_root_that_lets_nobody_in_is_one_sentence(typed: str, tmp_path: Path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    # Root may look into every folder, but for the capabilities that let it.
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*powerless, sys.executable, "-m", "flows", *typed.split(), "--root", closed / "root"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    closed.chmod(0o700)
+    sentence = r"codecmill: (.*) cannot be used: Permission denied\. Choose another --root, or have whoever owns .*\.\n"
+    found = re.fullmatch(sentence, done.stderr)
+    assert found and found[1].startswith(f"{closed}/root"), done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_root_below_a_file_is_one_sentence(tmp_path: Path):
+    (tmp_path / "file").touch()
+    said = refused("demo", "--root", str(tmp_path / "file" / "root"), cwd=tmp_path)
+    assert re.fullmatch(r".*/file/root/.* cannot be used: Not a directory\. Choose another --root, or move .*\n", said)
+
+
 def test_the_unexpected_leaves_its_traceback_in_a_file(tmp_path: Path):
     def full(*flags: str) -> str:
         with Path("/dev/full").open("w") as output:
@@ -432,6 +458,16 @@ def test_export_takes_the_best_checkpoint_and_says_so(tmp_path: Path):
     assert torch.equal(weights, torch.full((3, 4), 1.0))
 
 
+def test_export_takes_the_place_of_no_pipe_and_no_device(tmp_path: Path):
+    run = Root(tmp_path).run("small")
+    run.write_config(RunConfig.model_validate({"name": "small", "root": str(tmp_path)}))
+    save(run, 7)
+    os.mkfifo(tmp_path / "pipe")
+    said = refused("export", "small", "-o", "pipe", "--root", str(tmp_path), cwd=tmp_path)
+    assert said == "codecmill: pipe cannot be written: it is no regular file. Name another place with -o.\n"
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
 def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: Path, stop: BaseException, code: int):
     with (
@@ -440,6 +476,41 @@ def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: P
     ):
         raise stop
     assert found.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("evaluate tiny --root root", "Stopped. What is done is kept, and the same command goes on from there."),
+        (
+            "train --config tiny.yaml",
+            "Stopped. What is done is kept, and the same command with --name tiny goes on from there.",
+        ),
+        ("run --config tiny.yaml", "Saved at step 7. Go on with: codecmill resume tiny --root root"),
+    ],
+)
+def test_who_is_stopped_reads_which_command_goes_on(typed: str, said: str, tiny: dict[str, Any], tmp_path: Path):
+    """`codecmill resume` would do more than `train`, and nothing of an evaluation."""
+    run = Root(tmp_path / "root").run("tiny")
+    config = RunConfig.model_validate(tiny)
+    run.write_config(config)
+    save(run, 7)
+    (tmp_path / "tiny.yaml").write_text(as_yaml(config))
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows", *typed.split()],
+        cwd=tmp_path,
+        env={**clean_environment(), "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        started = next((line for line in lines if line.startswith("Starting Prefect's server")), None)
+        process.send_signal(signal.SIGINT)
+        last = [line for line in lines if line.startswith("codecmill: ")]
+    assert started is not None
+    assert (process.returncode, last) == (130, [f"codecmill: {said}\n"])
 
 
 def test_a_shard_set_that_is_made_is_found_without_a_server(tiny: dict[str, Any], tmp_path: Path):

@@ -40,6 +40,8 @@ def answering(status: int, text: str, clock: str | None = None) -> Iterator[str]
         def date_time_string(self, timestamp: float | None = None) -> str:
             return clock or super().date_time_string(timestamp)
 
+        do_POST = do_GET
+
         def log_message(self, format: str, *args: object) -> None:
             """Says nothing."""
 
@@ -137,6 +139,23 @@ def test_what_a_prefect_server_answers(status: int, text: str, expected: str, mo
         first = next(examine_prefect())
     assert expected in first.text
     assert first.state == ("fault" if "ours is" in expected or status != 200 else "note" if "<" in text else "good")
+
+
+def test_a_worker_that_lacks_is_to_be_one_whose_flow_runs_save(monkeypatch: pytest.MonkeyPatch):
+    """Prefect's own worker kills its flow runs where it is asked to end."""
+    with answering(200, "[]") as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        *_, found = examine_prefect()
+    assert (found.about, found.state) == ("workers", "note")
+    assert found.remedy == "For scheduled runs: python -m infra.services.worker --pool codecmill"
+
+
+@pytest.mark.parametrize("variable", ["PREFECT_API_URL", "MLFLOW_TRACKING_URI"])
+def test_an_address_that_is_none_is_a_fault_as_others_and_shows_no_password(variable: str, tmp_path: Path):
+    for address, shown in (("http://[", "http://["), ("http://me:secret@[", "http://***@[")):
+        found = codecmill("doctor", "--root", str(tmp_path), cwd=tmp_path, **{variable: address})
+        assert f"{shown} does not answer: Invalid IPv6 URL" in " ".join(found.stdout.split()), found.stdout
+        assert (found.returncode, "secret" in found.stdout + found.stderr) == (1, False)
 
 
 def test_a_servers_clock_that_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

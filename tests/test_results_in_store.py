@@ -16,7 +16,7 @@ from object_store import Proxy, the_store
 from processes import PROJECT, clean_environment
 from test_checkpoints import save
 from test_pipeline import command
-from trainings import begin, directory_of
+from trainings import begin, directory_of, train
 
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig, ModelConfig, RunConfig
@@ -333,3 +333,31 @@ def test_a_finished_run_is_finished_elsewhere_and_registered_in_another_mlflow_w
     assert "evaluation " not in own.stderr
     assert below(there.evaluations) == below(run.evaluations)
     assert read_json(there.promotion_file)["checkpoint_sha256"] == read_json(run.promotion_file)["checkpoint_sha256"]
+
+
+EVALUATE = """
+import sys
+from pathlib import Path
+from flows.cli.starting import evaluation, run_flow
+from pipelines.config import RunConfig
+print(run_flow(evaluation, RunConfig(name="tiny", root=Path(sys.argv[1]))).path)
+"""
+
+
+@pytest.mark.full
+def test_the_flow_evaluates_a_run_that_only_the_store_has(tiny: dict[str, Any], tmp_path: Path, proxy: Proxy):
+    """As the deployment does on a worker, without the command that looks into the store first."""
+    config = make(tiny)
+    run = begin(config)
+    best = train(run)
+    Sending(run, the_store()).send()
+
+    there = elsewhere(tmp_path)
+    command_line = [sys.executable, "-c", EVALUATE, str(there.root.path)]
+    done = subprocess.run(command_line, cwd=PROJECT, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = there.evaluations.iterdir()
+    assert done.stdout.split()[-1] == str(folder)
+    assert [each.sha256 for each in checkpoints.sound_checkpoints(there)][:1] == [best.sha256]
+    assert list(complete_evaluations(the_store(), "tiny")) == [folder.name], "and what was made is in the store"
+    assert proxy.count("PUT", "lease.json") > 0

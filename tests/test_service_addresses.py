@@ -75,15 +75,25 @@ def test_a_command_goes_by_the_services_env_of_the_root_in_its_config_file(root:
     assert f"Line 1 of {root.services_file} is not of the form NAME=value." in found.stderr
 
 
-def test_a_run_says_at_once_that_the_server_of_services_env_is_down(root: Root, photos: Path):
-    root.services_file.write_text(f"PREFECT_API_URL=http://127.0.0.1:{(port := free_port())}/api\n")
+@pytest.mark.parametrize(
+    ("more", "without"),
+    [
+        ("", "To work without it: PREFECT_API_URL= (empty), or remove "),
+        (
+            "MLFLOW_TRACKING_URI=http://127.0.0.1:2\n",
+            "To work without the servers: PREFECT_API_URL= MLFLOW_TRACKING_URI= (empty), or remove ",
+        ),
+    ],
+)
+def test_a_run_says_at_once_that_the_server_of_services_env_is_down(root: Root, photos: Path, more: str, without: str):
+    root.services_file.write_text(f"PREFECT_API_URL=http://127.0.0.1:{(port := free_port())}/api\n{more}")
     found = codecmill("run", "--root", str(root.path), "--name", "x", "--data.images", str(photos), cwd=root.path)
     assert found.returncode == 1
     begins = (
         f"codecmill: Prefect's server at http://127.0.0.1:{port}/api does not answer: [Errno 111] Connection refused."
     )
     assert found.stderr.startswith(begins)
-    assert f"To work without it: PREFECT_API_URL= (empty), or remove {root.services_file}." in found.stderr
+    assert f"{without}{root.services_file}." in found.stderr
 
 
 @pytest.mark.parametrize(

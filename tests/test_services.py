@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -185,12 +186,12 @@ def test_a_server_that_dies_under_a_flow_is_started_again(tmp_path: Path):
 
 
 @contextmanager
-def pages(root: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], set[int]]]:
+def pages(root: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], set[int]]]:
     """`codecmill ui`, once it has printed its addresses; also all processes below it."""
     root.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "flows", "ui", "--root", str(root)],
-        env=environment(),
+        env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -243,6 +244,27 @@ def test_ui_says_which_server_died_and_ends_the_other(tmp_path: Path):
         assert wait_gone(below, 10) == set()
 
 
+@pytest.mark.full
+def test_ui_puts_the_address_of_a_database_on_no_command_line(tmp_path: Path, empty_database: Path):
+    """It may have a password, which `ps` would show to everybody; SQLite has none, but other things after its path."""
+    shutil.copy(empty_database, tmp_path / "other.db")
+    served = f"sqlite:///{tmp_path}/other.db?timeout=1234"
+    with pages(tmp_path / "root", MLFLOW_TRACKING_URI=served, PREFECT_API_URL="http://other:4200/api") as (
+        process,
+        addresses,
+        below,
+    ):
+        with urllib.request.urlopen(addresses["MLflow"]) as answer:  # noqa: S310  # 127.0.0.1
+            assert b"<html" in answer.read()
+        said = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in {process.pid, *below}}
+        assert any(b"mlflow" in line for line in said.values())
+        assert [line for line in said.values() if b"timeout=1234" in line] == []
+        given = f"MLFLOW_BACKEND_STORE_URI={served}".encode()
+        assert any(given in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in below)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
 def test_ui_only_names_servers_that_the_environment_names(tmp_path: Path):
     result = subprocess.run(
         [sys.executable, "-m", "flows", "ui", "--root", str(tmp_path)],
@@ -263,3 +285,23 @@ def test_sigterm_while_waiting_is_143(used_root: Root):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 143
         assert wait_gone(below, 1) == set()
+
+
+def test_automations_go_to_a_server_that_is_named_and_answers_or_nowhere(tmp_path: Path):
+    def applied(**more: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "infra.services.automations", "--root", str(tmp_path)]
+        settings = environment(PREFECT_HOME=str(tmp_path / "prefect"), **more)
+        done = subprocess.run(command, cwd=SOURCES, env=settings, capture_output=True, text=True)
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    for more in ({}, {"PREFECT_API_URL": ""}):
+        code, said = applied(**more)
+        assert code == 2, said
+        assert re.fullmatch(r"automations: There is no server .* and /.*services\.env names none\. .* --root\.\n", said)
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/api"
+        code, said = applied(PREFECT_API_URL=address)
+    assert code == 1, said
+    assert re.fullmatch(rf"automations: Prefect's server at {address} does not answer: .* Start it, or .*\n", said)

@@ -1,5 +1,6 @@
 """How a command ends: its exit code, one clear message, and what Ctrl-C and SIGTERM do."""
 
+import errno
 import io
 import os
 import select
@@ -9,11 +10,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from flows.cli.options import Arguments, parse, root_of
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.process_memory import collect_rarely
 from pipelines.run_directory import Root
 from pipelines.service_addresses import use_services
@@ -55,7 +57,10 @@ def carry_out(typed: Sequence[str]) -> int:
             return 1
         silence(sys.stdout)  # the reader (head, less) has seen enough
         return 0
-    except Exception as error:  # the last resort: nothing that we know how to explain
+    except Exception as error:  # the last resort: little that we know how to explain
+        if closed := _closed_place(error, arguments):
+            _say(closed)
+            return InputError.exit_code
         _say(_unexpected(error, arguments))
         return 1
 
@@ -77,6 +82,22 @@ def _is_unread(stream: TextIO) -> bool:
 def silence(stream: TextIO) -> None:
     """Write a stream that nobody reads any more to nowhere: Python would fail again, at the latest when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+def _closed_place(error: Exception, arguments: Arguments | None) -> str | None:
+    """A sentence where no more is wrong than that a folder, the root perhaps, does not let us in."""
+    if not isinstance(error, OSError) or error.errno not in _CLOSED or not isinstance(error.filename, str | bytes):
+        return None
+    if arguments is None or arguments.debug:
+        return None
+    place, root = Path(os.fsdecode(error.filename)).absolute(), root_of(arguments).absolute()
+    way_out = "move away the file in its way" if error.errno == errno.ENOTDIR else "have whoever owns it let you in"
+    if place.is_relative_to(root) or root.is_relative_to(place):
+        way_out = f"choose another --root, or {way_out}"
+    return f"{place} cannot be used: {error.strerror}. {way_out[:1].upper()}{way_out[1:]}."
 
 
 def _unexpected(error: Exception, arguments: Arguments | None) -> str:

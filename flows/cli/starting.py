@@ -13,6 +13,7 @@ from pipelines import status
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.service_addresses import read_variables
 from pipelines.tolerant_reading import exists
 
 if TYPE_CHECKING:
@@ -47,8 +48,11 @@ def pipeline() -> "Callable[[RunConfig], RunSummary]":
     return flow
 
 
-def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) -> T:
+def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig, again: str | None = None) -> T:
     """Run a flow with progress shown and a Prefect server beside it.
+
+    Args:
+        again: as of `stops_explained`.
 
     Raises:
         Unreported: the work is done on disk, and Prefect was away for too long to hear of it.
@@ -64,7 +68,7 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig) ->
         _must_let_us_in(root)
     else:
         tell(f"Starting Prefect's server over {root.prefect_home}")
-    with stops_explained(root.run(config.name)), shown_progress(), embedded_prefect(root) as server:
+    with stops_explained(root.run(config.name), again), shown_progress(), embedded_prefect(root) as server:
         flow = load()
         if server is not None:
             server.wait_ready()
@@ -81,9 +85,20 @@ def _must_let_us_in(root: Root) -> None:
     from pipelines.doctor.servers import barred_from_prefect
 
     if found := barred_from_prefect():
-        without = f" To work without it: PREFECT_API_URL= (empty), or remove {root.services_file}."
-        hint = without if exists(root.services_file) else ""
-        raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}{hint}")
+        raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}{_without_services(root)}")
+
+
+def _without_services(root: Root) -> str:
+    """The way to do without the servers that services.env names: without one of them a run would fail at its end."""
+    if not exists(root.services_file):
+        return ""
+    named = read_variables(root.services_file)
+    servers = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+    here = [name for name in servers if name in named and os.environ.get(name) == named[name]]
+    if not here:
+        return ""
+    what = "it" if len(here) == 1 else "the servers"
+    return f" To work without {what}: {' '.join(f'{name}=' for name in here)} (empty), or remove {root.services_file}."
 
 
 def _raise_what_went_unreported(error: BaseException | None) -> None:
@@ -96,7 +111,12 @@ def _raise_what_went_unreported(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-_REPEAT = "Stopped. What is done is kept, and the same command goes on from there."
+REPEAT = "Stopped. What is done is kept, and the same command goes on from there."
+
+
+def repeat_by_name(name: str) -> str:
+    """As `REPEAT`, of a command that may have named its run by the time: then the same again would begin another."""
+    return REPEAT.replace("command", f"command with --name {name}")
 
 
 def _exit_code(stop: BaseException) -> int:
@@ -109,19 +129,26 @@ def going_on_by_repeating() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        raise Interrupted(_REPEAT, _exit_code(stop)) from None
+        raise Interrupted(REPEAT, _exit_code(stop)) from None
 
 
 @contextmanager
-def stops_explained(run: RunDirectory) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on."""
+def stops_explained(run: RunDirectory, again: str | None = None) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on.
+
+    Args:
+        again: said of commands that `codecmill resume` does not go on with: it does the rest of a run, which is more
+            than a single stage, and nothing of an evaluation on other images.
+    """
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
         code = _exit_code(stop)
+        if again is not None:
+            raise Interrupted(again, code) from None
         found = status.run_status(run) if run.config_file.is_file() else None
         flag = listing.root_flag(run.root.path)
         if found is None:  # no run, but shards perhaps
-            raise Interrupted(_REPEAT, code) from None
+            raise Interrupted(REPEAT, code) from None
         saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
         raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None

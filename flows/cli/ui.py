@@ -65,14 +65,11 @@ def _start_mlflow(root: Root) -> Service:
         name="MLflow's server",
         command=[
             *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-            *(
-                "--backend-store-uri",
-                tracking_uri(root),
-                "--artifacts-destination",
-                root.mlflow_artifacts.absolute().as_uri(),
-            ),
+            *("--artifacts-destination", root.mlflow_artifacts.absolute().as_uri()),
         ],
         environment={
+            # It may have a password, and all users of a machine see command lines.
+            "MLFLOW_BACKEND_STORE_URI": tracking_uri(root),
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
             # Its pool of job processes serves evaluations of language models.

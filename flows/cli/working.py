@@ -53,7 +53,7 @@ def shards(arguments: Arguments) -> None:
     config = effective_config(arguments.config_file, arguments.overrides).named()
     shard_set = _made_shards(config)
     if shard_set is None:
-        shard_set = run_flow(starting.create_shards, config)
+        shard_set = run_flow(starting.create_shards, config, starting.REPEAT)
     elif not arguments.json:
         print("The shard set is made already; nothing was started.", file=sys.stderr)
     if arguments.json:
@@ -80,7 +80,7 @@ def evaluate(arguments: Arguments) -> None:
     _bring_from_store(arguments)
     config = _config_of_run(arguments)
     _check_evaluation_images(config)
-    result = run_flow(starting.evaluation, config)
+    result = run_flow(starting.evaluation, config, starting.REPEAT)
     if arguments.json:
         listing.print_json(result)
     else:
@@ -116,10 +116,16 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
         is_whole = arguments.command != "train"
         _check_inputs(config, is_whole)
         flow = starting.pipeline if is_whole else starting.training
+        again = None if is_whole else starting.repeat_by_name(config.name)
         if config.training.nodes == 1:
-            run_flow(flow, config)
+            run_flow(flow, config, again)
         else:
-            lead_or_help(run, lambda: run_flow(flow, config), lambda: _is_finished(run, config, arguments.command))
+            lead_or_help(
+                run,
+                lambda: run_flow(flow, config, again),
+                lambda: _is_finished(run, config, arguments.command),
+                again,
+            )
     elif not arguments.json:
         print(f"Everything of '{config.name}' is done already; nothing was started.", file=sys.stderr)
     found = status.run_status(run)
@@ -129,10 +135,15 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
         listing.print_summary(found)
 
 
-def lead_or_help(run: RunDirectory, lead: Callable[[], object], is_finished: Callable[[], bool]) -> None:
+def lead_or_help(
+    run: RunDirectory, lead: Callable[[], object], is_finished: Callable[[], bool], again: str | None = None
+) -> None:
     """Where several hosts run the same command: be the one that does the work, or lend that one this host's ranks.
 
     Whoever helps takes over where the leader is gone.
+
+    Args:
+        again: as of `stops_explained`.
 
     Raises:
         InputError: `CODECMILL_RENDEZVOUS` does not say where the hosts meet.
@@ -145,7 +156,7 @@ def lead_or_help(run: RunDirectory, lead: Callable[[], object], is_finished: Cal
         with suppress(BusyError), run.led():
             lead()
             return
-        with starting.stops_explained(run), shown_progress():
+        with starting.stops_explained(run, again), shown_progress():
             hosts.help_along(run, on_line=tell)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import UNREADABLE
-from infra.chaos.small_runs import CHECKPOINTS, SmallRun, make_pictures
+from infra.chaos.small_runs import CHECKPOINTS, SmallRun, emptied, make_pictures
 
 STEPS = 32
 INTERVAL = STEPS // CHECKPOINTS
@@ -53,10 +53,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, help="how many, drawn from all of them [all]")
     parser.add_argument("--seed", type=int, default=0, help="of the draw [0]")
-    parser.add_argument("--root", type=Path, default=Path("codecmill-data/points"), help="folder")
+    where = "folder; works in points/ below it, emptied first [codecmill-data]"
+    parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help=where)
     arguments = parser.parse_args()
-    folder = arguments.root.absolute()
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = emptied(arguments.root, "points")
     make_pictures(folder / "pictures")
     record = folder / "record.jsonl"
     left_alone = SmallRun(folder, "alone", STEPS)

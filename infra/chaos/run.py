@@ -12,7 +12,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import UNREADABLE, Ending, Kill, report_of, table
-from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, make_pictures
+from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, emptied, make_pictures
 
 KILLS_A_RUN = 4
 STEPS = 400
@@ -38,10 +37,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="how many [40]")
     parser.add_argument("--seed", type=int, default=0, help="of the times and the victims [0]")
-    parser.add_argument("--root", type=Path, default=Path("codecmill-data/chaos"), help="folder [codecmill-data/chaos]")
+    where = "folder; works in chaos/ below it, emptied first [codecmill-data]"
+    parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help=where)
     arguments = parser.parse_args()
-    folder = arguments.root.absolute()
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = emptied(arguments.root, "chaos")
     make_pictures(folder / "pictures")
     begun = time.monotonic()
     left_alone = SmallRun(folder, "alone", STEPS)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,13 @@ LONGEST_SECONDS = 900.0
 
 _MARK = "CODECMILL_CHAOS"
 """The environment variable by which a run's processes are known, with the run's folder."""
+
+
+def emptied(root: Path, name: str) -> Path:
+    """A campaign's own folder below a root, without what an earlier campaign has left. All else there is the user's."""
+    folder = root.absolute() / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def make_pictures(folder: Path) -> None:

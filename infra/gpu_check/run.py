@@ -10,7 +10,6 @@ all.
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import result_of
-from infra.chaos.small_runs import PROJECT, SmallRun, make_pictures
+from infra.chaos.small_runs import PROJECT, SmallRun, emptied, make_pictures
 
 STEPS = 64
 CODEC = {
@@ -41,7 +40,8 @@ RESUMED = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is checked [cuda]")
-    parser.add_argument("--root", type=Path, default=Path("codecmill-data/gpu-check"), help="folder, emptied first")
+    where = "folder; works in gpu-check/ below it, emptied first [codecmill-data]"
+    parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help=where)
     parser.add_argument("--step", metavar="CONFIG", type=Path, help="instead: where a recipe's step spends its time")
     parser.add_argument("--batch", metavar="N", type=int, help="with --step: images a step [the recipe's]")
     arguments = parser.parse_args()
@@ -52,8 +52,7 @@ def main() -> int:
     if arguments.step:
         _profile(arguments.step, arguments.batch, arguments.device)
         return 0
-    folder = arguments.root.absolute()
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = emptied(arguments.root, "gpu-check")
     make_pictures(folder / "pictures")
     on_device = {"training.device": arguments.device, "training.processes": ranks}
     checks = [_killed_and_resumed(folder, name, {**on_device, **choices}) for name, choices in RESUMED.items()]

@@ -7,12 +7,14 @@ announced.
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipelines.doctor.servers import barred_from_prefect
 from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
 from pipelines.service_addresses import use_services
@@ -26,13 +28,26 @@ def main() -> int:
     parser.add_argument("--announce-by", metavar="TYPE/NAME", help="a notification block")
     arguments = parser.parse_args()
     try:
-        use_services(Root(arguments.root))
+        root = Root(arguments.root)
+        use_services(root)
+        _must_be_reached(root)
         for name in asyncio.run(apply(arguments.announce_by)):
             print(f"Applied: {name}")
     except CodecmillError as error:
         print(f"automations: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _must_be_reached(root: Root) -> None:
+    """Where no server is named, Prefect's client would start one of its own, which is gone with all it was given."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError(
+            f"There is no server to apply them to: PREFECT_API_URL is empty, and {root.services_file.absolute()} names "
+            "none. Start `make services`, or name its folder with --root."
+        )
+    if found := barred_from_prefect():
+        raise CodecmillError(f"Prefect's server at {found.text}. {found.remedy}")
 
 
 async def apply(block: str | None) -> list[str]:

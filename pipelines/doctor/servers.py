@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
@@ -154,9 +155,10 @@ def _prefect_credentials() -> dict[str, str]:
 
 def _mlflow_credentials(address: str) -> dict[str, str]:
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    parts = urlsplit(address)
-    if parts.username is not None:
-        user, password = unquote(parts.username), unquote(parts.password or "")
+    with suppress(ValueError):  # it is no address, which asking it will say
+        parts = urlsplit(address)
+        if parts.username is not None:
+            user, password = unquote(parts.username), unquote(parts.password or "")
     if user and password is not None:
         return _basic(f"{user}:{password}")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
@@ -182,7 +184,7 @@ def _compared_versions(name: str, address: str, theirs: str, ours: str) -> Findi
 def _workers(server: Server) -> Finding:
     """Somebody has to run what is scheduled."""
     answer = server.ask("POST", f"/work_pools/{WORK_POOL}/workers/filter", {}, may_be=(200, 404))
-    start = f"prefect worker start --pool {WORK_POOL}"
+    start = f"python -m infra.services.worker --pool {WORK_POOL}"  # whose flow runs save where it is ended
     if answer.status == 404:
         remedy = f"For scheduled runs: prefect work-pool create {WORK_POOL} --type process, then {start}"
         return note("workers", f"there is no work pool '{WORK_POOL}'", remedy)

@@ -1,6 +1,7 @@
 """How MLflow is reached: which one, quietly, quickly, and with errors that a user can act on."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -77,7 +78,10 @@ def is_current(uri: str, root: Root) -> bool:
 
 def without_password(uri: str) -> str:
     """The URI as it may be shown and stored."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address at all, such as http://[: whatever stands where a password does is left out
+        return re.sub("(?<=//).*@", "***@", uri)
     if parts.password is None:
         return uri
     return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)).geturl()
