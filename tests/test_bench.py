@@ -1,6 +1,8 @@
 """The benchmark's own arithmetic: which rounds count, what fell, what is drawn. No timing is measured here."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from processes import PROJECT
 
 from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds
 from pipelines.errors import CodecmillError, InputError
@@ -97,3 +100,14 @@ def test_a_contender_that_dies_is_told_with_its_last_words(tmp_path: Path):
         lost.wait_ready()
     assert "The contender 'lost' ended with 1" in str(told.value)
     assert str(log) in str(told.value)
+
+
+def test_photographs_without_debians_programs_are_one_sentence(tmp_path: Path):
+    command = [sys.executable, "-m", "infra.photos.run", "--root", str(tmp_path / "root")]
+    (tmp_path / "dpkg-deb").symlink_to("/bin/true")
+    done = subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2, done.stderr
+    said = r"codecmill photos: There is no apt-get here, and the photographs .* packages\. Fetch them on a Debian .*\n"
+    assert re.fullmatch(said, done.stderr), done.stderr

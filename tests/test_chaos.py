@@ -203,6 +203,15 @@ def test_only_a_folder_of_its_own_is_emptied_below_the_root(
     assert (kept.is_file(), earlier.exists(), (tmp_path / name / "pictures").is_dir()) == (True, False, True)
 
 
+def test_a_recipe_that_is_not_there_is_one_sentence_of_gpu_check(tmp_path: Path):
+    command = [sys.executable, "-m", "infra.gpu_check.run", "--device", "cpu", "--step", str(tmp_path / "no.yaml")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    said = f"gpu-check: The config {tmp_path / 'no.yaml'} cannot be read: No such file or directory. "
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_runs_that_are_killed_anywhere_end_identical_to_one_that_is_left_alone(tmp_path: Path):

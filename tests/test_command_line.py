@@ -253,6 +253,12 @@ def test_the_environment_is_no_config(tmp_path: Path):
         ),
         ("config --config missing.yaml", "The config missing.yaml cannot be read: No such file or directory."),
         ("ui --root nowhere", "/nowhere yet. Start with `codecmill demo`, or name another with --root."),
+        ("clean --older-than abc", "Argument --older-than: abc is no number of days. See codecmill clean --help."),
+        ("clean --older-than nan", "Argument --older-than: nan is no number of days."),
+        (
+            "compress a -o b --target-bpp abc",
+            "Argument --target-bpp: abc is no positive number. See codecmill compress",
+        ),
         ("", "The following arguments are required: COMMAND. See codecmill --help."),
     ],
 )
@@ -456,6 +462,15 @@ def test_export_takes_the_best_checkpoint_and_says_so(tmp_path: Path):
     assert done.stdout == "Wrote step 7 of 'small', its best in validation, to out.pt\n", done.stderr
     weights = torch.load(tmp_path / "out.pt", weights_only=True)["encoder_state_dict"]["w"]
     assert torch.equal(weights, torch.full((3, 4), 1.0))
+
+
+@pytest.mark.parametrize("command", ["list", "clean"])
+def test_a_root_that_looks_like_markup_is_shown_as_it_is(command: str, tmp_path: Path):
+    root = tmp_path / "a[" / "b]"
+    done = codecmill_here(command, "--root", str(root), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    if command == "list":
+        assert done.stdout == f"No runs in {root} yet. Start with: codecmill demo\n"
 
 
 def test_export_takes_the_place_of_no_pipe_and_no_device(tmp_path: Path):

@@ -61,6 +61,13 @@ def test_each_container_serves_this_machine_alone_and_is_looked_after():
     assert re.search(r"^FROM python:3\.\d+\.\d+-", (INFRA / "Dockerfile").read_text(), re.MULTILINE)
 
 
+def test_the_servers_of_compose_tell_figures_as_those_of_make_services():
+    (compose,) = documents(COMPOSE)
+    prefect, mlflow = compose["services"]["prefect"], compose["services"]["mlflow"]
+    assert prefect["environment"]["PREFECT_SERVER_METRICS_ENABLED"] == "true"
+    assert "--expose-prometheus" in mlflow["command"]
+
+
 def test_compose_takes_its_secrets_and_ports_from_the_files_of_make_services():
     used = dict(VARIABLE.findall(COMPOSE.read_text()))
     needed = {name for name, mark in used.items() if mark == ":?"}

@@ -96,17 +96,25 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no positive number")
     return number
 
 
 def _days(text: str) -> float:
-    number = float(text)
+    number = _number(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no number of days")
     return number
+
+
+def _number(text: str) -> float:
+    """The number that a text is; not a number where it is none, which lies within no bounds."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _add_choices(command: argparse.ArgumentParser, wanted_choices: dict[str, Choice]) -> None:

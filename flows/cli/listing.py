@@ -50,7 +50,7 @@ def print_list(runs: Sequence[RunStatus], root: Path) -> None:
     """A line for each run, newest last."""
     console = output()
     if not runs:
-        console.print(f"No runs in {root.absolute()} yet. Start with: codecmill demo", soft_wrap=True)
+        console.print(f"No runs in {root.absolute()} yet. Start with: codecmill demo", soft_wrap=True, markup=False)
         return
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")

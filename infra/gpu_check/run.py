@@ -20,6 +20,7 @@ from typing import Any
 
 from infra.chaos.results import result_of
 from infra.chaos.small_runs import PROJECT, SmallRun, emptied, make_pictures
+from pipelines.errors import CodecmillError
 
 STEPS = 64
 CODEC = {
@@ -50,8 +51,7 @@ def main() -> int:
         print("gpu-check: torch sees no GPU here. Look at nvidia-smi and at the build of torch.", file=sys.stderr)
         return 2
     if arguments.step:
-        _profile(arguments.step, arguments.batch, arguments.device)
-        return 0
+        return _profile(arguments.step, arguments.batch, arguments.device)
     folder = emptied(arguments.root, "gpu-check")
     make_pictures(folder / "pictures")
     on_device = {"training.device": arguments.device, "training.processes": ranks}
@@ -62,11 +62,17 @@ def main() -> int:
     return 0 if all(checks) else 1
 
 
-def _profile(recipe: Path, batch: int | None, device: str) -> None:
+def _profile(recipe: Path, batch: int | None, device: str) -> int:
+    """Returns the exit code."""
     from flows.cli.config_file import effective_config
     from infra.gpu_check import step_profile
 
-    step_profile.main(effective_config(recipe, {"training": {"batch_size": batch}} if batch else {}), device)
+    try:
+        step_profile.main(effective_config(recipe, {"training": {"batch_size": batch}} if batch else {}), device)
+    except CodecmillError as error:
+        print(f"gpu-check: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def _describe(device: str) -> int:

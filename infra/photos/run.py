@@ -7,6 +7,7 @@ Needs a Debian machine (`apt-get`, `dpkg-deb`); nothing is installed.
 
 import argparse
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,11 @@ def _prepared(root: Path, row: list[str]) -> Path:
 
 def _fetch(root: Path, rows: list[list[str]]) -> None:
     """Fetch the packages of some rows into a temporary folder, and prepare their photographs."""
+    if missing := [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]:
+        raise InputError(
+            f"There is no {' and no '.join(missing)} here, and the photographs come in Debian packages. Fetch them on "
+            f"a Debian machine, and copy its {' and '.join(FOLDERS.values())} to {root}."
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         packages = sorted({row[2] for row in rows})
