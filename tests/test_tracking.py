@@ -255,6 +255,15 @@ def test_steps_that_another_machine_has_sent_get_no_second_rows(root: Root) -> N
     assert points(root) == sorted(rows)
 
 
+def test_a_journal_that_was_cut_and_written_on_is_read_from_where_it_was_sent(root: Root) -> None:
+    """Where it was cut, lines of other lengths follow: the offset may by chance be the end of a later one."""
+    run, _ = make_run(root)
+    write_journal(run, range(1, 11))
+    ends = [line.end for line in read_lines(run.journal)]
+    assert [line.step for line in read_lines(run.journal, ends[4], 5)] == [6, 7, 8, 9, 10]
+    assert [line.step for line in read_lines(run.journal, ends[6], 5)] == [6, 7, 8, 9, 10]
+
+
 @pytest.mark.parametrize("torn_off", [1, 20])
 def test_a_torn_last_line_waits_for_its_end(root: Root, torn_off: int) -> None:
     run, config = make_run(root)
