@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import torch
 from PIL import Image
+from processes import PROJECT
 
 from flows.cli.services import free_port
 from pipelines import checkpoint_format, checkpoints, registration, tracking
@@ -260,6 +261,15 @@ def test_steps_that_another_machine_has_sent_get_no_second_rows(root: Root) -> N
     assert points(root) == sorted(rows)
 
 
+def test_a_journal_that_was_cut_and_written_on_is_read_from_where_it_was_sent(root: Root) -> None:
+    """Where it was cut, lines of other lengths follow: the offset may by chance be the end of a later one."""
+    run, _ = make_run(root)
+    write_journal(run, range(1, 11))
+    ends = [line.end for line in read_lines(run.journal)]
+    assert [line.step for line in read_lines(run.journal, ends[4], 5)] == [6, 7, 8, 9, 10]
+    assert [line.step for line in read_lines(run.journal, ends[6], 5)] == [6, 7, 8, 9, 10]
+
+
 @pytest.mark.parametrize("torn_off", [1, 20])
 def test_a_torn_last_line_waits_for_its_end(root: Root, torn_off: int) -> None:
     run, config = make_run(root)
@@ -355,6 +365,51 @@ def test_a_checkpoint_goes_in_whole_and_comes_back(root: Root, tmp_path: Path) -
     ]:
         folder = tracking.fetch_checkpoint(source, root, tmp_path / "into")
         assert checkpoints.open_checkpoint(folder).sha256 == expected.sha256
+
+
+GO_ON_ELSEWHERE = """
+import sys
+from pathlib import Path
+from pipelines import checkpoints, tracking
+from pipelines.run_directory import RunDirectory
+run, into = RunDirectory(Path(sys.argv[1])), Path(sys.argv[2])
+tracking.sync(run)
+for number, address in enumerate(sys.argv[3:]):
+    (into / str(number)).mkdir()
+    print(checkpoints.open_checkpoint(tracking.fetch_checkpoint(address, run.root, into / str(number))).sha256)
+"""
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_the_artifacts_of_a_root_elsewhere_are_those_that_lie_there(root: Root, tmp_path: Path, how: str) -> None:
+    run, config = make_run(root)
+    known = tracking.open_run(run, config)
+    first = save_checkpoint(run, config, 1)
+    version = register(run, first)
+    other = Root(tmp_path / "elsewhere" / "their data")
+    with sqlite3.connect(root.mlflow_database) as database:
+        before = list(database.iterdump())
+    if how == "moved":
+        other.path.parent.mkdir()
+        root.path.rename(other.path)
+    else:
+        shutil.copytree(root.path, other.path)
+    there = other.run("first")
+    second = save_checkpoint(there, config, 2)
+    addresses = [f"models:/codecmill/{version}", f"runs:/{known.run_id}"]
+    # In a process of its own: this one's MLflow remembers where a run's artifacts were.
+    command = [sys.executable, "-c", GO_ON_ELSEWHERE, str(there.path), str(tmp_path), *addresses]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [first.sha256, second.sha256]
+    assert (other.mlflow_artifacts / known.run_id / "artifacts" / "checkpoints" / second.path.name).is_dir()
+    with sqlite3.connect(other.mlflow_database) as database:
+        assert not any(str(root.path.as_uri()) in line and "mlartifacts" in line for line in database.iterdump())
+    if how == "moved":
+        assert not root.path.exists()
+    else:
+        with sqlite3.connect(root.mlflow_database) as database:
+            assert list(database.iterdump()) == before
+        assert not list(root.path.rglob(second.path.name))
 
 
 def test_a_checkpoint_that_was_cut_off_on_its_way_is_not_taken_for_one(root: Root, tmp_path: Path) -> None:

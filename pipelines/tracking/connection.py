@@ -11,11 +11,11 @@ from uuid import uuid4
 from pipelines.durable_files import lock, sync_folder
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
+from pipelines.tracking.moved_artifacts import EXPERIMENT, bring_artifacts_along
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "codecmill"
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Has MLflow's pages show the experiment as training of models, not as traces and judges of a chat."""
 REQUEST_SECONDS = 5
@@ -104,6 +104,7 @@ def connected(root: Root) -> Iterator["MlflowClient"]:
     try:
         if is_own_database(root):
             _make_database(root)
+            bring_artifacts_along(root)
         yield _client(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise _explained(error, without_password(uri)) from error

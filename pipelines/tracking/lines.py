@@ -5,11 +5,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pipelines.tolerant_reading import journal_entry, number
 
 FIGURE = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 """What a figure is called. MLflow takes no name like `../x`, nor anything else that comes with it."""
+
+_LONGEST = 65_536
+"""Bytes of a line, as far as it is looked back."""
 
 LATEST = 1e12
 """Seconds since 1970; milliseconds beyond it fit into no column of a database."""
@@ -34,16 +38,17 @@ def read_lines(journal: Path, offset: int = 0, after_step: int = 0) -> Iterator[
     """The lines from `offset` on whose steps come after `after_step`; what they say is durable.
 
     A last line without its newline is left for later; what is no JSON object with a step and a time is passed over.
-    An `offset` that is not the end of a line (the journal is another one) counts as 0.
+    An `offset` that is not the end of a line, or of a line beyond `after_step`, counts as 0: the journal is another
+    one, or was cut and written on.
     """
     if not journal.is_file():
         return
     with journal.open("rb") as file:
         # MLflow must not know of points that a power cut can take back.
         os.fsync(file.fileno())
-        file.seek(max(offset - 1, 0))
-        if offset and file.read(1) != b"\n":
-            offset = file.seek(0)
+        if not _is_reached(file, offset, after_step):
+            offset = 0
+        file.seek(offset)
         for raw in file:
             if not raw.endswith(b"\n"):
                 return
@@ -52,6 +57,14 @@ def read_lines(journal: Path, offset: int = 0, after_step: int = 0) -> Iterator[
             if line is not None and line.step > after_step:
                 after_step = line.step
                 yield line
+
+
+def _is_reached(file: BinaryIO, offset: int, step: int) -> bool:
+    """Whether what comes before an offset are whole lines of steps up to this one, by the last of them."""
+    begin = file.seek(max(0, offset - _LONGEST))
+    before = file.read(offset - begin)
+    last = journal_entry(before[:-1].rpartition(b"\n")[2])
+    return before.endswith(b"\n") and (last is None or last["step"] <= step)
 
 
 def _parse(raw: bytes, end: int) -> Line | None:

@@ -5,15 +5,31 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pipelines.durable_files import room_for
 from pipelines.errors import CodecmillError
 from pipelines.tolerant_reading import journal_entry
 
+COMPUTED = ("train/loss", "train/gradient_norm", "train/learning_rate")
+"""Figures that come out the same, to the last bit, where a step is done again as it was done before."""
+
+
+class _Former(NamedTuple):
+    """What the journal says already of a step that is about to be done again; where its line begins, in bytes."""
+
+    offset: int
+    line: Mapping[str, Any]
+
+    def is_as(self, figures: Mapping[str, Any]) -> bool:
+        return all(self.line.get(name) == figures.get(name) for name in COMPUTED)
+
 
 class Journal:
     """Appends one object a step; a step that is done again after an interruption keeps its first line.
+
+    Unless it comes out otherwise, as in a run that goes on with more steps, and so at another learning rate, or in
+    another precision: from there on the lines are of a training that this run has not gone through, and are cut off.
 
     Args:
         done: steps that the training has done; those in the journal beyond it are about to be done again.
@@ -23,29 +39,37 @@ class Journal:
         _cut_torn_line(path)
         self._path = path
         self._last_step = done
-        self._to_be_redone: dict[int, object] = {}
+        self._to_be_redone: dict[int, _Former] = {}
+        offset = 0
         with path.open("rb") as file:
-            for number, line in enumerate(map(journal_entry, file), start=1):
+            for number, raw in enumerate(file, start=1):
+                line = journal_entry(raw)
                 # No step can come so far ahead of its line: a byte has changed.
                 if line and done < line["step"] <= done + number:
-                    self._to_be_redone[line["step"]] = line.get("samples")
+                    kept = {name: line.get(name) for name in ("samples", *COMPUTED)}
+                    self._to_be_redone[line["step"]] = _Former(offset, kept)
+                offset += len(raw)
         self._file = path.open("ab")
 
     def append(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Write the figures of a step, unless the journal has that step already.
+        """Write the figures of a step, unless the journal has them already.
 
         Raises:
             CodecmillError: it has that step with other samples.
         """
-        if step in self._to_be_redone:
-            before = self._to_be_redone.pop(step)
-            self._last_step = max(self._last_step, step)
+        former = self._to_be_redone.pop(step, None)
+        if former is not None:
+            before = former.line["samples"]
             if before is not None and before != figures.get("samples"):
                 raise CodecmillError(
                     f"Step {step} was done again with other samples than {self._path} says it had. The shard set or "
                     "the journal is not what it was: see codecmill verify."
                 )
-            return
+            if former.is_as(figures):
+                self._last_step = max(self._last_step, step)
+                return
+            self._file.truncate(former.offset)
+            self._to_be_redone.clear()
         if step <= self._last_step:
             return
         line = json.dumps({"step": step, "time": round(time.time(), 3), **figures}, allow_nan=False).encode() + b"\n"
