@@ -1,7 +1,8 @@
-"""Which code and which packages made a result."""
+"""Which code, which packages and what kind of processor made a result."""
 
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -23,9 +24,40 @@ PACKAGES = (
 )
 
 
-def package_versions() -> dict[str, str]:
-    """The versions of Python and of every package that shapes a result."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+PROCESSOR = "processor"
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+"""By which libraries choose among their kernels."""
+
+
+def package_versions(device: str = "cpu") -> dict[str, str]:
+    """The versions of Python and of every package that shapes a result, and the processor, which does so, too.
+
+    Args:
+        device: that computes, as in `training.device`.
+    """
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), PROCESSOR: _gpu() if device == "cuda" else _processor(), **versions}
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+@cache
+def _processor() -> str:
+    """The kind of processor: on another one, kernels may add in another order.
+
+    Its maker counts too, for Intel's library goes by that.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = (about.get("flags") or about.get("Features") or "").split()
+    return " ".join([about.get("vendor_id", platform.machine()), *(each for each in _INSTRUCTIONS if each in flags)])
 
 
 def git_commit(file: Path = Path(__file__)) -> str | None:

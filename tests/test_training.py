@@ -27,7 +27,7 @@ from trainings import (
     train_and_kill,
 )
 
-from pipelines import checkpoints
+from pipelines import checkpoint_format, checkpoints
 from pipelines.data.images import Normalization
 from pipelines.data.loading import training_batches
 from pipelines.data.shard_set import ShardSet
@@ -36,6 +36,7 @@ from pipelines.errors import CodecmillError, Interrupted, RankFailure
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.losses import distortion
 from pipelines.run_directory import RunDirectory
+from pipelines.sealed_json import read_sealed, write_sealed
 from pipelines.training import attempts, launch
 from pipelines.training.journal import read
 
@@ -176,6 +177,20 @@ def test_another_number_of_ranks_sees_the_same_samples(tiny: dict[str, Any]):
     assert len(losses["one"]) == 12
     for name in ("more", "fewer"):
         assert losses[name] == pytest.approx(losses["one"], rel=1e-9), name
+
+
+def test_steps_of_another_kind_of_processor_are_told_and_recorded(tiny: dict[str, Any]):
+    directory = begin(make(tiny))
+    file = train(directory, until=6).path / checkpoint_format.MANIFEST
+    manifest, _ = read_sealed(file)
+    here = manifest["versions"]["processor"]
+    manifest["versions"]["processor"] = "AuthenticAMD avx2"
+    write_sealed(file, manifest)
+    last = train(directory).manifest
+    assert [(leg.until, leg.versions["processor"]) for leg in last.legs] == [(6, "AuthenticAMD avx2")]
+    assert last.versions["processor"] == here
+    (said,) = [file.read_text() for file in sorted(directory.logs.glob("attempt_*/output.log"))][1:]
+    assert f"another kind of processor (AuthenticAMD avx2, now {here}), which may round otherwise" in said
 
 
 def test_two_ranks_weigh_the_loss_by_the_masks(tiny: dict[str, Any], photos: Path, tmp_path: Path):

@@ -54,11 +54,12 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
         Interrupted: the training was asked to stop.
     """
     chain = chain_of(found.folders[0], found.run, found.root)
-    legs = _legs(chain, _recorded(chain))
+    recorded = _recorded(chain)
+    legs, device = _legs(chain, recorded), str(recorded.training.device)
     _check_machine(chain, legs)
     run = _scratch_run(chain, found.root)
     with run.locked() as lock:
-        if _is_of_another_call(run, chain.manifest.step):
+        if _is_of_another_call(run, chain.manifest.step, device):
             _clear(run)
         _lay_out(run, chain)
         again = [_train(run, lock, config, until, on_line) for until, config in legs][-1]
@@ -72,7 +73,7 @@ def reproduce(found: Found, on_line: Listen) -> Reproduction:
         sha256=str(checkpoint_format.weights_sha256(chain.manifest)),
         sha256_again=again.sha256,
         differing=differing,
-        other_versions=tuple(_other_versions(chain.manifest)),
+        other_versions=tuple(_other_versions(chain.manifest, device)),
         again=again.path if differing else None,
     )
 
@@ -134,7 +135,7 @@ def _check_machine(chain: Chain, legs: list[tuple[int, RunConfig]]) -> None:
             )
 
 
-def _is_of_another_call(run: RunDirectory, last: int) -> bool:
+def _is_of_another_call(run: RunDirectory, last: int, device: str) -> bool:
     """Whether what lies in a scratch run is no beginning of this reproduction.
 
     One that was trained to its end would be told again instead of tried again, and other code or packages than those
@@ -142,7 +143,7 @@ def _is_of_another_call(run: RunDirectory, last: int) -> bool:
     """
     steps = checkpoints.steps_on_disk(run)
     manifests = [readable(checkpoints.folder_of(run, step)) for step in steps]
-    here = versions.git_commit(), versions.package_versions()
+    here = versions.git_commit(), versions.package_versions(device)
     return last in steps or any(found is None or (found.git_commit, found.versions) != here for found in manifests)
 
 
@@ -174,8 +175,8 @@ def _train(run: RunDirectory, lock: int, config: RunConfig, until: int, on_line:
     return launch.train(run, lock, on_line, until)
 
 
-def _other_versions(manifest: checkpoint_format.Manifest) -> Iterator[str]:
-    here = versions.package_versions() | {"codecmill's commit": versions.git_commit() or "unknown"}
+def _other_versions(manifest: checkpoint_format.Manifest, device: str) -> Iterator[str]:
+    here = versions.package_versions(device) | {"codecmill's commit": versions.git_commit() or "unknown"}
     recorded = manifest.versions | {"codecmill's commit": manifest.git_commit or "unknown"}
     for name, version in recorded.items():
         if here.get(name) != version:

@@ -1,5 +1,6 @@
 """What one rank needs to train: built, warmed up, and brought to the latest checkpoint or to the start."""
 
+import logging
 import time
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,8 @@ from pipelines.training.heartbeat import Beat, silent
 from pipelines.training.loop import Training
 from pipelines.training.step import TrainingStep
 from pipelines.weights import LoadReport, apply_weights, read_weights
+
+log = logging.getLogger("codecmill.training")
 
 
 def prepare(
@@ -100,7 +103,8 @@ def _origin(config: RunConfig, shard_set: ShardSet, checkpoint: checkpoints.Chec
 
     The shard set's manifest names the digests of all of its files, so that its own closes the chain to the last sample.
     """
-    commit, packages = versions.git_commit(), versions.package_versions()
+    commit, packages = versions.git_commit(), versions.package_versions(str(config.training.device))
+    _warn_of_other_processor(checkpoint, packages[versions.PROCESSOR])
     return {
         "config": config.model_dump(mode="json"),
         "shard_manifest_sha256": file_sha256(shard_set.path / MANIFEST),
@@ -108,6 +112,17 @@ def _origin(config: RunConfig, shard_set: ShardSet, checkpoint: checkpoints.Chec
         "versions": packages,
         "legs": _legs(checkpoint, _leg(config, 0, commit, packages)) if checkpoint else (),
     }
+
+
+def _warn_of_other_processor(checkpoint: checkpoints.Checkpoint | None, now: str) -> None:
+    before = checkpoint.manifest.versions.get(versions.PROCESSOR, now) if checkpoint and checkpoint.step else now
+    if before != now:
+        log.warning(
+            "The steps before were trained on another kind of processor (%s, now %s), which may round otherwise: from "
+            "here on the weights may not be those of one that did all. Every checkpoint says so (codecmill explain)",
+            before,
+            now,
+        )
 
 
 def _legs(checkpoint: checkpoints.Checkpoint, now: checkpoint_format.Leg) -> tuple[checkpoint_format.Leg, ...]:
