@@ -9,6 +9,7 @@ PACKAGES = (
     "codecmill",
     "torch",
     "torchvision",
+    "torchmetrics",
     "numpy",
     "pillow",
     "deflate",
