@@ -10,6 +10,7 @@ PACKAGES = (
     "codecmill",
     "torch",
     "torchvision",
+    "torchmetrics",
     "numpy",
     "pillow",
     "deflate",

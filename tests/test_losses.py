@@ -1,5 +1,6 @@
 import math
 import re
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from pipelines.config import LossConfig, RunConfig
 from pipelines.errors import CodecmillError
 from pipelines.model.losses import distortion, psnr, rate_distortion
+from pipelines.versions import package_versions
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -101,6 +103,10 @@ def test_inputs_of_different_memory_layout_and_no_samples():
     loss = distortion(MSE, a.contiguous(memory_format=torch.channels_last), b)
     torch.testing.assert_close(loss, distortion(MSE, a, b), rtol=1e-12, atol=1e-12)
     assert distortion(MSE, a[:0], b[:0]).shape == (0,)
+
+
+def test_the_package_that_computes_a_loss_is_named_by_what_was_trained_with_it():
+    assert package_versions()["torchmetrics"] == metadata.version("torchmetrics")
 
 
 def test_ms_ssim_is_that_of_torchmetrics_for_each_sample():
