@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.durable_files import owner, read_json
 from pipelines.errors import CodecmillError
@@ -104,6 +103,8 @@ class RunFiles:
         """
         if self.run.evaluation(best).exists() or not self.run.evaluation(self.step).exists():
             return False
+        from pipelines import checkpoints  # late: it loads numpy, and is seldom needed
+
         try:
             checkpoints.of_step(self.run, best)
         except CodecmillError as error:
