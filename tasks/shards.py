@@ -40,19 +40,19 @@ def _at_work(data: DataConfig, orders: Sequence[EncodingOrder]) -> Iterator[tupl
     """What runs the tasks, and the task that it runs."""
     if data.task_runner in ("dask", "ray"):
         with _cluster(data) as cluster:
-            yield cluster, _encoding_by(_encode_here)
+            yield cluster, encoding_by(_encode_here)
         return
     with ThreadPoolTaskRunner(max_workers=data.workers) as threads:
         is_little = sum(job.bytes for order in orders for job in order.jobs) <= LITTLE_BYTES
         if data.task_runner == "threads" or (data.task_runner == "auto" and is_little):
-            yield threads, _encoding_by(_encode_here)
+            yield threads, encoding_by(_encode_here)
             return
         # They are killed before the runner waits for its threads.
         with EncodingProcesses(min(data.workers, len(orders))) as processes:
-            yield threads, _encoding_by(processes.encode)
+            yield threads, encoding_by(processes.encode)
 
 
-def _encoding_by(do: Callable[[EncodingOrder], int]) -> Encode:
+def encoding_by(do: Callable[[EncodingOrder], int]) -> Encode:
     """The task of cutting some images into patches, which is left to `do`; it returns how many images."""
 
     @task(

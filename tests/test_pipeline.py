@@ -41,6 +41,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected
 from pipelines.training.attempts import GRACE_SECONDS
 from pipelines.training.journal import read
+from tasks.shards import encoding_by
 
 
 def with_config(config: RunConfig, tmp_path: Path, *words: str) -> list[str]:
@@ -472,5 +473,7 @@ def test_a_run_without_a_test_split_is_refused_before_it_begins(tiny: dict[str, 
 def test_no_task_asks_for_a_place_under_a_limit_before_it_begins():
     modules = [importlib.import_module(f"tasks.{each.name}") for each in pkgutil.iter_modules(tasks.__path__)]
     found = {value.name: value.tags for module in modules for value in vars(module).values() if isinstance(value, Task)}
+    encode = encoding_by(lambda order: 0)
+    found[encode.name] = encode.tags
     assert {"encode", "train", "evaluate"} <= found.keys()
     assert not any(found.values()), "a tag is asked for, and waited for, even if it has no limit"

@@ -64,20 +64,21 @@ def run_flow(load: Callable[[], Callable[[RunConfig], T]], config: RunConfig, ag
     # any moment, without a line's end, into the middle of what the command says.
     logging.raiseExceptions = False
     root = Root(config.root.absolute())
-    if os.environ.get("PREFECT_API_URL"):
-        _must_let_us_in(root)
-    else:
-        tell(f"Starting Prefect's server over {root.prefect_home}")
-    with stops_explained(root.run(config.name), again), shown_progress(), embedded_prefect(root) as server:
-        flow = load()
-        if server is not None:
-            server.wait_ready()
-        try:
-            with nullcontext() if server is None else without_heartbeats():
-                return flow(config)
-        except Exception as error:
-            _raise_what_went_unreported(error)
-            raise
+    with stops_explained(root.run(config.name), again):
+        if os.environ.get("PREFECT_API_URL"):
+            _must_let_us_in(root)
+        else:
+            tell(f"Starting Prefect's server over {root.prefect_home}")
+        with shown_progress(), embedded_prefect(root) as server:
+            flow = load()
+            if server is not None:
+                server.wait_ready()
+            try:
+                with nullcontext() if server is None else without_heartbeats():
+                    return flow(config)
+            except Exception as error:
+                _raise_what_went_unreported(error)
+                raise
 
 
 def _must_let_us_in(root: Root) -> None:
