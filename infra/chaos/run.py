@@ -177,15 +177,17 @@ def _chosen(run: SmallRun, command: int, chance: random.Random) -> tuple[str, li
     kinds = {
         "everything": list(alive),
         "the command": [command],
-        "torchrun": [process for process, words in alive.items() if "pipelines.training.agent" in words],
+        "torchrun": _running("pipelines.training.agent", alive),
         "one rank": sorted(run.ranks())[-1:],
-        "a shard worker": [process for process, words in alive.items() if "pipelines.data.encoding_worker" in words][
-            :1
-        ],
+        "a shard worker": _running("pipelines.data.encoding_worker", alive)[:1],
     }
     present = [kind for kind in VICTIMS if kinds[kind]]
     kind = chance.choices(present, [VICTIMS[each] for each in present])[0]
     return kind, kinds[kind]
+
+
+def _running(module: str, alive: dict[int, str]) -> list[int]:
+    return [process for process, words in alive.items() if module in words]
 
 
 if __name__ == "__main__":
