@@ -81,10 +81,9 @@ except Exception as error:
     assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
 
 
-def test_a_training_stops_at_one_different_weight_before_it_is_saved(tmp_path: Path, tiny: dict[str, Any]):
-    # A check and a checkpoint are due at the same step: the check must come first.
-    directory = begin(make(tiny, training={"processes": 2, "replica_check_interval": 3, "checkpoint_interval": 3}))
-    body = f"""
+def trained(directory: RunDirectory, spoil: str) -> str:
+    """What a rank does that trains a run, once something was done to its `state`."""
+    return f"""
 from contextlib import nullcontext
 from pathlib import Path
 from pipelines.data.shard_set import ShardSet
@@ -95,15 +94,22 @@ from pipelines.training.journal import Journal
 directory = RunDirectory(Path({str(directory.path)!r}))
 shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
 state = prepare(directory, directory.read_config(), shard_set, ranks)
-if ranks.rank == 1:  # so much that the steps do not round it away
-    state.model.decoder.head.weight.detach()[0, 0, 0, 0] += 0.25
-try:
+{spoil}try:
     with Journal(directory.journal) if ranks.is_first else nullcontext() as journal:
         state.run(lambda: False, journal)
 except Exception as error:
     say(f"{{type(error).__name__}}: {{error}}")
 """
-    said = run_ranks(tmp_path, 2, body)
+
+
+def test_a_training_stops_at_one_different_weight_before_it_is_saved(tmp_path: Path, tiny: dict[str, Any]):
+    # A check and a checkpoint are due at the same step: the check must come first.
+    directory = begin(make(tiny, training={"processes": 2, "replica_check_interval": 3, "checkpoint_interval": 3}))
+    spoil = """
+if ranks.rank == 1:  # so much that the steps do not round it away
+    state.model.decoder.head.weight.detach()[0, 0, 0, 0] += 0.25
+"""
+    said = run_ranks(tmp_path, 2, trained(directory, spoil))
     text = "CodecmillError: The ranks no longer hold the same model after step 3: 'model.decoder.head.weight' differs"
     assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
     assert [line["step"] for line in read(directory.journal)] == [1, 2]
@@ -113,28 +119,13 @@ except Exception as error:
 def test_a_training_stops_at_one_different_moment_before_it_is_saved(tmp_path: Path, tiny: dict[str, Any]):
     """What a rank's weights do not show yet: the first rank's moments are what a checkpoint holds."""
     directory = begin(make(tiny, training={"processes": 2, "replica_check_interval": 3, "checkpoint_interval": 3}))
-    body = f"""
-from contextlib import nullcontext
-from pathlib import Path
-from pipelines.data.shard_set import ShardSet
-from pipelines.durable_files import read_json
-from pipelines.run_directory import RunDirectory
-from pipelines.training.preparation import prepare
-from pipelines.training.journal import Journal
-directory = RunDirectory(Path({str(directory.path)!r}))
-shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
-state = prepare(directory, directory.read_config(), shard_set, ranks)
+    spoil = """
 def spoil(optimizer, *_):
     if state.step + 1 == 3 and ranks.rank == 1:
         optimizer.state[state.model.decoder.head.weight]["exp_avg"][0, 0, 0, 0] += 0.25
 state.optimizer.register_step_post_hook(spoil)
-try:
-    with Journal(directory.journal) if ranks.is_first else nullcontext() as journal:
-        state.run(lambda: False, journal)
-except Exception as error:
-    say(f"{{type(error).__name__}}: {{error}}")
 """
-    said = run_ranks(tmp_path, 2, body)
+    said = run_ranks(tmp_path, 2, trained(directory, spoil))
     text = "CodecmillError: The ranks no longer hold the same model after step 3: 'exp_avg/"
     assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
     assert checkpoints.steps_on_disk(directory) == []

@@ -88,18 +88,19 @@ def _default(root: Root, scratch: Path) -> Found:
         champion = find(CHAMPION, root, scratch)
     if champion and _may_write_files(champion):
         return champion
-    finished = [find(str(run.path), root, scratch) for run in reversed(all_runs(root)) if run.state == "done"]
-    codec = next(filter(_may_write_files, finished), None)
+    finished = [str(run.path) for run in reversed(all_runs(root)) if run.state == "done"]
+    codec = next(filter(_may_write_files, (find(path, root, scratch) for path in finished)), None)
     if champion and codec and codec.run:
         log.warning(
             "The champion is an autoencoder without an entropy model, which writes no files: taken is the newest "
             "finished codec, '%s'",
             codec.run.path.name,
         )
-    found = codec or champion or next(iter(finished), None)
-    if found is None:
+    if found := codec or champion:
+        return found
+    if not finished:
         raise InputError(f"There is no finished run under {root.path}. Train one, or name a model with --model.")
-    return found
+    return find(finished[0], root, scratch)
 
 
 def _may_write_files(found: Found) -> bool:

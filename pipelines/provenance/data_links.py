@@ -44,9 +44,11 @@ def _manifest(folder: Path, chains: Sequence[Chain], way_out: str, ledger: Ledge
     of_others: dict[str, list[str]] = {}
     for chain in chains:
         recorded = chain.manifest.shard_manifest_sha256
-        if recorded not in (None, found) and not other_manifests.is_known_as(folder, recorded):
+        if recorded not in (None, found):
             of_others.setdefault(recorded, []).append(chain.folder.name)
     for recorded, names in of_others.items():
+        if other_manifests.is_known_as(folder, recorded):
+            continue
         how = f"was changed since {', '.join(names)}: its sha256 is {found[:16]}... instead of {recorded[:16]}..."
         ledger.wrong(file, how, way_out)
     return manifest

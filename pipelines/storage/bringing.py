@@ -23,7 +23,7 @@ log = logging.getLogger("codecmill.storage")
 
 CONFIG = "config.json"
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
-_OTHER_MANIFEST = re.compile(r"[0-9a-f]{64}\.json")
+_OTHER_MANIFEST = re.compile(r"([0-9a-f]{64})\.json")
 
 
 def catch_up(run: RunDirectory) -> None:
@@ -139,8 +139,8 @@ def _bring_other_manifests(folder: Path, store: Store) -> None:
     """Those that checkpoints from other machines name the set by."""
     prefix = keys.of_other_manifests(folder, "")
     for each in store.list(prefix):
-        name = each.key.removeprefix(prefix)
-        if _OTHER_MANIFEST.fullmatch(name) and not (file := folder / other_manifests.FOLDER / name).is_file():
+        named = _OTHER_MANIFEST.fullmatch(each.key.removeprefix(prefix))
+        if named and not (file := other_manifests.file_of(folder, named[1])).is_file():
             file.parent.mkdir(exist_ok=True)
             write_bytes(file, store.read(each.key))
 

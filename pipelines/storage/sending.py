@@ -223,13 +223,15 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
     if source == address:
         return
     manifest_file = folder / shard_format.MANIFEST
+    sha256 = file_sha256(manifest_file)
     key = keys.of_shard_set(folder, shard_format.MANIFEST)
     there = store.find(key)
-    if there is not None and there.sha256 == file_sha256(manifest_file):
+    if there is not None and there.sha256 == sha256:
         return
     manifest = shard_format.Manifest.read(folder)
     if there is not None and _has_same_set(store, key, manifest):
-        _send_beside(store, folder)
+        # Our checkpoints name it by ours.
+        store.send(manifest_file, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
         return
     files = [each for row in manifest.shards for each in row.files()]
     if source is not None and not all(shard_format.is_whole(folder / name, size) for name, size, _ in files):
@@ -238,10 +240,10 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
             f"{folder} and have the shards made here, by `codecmill shards` of the same choices; then: "
             "codecmill sync RUN"
         )
-    for name, _, sha256 in files:
-        store.send(folder / name, keys.of_shard_set(folder, name), sha256)
+    for name, _, digest in files:
+        store.send(folder / name, keys.of_shard_set(folder, name), digest)
         between()
-    store.send(manifest_file, key)
+    store.send(manifest_file, key, sha256)
 
 
 def _has_same_set(store: Store, key: str, manifest: shard_format.Manifest) -> bool:
@@ -253,13 +255,6 @@ def _has_same_set(store: Store, key: str, manifest: shard_format.Manifest) -> bo
     except CodecmillError:
         return False  # damaged
     return other_manifests.equal_but_for_paths(there, manifest)
-
-
-def _send_beside(store: Store, folder: Path) -> None:
-    """Have the store know the set by our manifest, too: our checkpoints name it."""
-    file = folder / shard_format.MANIFEST
-    sha256 = file_sha256(file)
-    store.send(file, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
 
 
 @contextmanager
