@@ -70,7 +70,7 @@ def _open(
         raise ImageError(f"{name} cannot be read as an image: {reason}.") from error
 
 
-def decode_png(content: bytes) -> Image.Image:
+def decode_png(content: bytes | memoryview) -> Image.Image:
     """What `png_writing.write_png` was given; only for what codecmill itself has stored.
 
     Raises:

@@ -41,14 +41,14 @@ class StoredPicture:
         ImageError: it was not stored by codecmill, for it is damaged, too large, or of another mode.
     """
 
-    def __init__(self, content: bytes):
-        self._content = content
-        self._plain = _Plain.recognise(content)
+    def __init__(self, content: bytes | memoryview):
+        self._content = memoryview(content)
+        self._plain = _Plain.recognise(self._content)
         self._levels: np.ndarray | None = None
         if self._plain:
             self.height, self.width, self.channels = self._plain.shape
         else:
-            self._levels = _by_pillow(content)
+            self._levels = _by_pillow(self._content)
             self.height, self.width, self.channels = self._levels.shape
 
     def part(self, left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -69,7 +69,7 @@ class StoredPicture:
     def decode(self) -> None:
         """Undo all of it now, and keep its levels instead of its bytes."""
         self._levels = self.part(0, 0, self.width, self.height)
-        self._content = b""
+        self._content = memoryview(b"")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Plain:
     stop: int
 
     @classmethod
-    def recognise(cls, content: bytes) -> "_Plain | None":
+    def recognise(cls, content: memoryview) -> "_Plain | None":
         if len(content) < _HEAD.size + 4 + len(_TAIL):
             return None
         signature, length, name, width, height, depth, colour, *ways, crc, size, idat, method, flags = (
@@ -99,20 +99,20 @@ class _Plain:
             and 0 < width * height <= MAX_PIXELS
             and (end + 4 + len(_TAIL), content[-len(_TAIL) :]) == (len(content), _TAIL)
             and crc == isal_zlib.crc32(content[12:29])
-            and content[end : end + 4] == isal_zlib.crc32(memoryview(content)[_STREAM - 4 : end]).to_bytes(4)
+            and content[end : end + 4] == isal_zlib.crc32(content[_STREAM - 4 : end]).to_bytes(4)
             # Deflate with a window of up to 32 KiB, and without a dictionary (RFC 1950).
             and (method & 15, method >> 4 < 8, (method * 256 + flags) % 31, flags & 32) == (8, True, 0, 0)
         )
         return cls((height, width, CHANNELS[colour]), _STREAM + 2, end) if is_plain else None
 
-    def part(self, content: bytes, left: int, top: int, width: int, height: int) -> np.ndarray | None:
+    def part(self, content: memoryview, left: int, top: int, width: int, height: int) -> np.ndarray | None:
         """As `StoredPicture.part`; None where the stream or a filter is another one than it seemed."""
         _, across, channels = self.shape
         rows, stride = top + height, 1 + across * channels
         inflator = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
         try:
             # What is never inflated takes no memory above 16 MiB, whatever the header says of the size.
-            filtered = inflator.decompress(memoryview(content)[self.start : self.stop], rows * stride)
+            filtered = inflator.decompress(content[self.start : self.stop], rows * stride)
         except igzip_lib.error:  # pyright: ignore[reportGeneralTypeIssues]
             return None
         if len(filtered) < rows * stride:
@@ -140,6 +140,6 @@ def _running_sums(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _by_pillow(content: bytes) -> np.ndarray:
+def _by_pillow(content: memoryview) -> np.ndarray:
     levels = np.asarray(decode_png(content))
     return levels.reshape(*levels.shape[:2], -1)

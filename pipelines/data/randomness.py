@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 
 def key_digest(*key: int | str) -> bytes:
@@ -16,4 +17,14 @@ def random_generator(*key: int | str) -> np.random.Generator:
     The same key gives the same numbers in any process, on any rank, in any order of calls.
     """
     words = np.frombuffer(key_digest(*key)[:16], dtype="<u8").astype(np.uint64)
-    return np.random.Generator(np.random.Philox(key=words))
+    return np.random.Generator(np.random.Philox(_Key(words)))  # pyright: ignore[reportArgumentType]
+
+
+class _Key(ISeedSequence):
+    """What `Philox(key=words)` has for a key. That also asks the system for entropy, which takes four times as long."""
+
+    def __init__(self, words: np.ndarray):
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:
+        return self._words
