@@ -78,6 +78,7 @@ def _profile(recipe: Path, batch: int | None, device: str) -> int:
 def _describe(device: str) -> int:
     """Print what is there; returns the number of ranks to try."""
     import torch
+    import torch.cuda.nccl
 
     if device == "cpu":
         print(f"torch {torch.__version__}, gloo, 2 ranks on the CPU", flush=True)

@@ -75,7 +75,7 @@ def _fetch(root: Path, rows: list[list[str]]) -> None:
 
 def _reduce(image: Image.Image, longest: int, target: Path) -> None:
     factor = max(2.0, max(image.size) / longest)
-    size = tuple(round(side / factor) for side in image.size)
+    size = round(image.width / factor), round(image.height / factor)
     content = io.BytesIO()
     image.resize(size, Image.Resampling.LANCZOS).save(content, format="PNG")
     write_bytes(target, content.getvalue())

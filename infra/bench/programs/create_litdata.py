@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import litdata
+import litdata  # pyright: ignore[reportMissingImports]  # of the peers' environment
 
 from infra.bench.programs.creating import patches, rounds_of
 from infra.bench.programs.serving import Measure, Parameters, serve

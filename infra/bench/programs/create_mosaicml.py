@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from streaming import MDSWriter
+from streaming import MDSWriter  # pyright: ignore[reportMissingImports]  # of the peers' environment
 
 from infra.bench.programs.creating import patches, rounds_of
 from infra.bench.programs.serving import Measure, Parameters, serve

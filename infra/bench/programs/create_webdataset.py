@@ -13,7 +13,7 @@ def prepare(parameters: Parameters) -> Measure:
 
     def create(files: list[str], folder: Path) -> tuple[int, Path]:
         count = 0
-        with wds.ShardWriter(f"{folder}/%06d.tar", verbose=0) as writer:  # pyright: ignore[reportCallIssue]
+        with wds.ShardWriter(f"{folder}/%06d.tar", verbose=0) as writer:  # pyright: ignore
             for image in patches(files):
                 writer.write({"__key__": f"{count:08d}", "png": png(image, parameters["level"])})
                 count += 1

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import litdata
+import litdata  # pyright: ignore[reportMissingImports]  # of the peers' environment
 
 from infra.bench.programs.reading import BATCH, of_tensors, timed
 from infra.bench.programs.serving import Measure, Parameters, serve

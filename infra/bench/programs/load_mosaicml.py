@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from streaming import StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
+from streaming import StreamingDataset  # pyright: ignore[reportMissingImports]  # of the peers' environment
+from streaming.base.util import clean_stale_shared_memory  # pyright: ignore[reportMissingImports]
 from torch.utils.data import DataLoader
 
 from infra.bench.programs.reading import BATCH, of_pictures, timed

@@ -15,14 +15,14 @@ def prepare(parameters: Parameters) -> Measure:
     def measure(number: int) -> dict[str, float]:
         started = time.perf_counter()
         data = (
-            wds.WebDataset(tars, shardshuffle=len(tars), seed=number)  # pyright: ignore[reportCallIssue]
+            wds.WebDataset(tars, shardshuffle=len(tars), seed=number)  # pyright: ignore
             .shuffle(1000)
             .decode("pil")
             .to_tuple("png")
             .map_tuple(of_pictures())
             .batched(BATCH, partial=False)
         )
-        batches = iter(wds.WebLoader(data, batch_size=None, num_workers=parameters["workers"]))
+        batches = iter(wds.WebLoader(data, batch_size=None, num_workers=parameters["workers"]))  # pyright: ignore
         return timed(started, (images for (images,) in batches), parameters["patches"])
 
     return measure

@@ -6,9 +6,9 @@ All of them get the bytes that codecmill's shard set holds, so that everybody de
 from pathlib import Path
 from typing import Any
 
-import litdata
+import litdata  # pyright: ignore[reportMissingImports]  # of the peers' environment
 import webdataset as wds
-from streaming import MDSWriter
+from streaming import MDSWriter  # pyright: ignore[reportMissingImports]
 
 from infra.bench.programs.create_litdata import keep_together
 from infra.bench.programs.serving import Measure, Parameters, serve
