@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.errors import BusyError, CodecmillError, InputError
+from pipelines.errors import BusyError, CodecmillError, DiskFullError, InputError
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterat
         needed: its size in bytes, or what estimates it once there is no room; 0 where that is not known.
 
     Raises:
-        CodecmillError: there is no room for it.
+        DiskFullError: there is no room for it.
     """
     try:
         yield
@@ -105,7 +105,7 @@ def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterat
             raise
         estimated = needed if isinstance(needed, int) else needed()
         size = f"{'' if isinstance(needed, int) else 'about '}{estimated:,} bytes" if estimated else "more"
-        raise CodecmillError(
+        raise DiskFullError(
             f"There is no room in {folder}: {what} needs {size}, and {shutil.disk_usage(folder).free:,} bytes are left "
             "on its disk. What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"
         ) from error

@@ -26,6 +26,10 @@ class InputError(CodecmillError):
     exit_code = 2
 
 
+class DiskFullError(CodecmillError):
+    """A disk is full."""
+
+
 class BusyError(CodecmillError):
     """Another process holds the run or the shard set."""
 

@@ -23,12 +23,17 @@ def new_images(shard_set: ShardSet, root: Root, champion: Version | None, warn: 
 
     Args:
         warn: told what cannot be read, so that its images count as new.
+
+    Raises:
+        CodecmillError: something cannot be read at this moment (`may_pass`).
     """
     known: set[str] = set()
     for fingerprint in _trained_on(root, champion, warn):
         try:
             known |= _images(_shard_set(root.shards / fingerprint[:16]))
         except CodecmillError as error:
+            if error.may_pass:
+                raise  # to take all of it for new, because a store does not answer now, would begin a training
             warn(f"What was learnt from a shard set counts as new, for it is not there. {error}")
     return len(_images(shard_set) - known)
 

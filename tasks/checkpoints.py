@@ -13,11 +13,17 @@ log = logging.getLogger("codecmill.runs")
 
 
 def recorded_shard_set(run: HeldRun) -> ShardSetReference | None:
-    """The shard set that a run began with, if it is there and whole."""
+    """The shard set that a run began with, if it is there and whole.
+
+    Raises:
+        InputError: a setting does not let it be opened.
+    """
     if not run.directory.shard_set_file.is_file():
         return None
     try:
         return shard_set_at(run.directory.shard_set())
+    except InputError:
+        raise
     except CodecmillError as error:
         log.warning("The run's shard set is made again: %s", error)
         return None

@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 from conftest import make
-from object_store import Proxy, in_a_process, the_store
+from object_store import BUCKET, Proxy, in_a_process, the_store
 from processes import wait_for
 from trainings import begin, beginnings, ranks_alive, steps_done
 
+from pipelines import tracking
 from pipelines.errors import BusyError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.storage import StoreUnavailable, lease, patience
+from pipelines.storage.bringing import catch_up
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.lease import Lease, LostLease, lease_of, leased
 from pipelines.storage.sending import Sending
+from pipelines.tracking.connection import connected
+from pipelines.tracking.killed import mark_killed
 from pipelines.training import launch
 
 
@@ -57,6 +61,40 @@ def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go
     assert there.epoch == 2
     with pytest.raises(LostLease, match="was taken over by another machine while this one did not answer"):
         here.confirm()
+
+
+def test_a_lease_in_a_bucket_that_encrypts_is_taken_again_and_again(tmp_path: Path, proxy: Proxy):
+    """With a key of KMS, an ETag is no MD5 of the content."""
+    from boto3 import client
+
+    bucket = client("s3", endpoint_url=proxy.upstream)
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "key"}}
+    bucket.put_bucket_encryption(Bucket=BUCKET, ServerSideEncryptionConfiguration={"Rules": [rule]})
+    try:
+        for epoch in (1, 2):
+            here = on(tmp_path / "here")
+            here.confirm()
+            about = the_store().find("runs/r/lease.json")
+            assert (here.epoch, about and about.has_plain_etag) == (epoch, False)
+            proxy.break_("lost", "PUT", "lease.json", times=1)
+            here.confirm()
+            here.release()
+    finally:
+        bucket.delete_bucket_encryption(Bucket=BUCKET)
+
+
+def test_only_a_lease_that_another_machine_renews_is_anothers(tmp_path: Path, proxy: Proxy):
+    here, there = on(tmp_path / "here"), on(tmp_path / "there")
+    assert not here.is_anothers(), "nobody has it"
+    there.confirm()
+    assert not here.is_anothers(), "its holder is dead"
+    keeper = threading.Thread(target=there.keep)
+    keeper.start()
+    assert here.is_anothers()
+    assert not on(tmp_path / "there").is_anothers()
+    there.release()
+    keeper.join()
+    assert not here.is_anothers(), "it was let go"
 
 
 def test_a_silent_holder_loses_it_and_cannot_touch_it_any_more(tmp_path: Path, proxy: Proxy):
@@ -222,6 +260,29 @@ with directory.locked(wait=30) as lock, leased(directory):
 
 def start(directory: RunDirectory) -> "subprocess.Popen[str]":
     return in_a_process(TRAIN, directory, stderr=subprocess.STDOUT)
+
+
+def test_a_run_that_another_machine_has_taken_over_is_not_called_killed(
+    tiny: dict[str, Any], tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    """Its processes here were killed; the other machine goes on with it in the same MLflow run."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    run = begin(make(tiny))
+    there = Root(tmp_path / "there").run("tiny")
+    tracked = tracking.open_run(run, run.read_config())
+    Sending(run, the_store()).send()
+
+    def status() -> str:
+        with connected(run.root) as client:
+            return client.get_run(tracked.run_id).info.status
+
+    with there.locked(), leased(there):
+        catch_up(there)
+        assert tracking.open_run(there, there.read_config()).run_id == tracked.run_id
+        mark_killed(run)
+        assert status() == "RUNNING"
+    mark_killed(run)
+    assert status() == "KILLED"
 
 
 @pytest.mark.full

@@ -1,6 +1,8 @@
 """Images in a store: found as in a folder, fetched once, and again only where they have changed."""
 
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 from conftest import make
 from object_store import BUCKET, Proxy, the_store
 from PIL import Image
-from processes import wait_for
+from processes import PROJECT, wait_for
 
 from pipelines.data.shards import create_shards
 from pipelines.data.sources import check_sources, find_images, find_sources
@@ -17,7 +19,7 @@ from pipelines.durable_files import lock
 from pipelines.errors import InputError
 from pipelines.progress import listen
 from pipelines.run_directory import Root
-from pipelines.storage import StoreUnavailable, patience, s3
+from pipelines.storage import StoreRefused, StoreUnavailable, patience, s3
 
 
 @pytest.fixture
@@ -154,6 +156,51 @@ def test_what_cannot_be_kept_or_read_of_a_bucket_is_set_aside_and_the_rest_goes_
         r"its key lies below that of another image, .*odd/folder\.png; rename one of them", reasons["folder.png/b.png"]
     )
     assert "archived.png could not be fetched: " in reasons["archived.png"]
+
+
+def test_a_key_that_expires_meanwhile_is_no_fault_of_the_images_that_are_left(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As S3 says it, in the words of botocore and s3fs; other refusals may be of one image alone."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    fetch, code = s3.S3.fetch, "ExpiredToken"
+
+    def refused(self: s3.S3, key: str, *rest: Any) -> None:
+        if key.endswith(last):
+            error = ClientError({"Error": {"Code": code, "Message": f"No ({code})."}}, "GetObject")
+            raise translate_boto_error(error)
+        fetch(self, key, *rest)
+
+    last = sorted(each.key for each in the_store().list("photos/"))[-1]
+    monkeypatch.setattr(s3.S3, "fetch", refused)
+    with pytest.raises(StoreRefused, match=r"could not be fetched: .*AWS_ACCESS_KEY_ID"):
+        find_images(f"{remote}/photos", "data.images", Root(tmp_path))
+    code = "AccessDenied"
+    found = find_images(f"{remote}/photos", "data.images", Root(tmp_path))
+    assert [row.path for row in found.set_aside] == [the_store().address(last)]
+
+
+def test_what_a_killed_process_has_fetched_is_not_fetched_again(remote: str, proxy: Proxy, tmp_path: Path):
+    proxy.break_("stall", "GET", "flat/")  # one of them, at least, is asked for before the last
+    script = (
+        "import sys; from pathlib import Path; from pipelines.data import remote_images; "
+        "from pipelines.run_directory import Root; remote_images.SAVE_SECONDS = 0.0; remote_images.AT_ONCE = 1; "
+        "remote_images.fetch_images(sys.argv[2], 'data.images', Root(Path(sys.argv[1])))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), f"{remote}/photos"], cwd=PROJECT)
+    listing = tmp_path / "images" / BUCKET / ".listing.json"
+    try:
+        wait_for(listing.is_file, 30)
+        wait_for(lambda: proxy.count("GET", "flat/") > 0, 30)
+    finally:
+        process.kill()
+        process.wait()
+    proxy.faults.clear()
+    proxy.requests.clear()
+    assert find_images(f"{remote}/photos", "data.images", Root(tmp_path)).images
+    assert proxy.count("GET", "deep/er/") == 0
 
 
 def test_a_listing_of_many_pages_has_patience_for_each(

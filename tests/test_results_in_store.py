@@ -220,6 +220,7 @@ def test_the_later_of_two_evaluations_stands(run: RunDirectory, model: Autoencod
         assert read_evaluation(own.folder) == own
         evaluated(run, model, "step_00000005")
         Sending(run, the_store()).send()
+        Sending(there, the_store()).send()  # what it has is the earlier one
         bring(there, the_store())
         assert below(there.evaluation(5)) == below(run.evaluation(5))
         assert made_at(there.evaluation(5)) == pytest.approx(time.time(), abs=60)
@@ -281,7 +282,7 @@ def test_an_evaluation_does_not_fail_with_the_store(
 def test_what_another_machine_works_on_is_not_sent(
     run: RunDirectory, proxy: Proxy, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipelines.storage.lease.RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.storage.lease.RENEW_SECONDS", 0.4)
     (there := elsewhere(tmp_path)).path.mkdir(parents=True)
     other = Lease(there, the_store())
     other.confirm()

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from trainings import Undisturbed, begin, ranks_alive, result, steps_done
 
 from flows.cli.services import free_port
+from flows.cli.working import lead_or_help
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.durable_files import lock
@@ -199,6 +200,23 @@ print(json.dumps(test_several_hosts.inside(config, Path(sys.argv[2]))))
 LONG = {"virtual_ranks": 2, "validation_interval": 100, "steps": 400}
 
 NAMESPACES = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def test_a_run_that_some_other_machine_works_on_is_busy_and_not_asked_for_again_and_again(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """As one that holds the run's lease in a store: there is nobody here to lend ranks to."""
+    monkeypatch.setenv(rendezvous.VARIABLE, "127.0.0.1")
+    run, asked = begin(make(tiny)), 0
+
+    def lead() -> None:
+        nonlocal asked
+        asked += 1
+        raise BusyError("Run 'tiny' is in use by process 7 on another.")
+
+    with pytest.raises(BusyError, match="in use by process 7 on another"):
+        lead_or_help(run, lead, is_finished=lambda: asked > 1)
+    assert asked == 1
 
 
 @pytest.mark.full

@@ -1,5 +1,6 @@
 """Runs and shard sets in a store: sent behind the training, resumed elsewhere to the same bits, never half believed."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -21,14 +22,15 @@ from test_pipeline import under_way
 from trainings import Undisturbed, begin, directory_of, ranks_alive, result, steps_done, train
 
 from flows.__main__ import main
-from pipelines import checkpoints, storage
+from flows.cli.syncing import sync
+from pipelines import checkpoints, storage, tracking
 from pipelines.checkpoint_format import MANIFEST, WEIGHTS
 from pipelines.data import shard_cache, shard_format
 from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.object_store import examine_store
 from pipelines.doctor.s3_server import examine_s3
 from pipelines.durable_files import write_json
-from pipelines.errors import CodecmillError, InputError
+from pipelines.errors import CodecmillError, DiskFullError, InputError
 from pipelines.file_digests import file_sha256
 from pipelines.provenance.explaining import explain
 from pipelines.provenance.locating import find
@@ -324,6 +326,80 @@ def test_the_store_keeps_of_a_run_what_its_disk_keeps(run: RunDirectory, proxy: 
         sending.send()
     assert complete_steps(store, "tiny") == [10, 25, 30]
     assert not list(store.list("runs/tiny/checkpoints/step_00000015/"))
+
+
+def test_what_is_gone_of_a_checkpoint_in_the_store_is_sent_again(run: RunDirectory, tmp_path: Path, proxy: Proxy):
+    store = the_store()
+    Sending(run, store).send()
+    for step in (5, 12):
+        store.remove(f"runs/tiny/checkpoints/step_{step:08d}/{WEIGHTS}")
+    Sending(run, store).send()
+    there = elsewhere(tmp_path)
+    catch_up(there)
+    for step in (5, 12):
+        assert contents(checkpoints.folder_of(there, step)) == contents(checkpoints.folder_of(run, step))
+
+
+def test_nothing_stays_of_a_checkpoint_that_was_sent_by_half(
+    run: RunDirectory, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    impatient(monkeypatch)
+    fault = proxy.break_("503", "PUT", "step_00000012/training_state")
+    sending, store = Sending(run, the_store()), the_store()
+    with pytest.raises(StoreUnavailable):
+        sending.send()
+    assert fault.met and [*store.list("runs/tiny/checkpoints/step_00000012/")]
+    save(run, 15, best={"step": 5, "psnr": 30.0})  # overtaken
+    sending.send()
+    assert complete_steps(store, "tiny") == [5, 15]
+    assert not [*store.list("runs/tiny/checkpoints/step_00000012/")]
+
+
+def test_a_machine_that_is_behind_takes_nothing_back(
+    run: RunDirectory, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    """Here it ended; elsewhere it was extended, and that machine was lost after its first checkpoint, or before."""
+    monkeypatch.setattr(tracking, "bring_level", lambda run: None)
+    Sending(run, the_store()).send()
+    there = elsewhere(tmp_path)
+    catch_up(there)
+    config = there.read_config()
+
+    def extended(steps: int) -> None:
+        there.write_config(config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})}))
+        Sending(there, the_store()).send()
+
+    for steps, saved in ((2000, []), (3000, [20])):
+        for step in saved:
+            save(there, step, best={"step": 5, "psnr": 30.0})
+        extended(steps)
+        sync(run)
+        assert the_store().read_object("runs/tiny/config.json")["training"]["steps"] == steps
+        assert run.read_config().training.steps == steps
+    assert checkpoints.steps_on_disk(run)[-1] == 20
+
+
+def test_a_full_disk_ends_the_bringing_of_a_run_instead_of_beginning_it_anew(
+    run: RunDirectory, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    Sending(run, the_store()).send()
+    fetch, there = s3.S3.fetch, elsewhere(tmp_path)
+
+    def full(self: s3.S3, key: str, *rest: Any) -> None:
+        if "checkpoints/" in key:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fetch(self, key, *rest)
+
+    monkeypatch.setattr(s3.S3, "fetch", full)
+    with pytest.raises(DiskFullError, match="There is no room in "):
+        catch_up(there)
+    assert not there.config_file.exists()
+
+
+@pytest.mark.parametrize("url", ["s3://photos[ab]/x", "s3://[bucket]/x", "s3://photos-*/x", "s3://a/x?y", "s3:///x"])
+def test_what_is_no_address_is_one_sentence(url: str):
+    with pytest.raises(InputError, match=r"The store is 's3://.*', which is no address such as s3://bucket or"):
+        open_store(url)
 
 
 def test_the_checkpoint_that_a_loss_takes_the_run_back_to_goes_along(run: RunDirectory, tmp_path: Path, proxy: Proxy):

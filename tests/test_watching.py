@@ -26,6 +26,7 @@ from pipelines.data.shards import create_shards
 from pipelines.durable_files import read_json, write_json
 from pipelines.promotion import Scores
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.storage import StoreUnavailable, patience
 from pipelines.tracking import Version
 from pipelines.watching import new_images
 
@@ -209,6 +210,22 @@ def test_what_cannot_be_read_counts_as_new_and_is_named(
         "What run 'tuned' was trained on counts as new",
         "What was learnt from a shard set counts as new, for it is not there",
     ]
+
+
+def test_a_store_that_is_away_for_a_moment_starts_no_training(
+    grown: tuple[ShardSet, ShardSet, ShardSet],
+    registered: Callable[..., Version],
+    tiny: dict[str, Any],
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The champion's set is another machine's: its list of images is in the store."""
+    before, between, _ = grown
+    champion = replace(registered("first", before, None), fingerprint="0" * 64)
+    monkeypatch.setattr(patience, "USUAL_SECONDS", 0.2)
+    proxy.break_("503", "HEAD", "shards/")
+    with pytest.raises(StoreUnavailable):
+        new_images(between, Root(Path(tiny["root"])), champion, fail)
 
 
 @pytest.mark.full

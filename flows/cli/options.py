@@ -38,7 +38,7 @@ COMMANDS = {
     "rendezvous": "be the place where the hosts of a training meet, until Ctrl-C",
     "evaluate": "evaluate and register the model of a run, or try it on other images",
     "resume": "go on with a run where it stopped",
-    "sync": "send MLflow what it did not get of a run while it was away",
+    "sync": "send the store, if there is one, and MLflow what they did not get of a run while they were away",
     "status": "what of a run is done, what is missing, and what to type next",
     "list": "all runs under a root",
     "explain": "what made a checkpoint: data, choices, code, parent, each with its sha256",

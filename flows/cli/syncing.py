@@ -9,12 +9,15 @@ from pipelines import attendance, tracking
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import StoreError, open_store, store_url
+from pipelines.storage.bringing import catch_up
 from pipelines.storage.lease import leased
 from pipelines.storage.sending import Sending
 
 
 def sync(run: RunDirectory) -> None:
     """Bring the store, if there is one, and MLflow level with a run; whichever is away keeps nothing from the other.
+
+    What another machine has sent of it since comes here before.
 
     Raises:
         CodecmillError: one of them is away, or both.
@@ -27,6 +30,7 @@ def sync(run: RunDirectory) -> None:
         if url := store_url():
             with _noting(StoreError, away):
                 with leased(run):
+                    catch_up(run)  # first: another machine may have gone on with it, whose choices stand
                     Sending(run, open_store(url)).send()
                 print(f"{url} has all of '{name}'")
         with _noting(tracking.TrackingUnavailable, away):

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,16 +145,23 @@ def lead_or_help(
         again: as of `stops_explained`.
 
     Raises:
-        InputError: `CODECMILL_RENDEZVOUS` does not say where the hosts meet.
+        InputError: `CODECMILL_RENDEZVOUS` does not say where the hosts meet. BusyError: a host that is none of these
+            works on the run.
     """
     from flows.cli.display import shown_progress, tell
     from pipelines.training import hosts, rendezvous
 
     rendezvous.named()
     while not is_finished():
-        with suppress(BusyError), run.led():
-            lead()
-            return
+        leads = False
+        try:
+            with run.led():
+                leads = True
+                lead()
+                return
+        except BusyError:
+            if leads and not hosts.is_led(run):
+                raise  # a machine that is none of these hosts has it
         with starting.stops_explained(run, again), shown_progress():
             hosts.help_along(run, on_line=tell)
 

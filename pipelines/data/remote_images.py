@@ -1,6 +1,7 @@
 """Images that lie in a store: those that are new or have changed are fetched, into `images/` under the root."""
 
 import errno
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
 from pipelines.sealed_json import read_sealed, write_sealed
-from pipelines.storage import Object, Store, StoreError, StoreUnavailable
+from pipelines.storage import Object, Store, StoreError, StoreRefused, StoreUnavailable
 from pipelines.storage.globbing import matching
 
 AT_ONCE = 8
@@ -20,6 +21,8 @@ AT_ONCE = 8
 LISTING = ".listing.json"
 """In a bucket's folder; written anew by each look at its images."""
 LARGEST_LISTING = 2 * 2**30
+SAVE_SECONDS = 30.0
+"""Between two writings while images are fetched: what a killed process has fetched since is fetched again."""
 
 REFUSED_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 """What a file system says of a path that a store takes for a key."""
@@ -71,6 +74,7 @@ class _Listing:
         except CodecmillError:
             known, is_sealed = {}, False  # damaged: all is fetched again
         self._known: dict[str, list[int | str]] = known if is_sealed else {}
+        self._saved = time.monotonic()
 
     def has(self, each: Object, target: Path) -> bool:
         is_there = target.is_file() and target.stat().st_size == each.size
@@ -79,8 +83,14 @@ class _Listing:
     def note(self, each: Object) -> None:
         self._known[each.key] = _identity(each)
 
+    def save_in_time(self) -> None:
+        """Write it, unless that was done a moment ago."""
+        if time.monotonic() - self._saved >= SAVE_SECONDS:
+            self.save()
+
     def save(self) -> None:
         write_sealed(self._file, {**self._known})
+        self._saved = time.monotonic()
 
 
 def _identity(each: Object) -> list[int | str]:
@@ -102,7 +112,7 @@ def _fetch(store: Store, folder: Path, named: list[Object], listing: _Listing) -
             if listing.has(each, target):
                 return None
             store.fetch(each.key, target, each.size, None)
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreRefused):
             raise
         except StoreError as error:  # of this object: another may be let through
             return str(error)
@@ -117,6 +127,7 @@ def _fetch(store: Store, folder: Path, named: list[Object], listing: _Listing) -
         try:
             for number, (each, reason) in enumerate(zip(named, pool.map(fetched, named), strict=True), start=1):
                 report(Progress("shards", number, len(named), "images", "fetching the sources"))
+                listing.save_in_time()
                 if reason:
                     yield each.key, reason
         finally:

@@ -1,7 +1,7 @@
 """Where the store is: an address like those of MLflow and Prefect, in the environment and in no config."""
 
 import os
-from urllib.parse import urlsplit
+import re
 
 from pipelines.errors import InputError
 
@@ -9,6 +9,9 @@ STORE = "CODECMILL_STORE"
 """Names the store, such as s3://bucket/prefix. Keys, region and endpoint are where AWS's own tools look for them."""
 
 SCHEME = "s3"
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+"""S3's own rule is stricter, and others are more generous."""
 
 
 def store_url() -> str | None:
@@ -30,13 +33,14 @@ def checked_url(url: str, what: str) -> str:
     Raises:
         InputError: it is none, or holds a password, which would be written into logs.
     """
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    scheme, _, rest = url.partition("://")
+    bucket = rest.partition("/")[0]
+    if "@" in bucket:
         raise InputError(
             f"{what} holds a key or password, which would end in logs. Leave it out, and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         )
-    if parts.scheme != SCHEME or not parts.netloc or parts.query or parts.fragment:
+    if scheme != SCHEME or not _BUCKET.fullmatch(bucket) or set("?#") & set(rest):
         raise InputError(f"{what} is '{url}', which is no address such as s3://bucket or s3://bucket/prefix.")
     return url.rstrip("/")
 

@@ -10,7 +10,7 @@ from pipelines.run_directory import step_name
 from pipelines.storage.objects import Object
 from pipelines.storage.store import Store
 
-_CHECKPOINT = re.compile(rf"step_(\d{{8,}})/{re.escape(MANIFEST)}")
+_CHECKPOINT = re.compile(r"(step_(\d{8,}))/(.+)")
 _EVALUATION = re.compile(rf"(step_(\d{{8,}})(?:_[0-9a-f]{{8}})?)/{re.escape(RESULT)}")
 
 
@@ -42,9 +42,22 @@ def complete_steps(store: Store, name: str) -> list[int]:
     Raises:
         StoreError: the store does not say.
     """
+    return sorted(step for step, files in checkpoint_files(store, name).items() if MANIFEST in files)
+
+
+def checkpoint_files(store: Store, name: str) -> dict[int, set[str]]:
+    """The files of a run's checkpoints in a store, whole or not, by their steps.
+
+    Raises:
+        StoreError: the store does not say.
+    """
     prefix = of_run(name, "checkpoints/")
-    found = (_CHECKPOINT.fullmatch(each.key.removeprefix(prefix)) for each in store.list(prefix))
-    return sorted(int(match[1]) for match in found if match)
+    found: dict[int, set[str]] = {}
+    for each in store.list(prefix):
+        match = _CHECKPOINT.fullmatch(each.key.removeprefix(prefix))
+        if match and match[1] == step_name(int(match[2])):
+            found.setdefault(int(match[2]), set()).add(match[3])
+    return found
 
 
 def complete_evaluations(store: Store, name: str) -> dict[str, tuple[int, Object]]:

@@ -110,6 +110,19 @@ class Lease:
                 self._lost()
                 return
 
+    def is_anothers(self) -> bool:
+        """Whether another machine holds it and lives: then it is written anew while this looks on.
+
+        Raises:
+            StoreError: the store does not say.
+        """
+        seen, etag = self._read()
+        if etag is None or self._may_be_taken(seen):
+            return False
+        time.sleep(1.5 * RENEW_SECONDS)
+        now, newer = self._read()
+        return newer not in (None, etag) and not self._may_be_taken(now)
+
     def _take(self) -> None:
         seen, etag = self._read()
         deadline = time.monotonic() + LEASE_SECONDS
@@ -216,6 +229,16 @@ def _place_of(run: RunDirectory) -> str:
 def lease_of(run: RunDirectory) -> Lease | None:
     """The lease on a run that this process has, or is to get."""
     return _held.get(run.path.absolute())
+
+
+def is_at_work_elsewhere(run: RunDirectory) -> bool:
+    """Whether another machine works on a run, where the environment names a store.
+
+    Raises:
+        StoreError: the store does not say.
+    """
+    url = store_url()
+    return url is not None and Lease(run, open_store(url)).is_anothers()
 
 
 @contextmanager

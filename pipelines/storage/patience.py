@@ -21,6 +21,11 @@ LONGEST_PAUSE = 10.0
 _REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "InvalidConfigError")
 """Of botocore: what no further try changes."""
 
+_REFUSED_KEYS = frozenset(
+    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
+)
+"""S3's names of what is wrong with the key that a request is signed with, and not with what it asks for."""
+
 
 class StoreError(CodecmillError):
     """An object could not be had or sent."""
@@ -30,6 +35,10 @@ class StoreUnavailable(StoreError):
     """The store failed again and again, or was not there: later it may well work."""
 
     may_pass = True
+
+
+class StoreRefused(StoreError):
+    """The store takes no request of ours, whatever it is for: the key is wrong or has expired, or there is none."""
 
 
 class MissingObject(StoreError):
@@ -55,7 +64,7 @@ def patiently(url: str, verb: str, attempt: Callable[[], T], seconds: float | No
         MissingObject: there is no such object, or bucket.
         DamagedObject: it arrived, each time, and was not what was recorded of it.
         StoreUnavailable: the store did not answer, or with errors.
-        StoreError: the store does not let us.
+        StoreRefused: the store lets nothing of ours through. StoreError: it does not let us do this.
     """
     patience = USUAL_SECONDS if seconds is None else seconds
     begun = time.monotonic()
@@ -80,8 +89,9 @@ def _raise_unless_passing(url: str, verb: str, error: Exception) -> None:
         raise error
     if _is_damage(error):
         return
-    if isinstance(error, PermissionError) or type(error).__name__ in _REFUSALS:
-        raise StoreError(
+    concerns_us = type(error).__name__ in _REFUSALS or store_code(error) in _REFUSED_KEYS
+    if isinstance(error, PermissionError) or concerns_us:
+        raise (StoreRefused if concerns_us else StoreError)(
             f"{url} could not be {verb}: {_reason(error)}. Look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or "
             "AWS_PROFILE) and at what they may do in this bucket."
         ) from error
@@ -89,6 +99,12 @@ def _raise_unless_passing(url: str, verb: str, error: Exception) -> None:
         raise error
     if not _comes_from_outside(error):
         raise error
+
+
+def store_code(error: BaseException) -> str:
+    """S3's own name of an error, such as NoSuchKey; empty where there is none."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response["Error"].get("Code")) if response else ""
 
 
 def _is_damage(error: Exception) -> bool:

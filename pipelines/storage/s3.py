@@ -1,5 +1,6 @@
 """S3 through s3fs: what a store asks of it, each request once and for a limited time."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines.errors import InputError
 from pipelines.storage import objects
 from pipelines.storage.objects import Object
+from pipelines.storage.patience import store_code
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
@@ -101,12 +103,16 @@ class S3:
         )
 
     def write_if(self, key: str, content: bytes, etag: str | None) -> str | None:
-        """Put content at a key if what is there has this ETag (None: if nothing is); the new ETag, or None if not."""
+        """Put content at a key if what is there has this ETag (None: if nothing is); the new ETag, or None if not.
+
+        Its sha256 goes beside it: where a bucket encrypts, an ETag tells nothing of the content.
+        """
         condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
+        beside = {"sha256": hashlib.sha256(content).hexdigest()}
         try:
-            return self._ask("put_object", key, Body=content, **condition)["ETag"].strip('"')
+            return self._ask("put_object", key, Body=content, Metadata=beside, **condition)["ETag"].strip('"')
         except OSError as error:
-            if _refusal(error) == "PreconditionFailed" or (etag and _refusal(error) == "NoSuchKey"):
+            if store_code(error) == "PreconditionFailed" or (etag and store_code(error) == "NoSuchKey"):
                 return None
             raise
 
@@ -152,12 +158,6 @@ def _connection(process: int) -> "S3FileSystem":
     )
     files.retries = 1
     return files
-
-
-def _refusal(error: OSError) -> str:
-    """S3's own name of an error."""
-    response = getattr(error.__cause__, "response", None)
-    return str(response["Error"].get("Code")) if response else ""
 
 
 def _allowed(size: int) -> float:

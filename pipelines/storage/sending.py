@@ -4,23 +4,23 @@ evaluations, and which version it is registered as; manifests last."""
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
-from pipelines.data import other_manifests, remote_sets, shard_format
 from pipelines.durable_files import link_or_copy
 from pipelines.errors import CodecmillError
-from pipelines.evaluation.contents import RESULT, check_contents, read_contents
+from pipelines.evaluation.contents import RESULT, check_contents, parse_contents, read_contents
 from pipelines.file_digests import file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.lease import lease_of, leased
-from pipelines.storage.patience import StoreError
+from pipelines.storage.patience import StoreRefused, StoreUnavailable
 from pipelines.storage.sameness import config_in_store, must_be_one
+from pipelines.storage.sending_sets import send_shard_set
 from pipelines.storage.store import Store, open_store
 
 log = logging.getLogger("codecmill.storage")
@@ -42,8 +42,10 @@ class Sending:
                 leftover.unlink(missing_ok=True)
         self._run = run
         self._store = store
-        self._sent: set[int] | None = None
-        """None before the store was asked."""
+        self._sent: set[int] = set()
+        """Steps of whose checkpoints the store has every file: looked for once in this process, or sent by it."""
+        self._is_tidy = False
+        """Whether nothing was sent since it was last looked what of the run the store need not keep."""
         self._damaged: set[int] = set()
         """Steps whose checkpoints are not whole here: not looked at again before there is a newer one."""
         self._level: dict[Path, str] = {}
@@ -63,7 +65,7 @@ class Sending:
             must_be_one(self._run, self._store, there)
         self._is_ours = True
         self._send_changed(self._run.config_file, self._run.shard_set_file)
-        self._send_marks()
+        self._send_growing(self._run.mlflow_file)  # wherever the training goes on, it goes on in that MLflow run
         self._send_checkpoints()
         if not self._has_shard_set:
             self._send_shard_set()
@@ -83,11 +85,11 @@ class Sending:
                 self._store.send(file, keys.of_run(self._run.path.name, file.name))
                 self._level[file] = sha256
 
-    def _send_marks(self) -> None:
-        """Which MLflow run it is, and what that has of it: wherever the training goes on, it goes on there."""
-        if self._run.mlflow_file.is_file():
-            with _copied(self._run.mlflow_file) as copy:
-                self._store.send(copy, keys.of_run(self._run.path.name, self._run.mlflow_file.name))
+    def _send_growing(self, file: Path) -> None:
+        """The whole lines of a file of the run that is written to meanwhile."""
+        if file.is_file():
+            with _copied(file) as copy:
+                self._store.send(copy, keys.of_run(self._run.path.name, file.name))
 
     def _send_checkpoints(self) -> None:
         """The newest, and those that it needs; others in between are passed over where sending takes longer."""
@@ -97,26 +99,20 @@ class Sending:
             return
         # Also where the newest was sent long ago: the best may have failed after it.
         needed = checkpoints.needed_by(self._run, newest)
-        for step in sorted((needed & set(on_disk)) - self._whole() - self._damaged):
+        for step in sorted((needed & set(on_disk)) - self._sent - self._damaged):
             if self._send_checkpoint(step) is None:
                 self._damaged.add(step)
         self._retain(newest.step, needed)
 
     def _sent_newest(self, step: int) -> Manifest | None:
         """What the newest checkpoint on disk says, which the store has by now; None where it is not whole."""
-        if step not in self._whole():
+        if step not in self._sent:
             self._damaged.clear()
             sent = self._send_checkpoint(step)
             return sent and sent.manifest
         with suppress(CodecmillError):  # the training has deleted it meanwhile
             return read_manifest(checkpoints.folder_of(self._run, step))
         return None
-
-    def _whole(self) -> set[int]:
-        """Steps whose checkpoints the store has whole."""
-        if self._sent is None:
-            self._sent = set(keys.complete_steps(self._store, self._run.path.name))
-        return self._sent
 
     def _send_checkpoint(self, step: int) -> checkpoints.Checkpoint | None:
         """Send a checkpoint if it is whole on disk, the journal up to it before its manifest."""
@@ -130,28 +126,29 @@ class Sending:
             for file in file_names(checkpoint.manifest):
                 sha256 = checkpoint.manifest.files[file].sha256
                 self._store.send(folder / file, keys.of_checkpoint(name, step, file), sha256)
-            self._send_journal()
+            # As it is now: it has the lines of all checkpoints that are on disk, and more lines do no harm.
+            self._send_growing(self._run.journal)
             self._confirm()
             self._store.send(folder / MANIFEST, keys.of_checkpoint(name, step, MANIFEST))
-            self._whole().add(step)
+            self._sent.add(step)
+            self._is_tidy = False
             return checkpoint
 
-    def _send_journal(self) -> None:
-        """As it is now: it has the lines of all checkpoints that are on disk, and more lines do no harm."""
-        with _copied(self._run.journal) as copy:
-            self._store.send(copy, keys.of_run(self._run.path.name, self._run.journal.name))
-
     def _retain(self, newest: int, needed: set[int]) -> None:
-        """The store keeps of a run what its disk keeps. Manifests go first: nobody believes half of a checkpoint."""
-        keep_latest = self._run.read_config().training.keep_latest
-        kept = {*sorted(self._whole())[-keep_latest:], newest, *needed}
-        for step in sorted(self._whole() - kept):
-            if step < newest:
-                prefix = keys.of_checkpoint(self._run.path.name, step, "")
-                self._store.remove(prefix + MANIFEST)
-                self._whole().discard(step)
-                for each in list(self._store.list(prefix)):
-                    self._store.remove(each.key)
+        """The store keeps of a run what its disk keeps, and nothing of a checkpoint that was sent by half.
+
+        Manifests go first: nobody believes what is left.
+        """
+        if self._is_tidy:
+            return
+        name, keep_latest = self._run.path.name, self._run.read_config().training.keep_latest
+        there = keys.checkpoint_files(self._store, name)
+        whole = sorted(step for step, files in there.items() if MANIFEST in files)
+        kept = {*whole[-keep_latest:], newest, *needed}
+        for step in sorted(step for step in there.keys() - kept if step < newest):
+            for file in sorted(there[step], key=lambda file: file != MANIFEST):
+                self._store.remove(keys.of_checkpoint(name, step, file))
+        self._is_tidy = True
 
     def _send_evaluations(self) -> None:
         for result in sorted(self._run.evaluations.glob(f"step_*/{RESULT}")):
@@ -161,7 +158,7 @@ class Sending:
                 self._level[result] = sha256
 
     def _send_evaluation(self, folder: Path, sha256: str) -> None:
-        """Send an evaluation if it is whole on disk, in the place of an earlier one of the same name.
+        """Send an evaluation if it is whole on disk, in the place of an earlier one of the same name, if any.
 
         Args:
             sha256: of its `evaluation.json`.
@@ -177,6 +174,8 @@ class Sending:
             log.warning("An evaluation is not sent to the store: %s", error)
             return
         if there is not None:
+            if self._made(prefix) > contents.made:
+                return
             self._store.remove(prefix + RESULT)
         for name, record in contents.files.items():
             self._store.send(folder / name, prefix + name, record.sha256)
@@ -185,6 +184,15 @@ class Sending:
         for each in list(self._store.list(prefix)):
             if each.key.removeprefix(prefix) not in {*contents.files, RESULT}:
                 self._store.remove(each.key)
+
+    def _made(self, prefix: str) -> float:
+        """When the evaluation below a prefix of the store was made; what cannot be read was made before all others."""
+        try:
+            return parse_contents(self._store.read(prefix + RESULT), self._store.address(prefix + RESULT)).made
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except CodecmillError:
+            return -1.0
 
     def _send_shard_set(self) -> None:
         if not self._run.shard_set_file.is_file():
@@ -209,54 +217,6 @@ def bring_level(run: RunDirectory) -> None:
         log.warning("The store gets what it is missing later, or by codecmill sync %s: %s", run.path.name, error)
 
 
-def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lambda: None) -> None:
-    """Send a complete shard set, its manifest last; what has come from this store is there already.
-
-    Args:
-        between: called after each file; a large set takes hours.
-
-    Raises:
-        StoreError: the store does not take it. CodecmillError: a file is not what the manifest says, or the set lies
-            in another store.
-    """
-    address, source = f"{store.url}/{keys.of_shard_set(folder)}", remote_sets.origin(folder)
-    if source == address:
-        return
-    manifest_file = folder / shard_format.MANIFEST
-    sha256 = file_sha256(manifest_file)
-    key = keys.of_shard_set(folder, shard_format.MANIFEST)
-    there = store.find(key)
-    if there is not None and there.sha256 == sha256:
-        return
-    manifest = shard_format.Manifest.read(folder)
-    if there is not None and _has_same_set(store, key, manifest):
-        # Our checkpoints name it by ours.
-        store.send(manifest_file, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
-        return
-    files = [each for row in manifest.shards for each in row.files()]
-    if source is not None and not all(shard_format.is_whole(folder / name, size) for name, size, _ in files):
-        raise CodecmillError(
-            f"Shard set {folder.name} lies in {source}, and only some of it is here. Copy it to {address}, or delete "
-            f"{folder} and have the shards made here, by `codecmill shards` of the same choices; then: "
-            "codecmill sync RUN"
-        )
-    for name, _, digest in files:
-        store.send(folder / name, keys.of_shard_set(folder, name), digest)
-        between()
-    store.send(manifest_file, key, sha256)
-
-
-def _has_same_set(store: Store, key: str, manifest: shard_format.Manifest) -> bool:
-    """Whether the manifest at a key is of the same set, made of images that lay elsewhere: others read by it now."""
-    try:
-        there = shard_format.Manifest.checked(store.read_object(key), store.address(key), "")
-    except StoreError:
-        raise
-    except CodecmillError:
-        return False  # damaged
-    return other_manifests.equal_but_for_paths(there, manifest)
-
-
 @contextmanager
 def _held(folder: Path, other: Path) -> Iterator[Path]:
     """A folder's files under other names, so that they can be read to the end while the training deletes its own."""
@@ -276,7 +236,7 @@ def _held(folder: Path, other: Path) -> Iterator[Path]:
 def _copied(file: Path) -> Iterator[Path]:
     """The whole lines of a file, in one that does not change while it is sent."""
     copy = file.with_name(f"{_COPY}{file.name}-{os.getpid()}")
-    content = file.read_bytes() if file.is_file() else b""
+    content = file.read_bytes()
     try:
         copy.write_bytes(content[: content.rfind(b"\n") + 1])
         yield copy

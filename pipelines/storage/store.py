@@ -171,9 +171,8 @@ class Store:
     def _after_all(self, key: str, content: bytes) -> str | None:
         """The ETag of what is there, if an earlier try has written it and only its answer was lost."""
         found = self._s3.head(key)
-        if found is None or found.etag != hashlib.md5(content, usedforsecurity=False).hexdigest():
-            return None
-        return found.etag
+        is_it = found is not None and found.sha256 == hashlib.sha256(content).hexdigest()
+        return found.etag if found and is_it else None
 
     def remove(self, key: str) -> None:
         """Delete an object; that there is none is no error.

@@ -11,6 +11,7 @@ from pipelines.errors import BusyError
 from pipelines.process_lifetime import die_with_parent
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import run_status
+from pipelines.storage.lease import is_at_work_elsewhere
 from pipelines.tracking.connection import connected
 from pipelines.tracking.marks import read_marks
 from pipelines.tracking.runs import marked
@@ -23,11 +24,14 @@ def mark_killed(run: RunDirectory) -> None:
     """Set the run's status in MLflow to KILLED, or to FINISHED where all of it is done; never that of one at work.
 
     Raises:
-        TrackingUnavailable: MLflow cannot be reached.
+        TrackingUnavailable: MLflow cannot be reached. StoreError: the store does not say whether another machine has
+            taken the run over.
     """
     marks = read_marks(run)
     if marks is None:
         return  # MLflow has not heard of it
+    if is_at_work_elsewhere(run):
+        return
     with connected(run.root) as client, suppress(BusyError), run.locked(LOCK_SECONDS):
         is_done = all(stage.state == "done" for stage in run_status(run).stages)
         status = "FINISHED" if is_done else "KILLED"
