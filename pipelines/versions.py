@@ -10,7 +10,6 @@ PACKAGES = (
     "codecmill",
     "torch",
     "torchvision",
-    "torchmetrics",
     "numpy",
     "pillow",
     "deflate",

@@ -1,6 +1,5 @@
 import math
 import re
-from importlib import metadata
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from pipelines.config import LossConfig, RunConfig
 from pipelines.errors import CodecmillError
 from pipelines.model.losses import distortion, psnr, rate_distortion
-from pipelines.versions import package_versions
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
@@ -105,21 +103,20 @@ def test_inputs_of_different_memory_layout_and_no_samples():
     assert distortion(MSE, a[:0], b[:0]).shape == (0,)
 
 
-def test_the_package_that_computes_a_loss_is_named_by_what_was_trained_with_it():
-    assert package_versions()["torchmetrics"] == metadata.version("torchmetrics")
-
-
 def test_ms_ssim_is_that_of_torchmetrics_for_each_sample():
     target = images(3, 3, 180, 176)
     reconstruction = (target + 0.2 * images(3, 3, 180, 176, seed=1)).requires_grad_()
     loss = distortion(LossConfig(distortion="ms_ssim"), reconstruction, target)
-    expected = [
-        1 - multiscale_structural_similarity_index_measure(r[None], t[None], data_range=1.0, normalize="relu").item()
-        for r, t in zip(reconstruction, target, strict=True)
-    ]
-    assert loss.tolist() == pytest.approx(expected, abs=1e-9)
-    (gradient,) = torch.autograd.grad(loss.sum(), reconstruction)
-    assert gradient.isfinite().all() and gradient.any()
+    theirs = torch.stack(
+        [
+            1 - multiscale_structural_similarity_index_measure(r[None], t[None], data_range=1.0, normalize="relu")
+            for r, t in zip(reconstruction, target, strict=True)
+        ]
+    )
+    torch.testing.assert_close(loss, theirs, rtol=0, atol=1e-7)
+    ours, expected = (torch.autograd.grad(each.sum(), reconstruction)[0] for each in (loss, theirs))
+    assert expected.any()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-9)
     inverse = (1 - target).requires_grad_()  # its structure is the opposite: terms below zero
     (gradient,) = torch.autograd.grad(distortion(LossConfig(distortion="ms_ssim"), inverse, target).sum(), inverse)
     assert gradient.isfinite().all()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pipelines.config import SMALLEST_MS_SSIM
 from pipelines.errors import CodecmillError
+from pipelines.model.structural_similarity import SCALE_WEIGHTS, WINDOW_MARGIN, contrast, similarity
 
 Picture = Image.Image | np.ndarray
 """An RGB picture, as PIL has it or as uint8 (H, W, 3)."""
@@ -20,20 +21,8 @@ LARGEST_PSNR = 100.0
 """What is reported, in dB, for equal pictures and for any nearer than that: JSON has no infinity, and one such picture
 would make every mean infinite. Training caps its PSNR at the same value."""
 
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Of the five scales of MS-SSIM, finest first (Wang 2003)."""
-
 SMALLEST_SIDE = SMALLEST_MS_SSIM
 """Of a picture that MS-SSIM is defined for, in pixels."""
-
-WINDOW_MARGIN = 5
-"""Pixels at each edge where the Gaussian window of SSIM reaches beyond the picture."""
-
-WINDOW_SIGMA = 1.5
-"""Of that window, in pixels."""
-
-LUMINANCE_FLOOR, CONTRAST_FLOOR = 0.01**2, 0.03**2
-"""SSIM's two constants, on the scale 0 to 1: what keeps black and flat surroundings from deciding."""
 
 BAND_PIXELS = 1 << 18
 """Compared at a time, for it takes some hundred bytes a pixel."""
@@ -89,7 +78,7 @@ def ms_ssim(original: Picture, reconstruction: Picture) -> float | None:
     for weight in SCALE_WEIGHTS[:-1]:
         index *= max(0.0, _contrast(one, other)) ** weight
         one, other = _halved(one), _halved(other)
-    return index * max(0.0, _similarity(one, other)) ** SCALE_WEIGHTS[-1]
+    return index * max(0.0, similarity(one, other).mean().item()) ** SCALE_WEIGHTS[-1]
 
 
 def means(qualities: Iterable[Quality]) -> dict[str, float]:
@@ -129,41 +118,13 @@ def _bands(height: int, width: int, margin: int = 0) -> Iterator[slice]:
 
 
 def _contrast(one: Tensor, other: Tensor) -> float:
-    """The mean contrast and structure term of one scale over the pixels whose window lies within the picture.
-
-    As torchmetrics has it, whose window of 11 by 11 pixels takes four times as long as this one of 11 and 11, and whose
-    import takes a second and a half.
-    """
+    """The mean contrast and structure term of one scale."""
     height, width = one.shape[2:]
     total = 0.0
     for rows in _bands(height, width, WINDOW_MARGIN):
-        _, contrast = _terms(_unit(one[:, :, rows]), _unit(other[:, :, rows]))
-        total += contrast.mean().item() * (rows.stop - rows.start - 2 * WINDOW_MARGIN)
+        found = contrast(_unit(one[:, :, rows]), _unit(other[:, :, rows]))
+        total += found.mean().item() * (rows.stop - rows.start - 2 * WINDOW_MARGIN)
     return total / (height - 2 * WINDOW_MARGIN)
-
-
-def _similarity(one: Tensor, other: Tensor) -> float:
-    """The whole index of the last scale; as torchmetrics has it, over the edges too, where the picture is mirrored."""
-    mirrored = [F.pad(x, [WINDOW_MARGIN] * 4, mode="reflect") for x in (one, other)]
-    luminance, contrast = _terms(*mirrored)
-    return (luminance * contrast).mean().item()
-
-
-def _terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM's term of luminance, and that of contrast and structure, wherever the window lies within the picture."""
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blurred(torch.cat([x, y, x * x, y * y, x * y], dim=1)).chunk(5, 1)
-    luminance = (2 * mean_x * mean_y + LUMINANCE_FLOOR) / (mean_x.square() + mean_y.square() + LUMINANCE_FLOOR)
-    variances = (mean_xx - mean_x.square()).clamp_min(0) + (mean_yy - mean_y.square()).clamp_min(0)
-    covariance = mean_xy - mean_x * mean_y
-    return luminance, (2 * covariance + CONTRAST_FLOOR) / (variances + CONTRAST_FLOOR)
-
-
-def _blurred(x: Tensor) -> Tensor:
-    """(1, C, H, W) under SSIM's Gaussian window, along the rows and then the columns: (1, C, H - 10, W - 10)."""
-    places = torch.arange(-WINDOW_MARGIN, WINDOW_MARGIN + 1, dtype=torch.float64)
-    window = torch.exp(-((places / WINDOW_SIGMA) ** 2) / 2)
-    window = (window / window.sum()).to(x.dtype).expand(x.shape[1], 1, -1)
-    return F.conv2d(F.conv2d(x, window[:, :, None], groups=x.shape[1]), window[..., None], groups=x.shape[1])
 
 
 def _halved(x: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """How far a reconstruction is from its image: what training minimises, and the PSNR that people read."""
 
 import math
-from typing import cast, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from pipelines.config import LAMBDA_STEP_SQUARED, LossConfig
 from pipelines.errors import CodecmillError
+from pipelines.model import structural_similarity
 
 MS_SSIM_SCALE = 1280.0
 """What stands for 255^2 where the distortion is 1 - MS-SSIM: lambdas of the same codecs in the literature, compared."""
@@ -50,15 +51,10 @@ def distortion(config: LossConfig, reconstruction: Tensor, target: Tensor, mask:
 
 
 def _ms_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Of each sample (Wang 2003), in float32 or wider; terms below zero count as zero, for powers have no gradient."""
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure  # late: it takes a second
-
+    """Of each sample, in float32 or wider."""
     with torch.autocast(target.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
-        found = multiscale_structural_similarity_index_measure(
-            reconstruction.to(dtype), target.to(dtype), data_range=1.0, reduction="none", normalize="relu"
-        )
-    return cast("Tensor", found)
+        return structural_similarity.ms_ssim(reconstruction.to(dtype), target.to(dtype))
 
 
 def _mask_fraction(mask: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
