@@ -146,8 +146,13 @@ class _Making:
     def __init__(self, request: Request, recipe: Recipe, beside: _Threads, between: _Threads | None):
         samples = len(request.places)
         self._request, self._recipe, self._between = request, recipe, between
-        self._images, self._masks = room(recipe.config, samples)
-        self._noise = None if recipe.noise_shape is None else np.empty((samples, *recipe.noise_shape), np.float32)
+        self._batch_images, self._batch_masks = room(recipe.config, samples)
+        self._batch_noise = None
+        if recipe.noise_shape is not None:
+            self._batch_noise = _room(recipe.config, torch.float32, samples, *recipe.noise_shape)
+        self._images = self._batch_images.numpy()
+        self._masks = None if self._batch_masks is None else self._batch_masks.numpy()
+        self._noise = None if self._batch_noise is None else self._batch_noise.numpy()
         self._raw: list[RawSample | None] = [None] * samples
         self._reading = beside.share(self._read, samples) if between else []
         self._filling = [] if between else beside.share(self._fill, samples)
@@ -190,9 +195,9 @@ class _Making:
         filled = time.perf_counter()
         decoding = filled - read if self._between else 0.0
         return Batch(
-            images=as_tensor(self._images),
-            masks=None if self._masks is None else as_tensor(self._masks),
-            noise=None if self._noise is None else torch.from_numpy(self._noise),
+            images=channels_first(self._batch_images),
+            masks=None if self._batch_masks is None else channels_first(self._batch_masks),
+            noise=self._batch_noise,
             keys=keys,
             positions=self._request.positions,
             step=self._request.step,
@@ -201,13 +206,21 @@ class _Making:
         )
 
 
-def room(config: RunConfig, samples: int) -> tuple[np.ndarray, np.ndarray | None]:
+def room(config: RunConfig, samples: int) -> tuple[Tensor, Tensor | None]:
     """Images (N, S, S, 3), anything, and masks (N, S, S, 1), black, where the run has them: uint8."""
     side = config.training.crop_size
-    masks = np.zeros((samples, side, side, 1), np.uint8) if config.data.masks is not None else None
-    return np.empty((samples, side, side, 3), np.uint8), masks
+    images = _room(config, torch.uint8, samples, side, side, 3)
+    return images, None if config.data.masks is None else _room(config, torch.uint8, samples, side, side, 1).zero_()
 
 
-def as_tensor(levels: np.ndarray) -> Tensor:
+def _room(config: RunConfig, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Memory that threads write to; of a GPU's batch it is pinned, so that the copy goes on beside the steps before.
+
+    It stays a tensor of torch's, which gives pinned memory to no other before such a copy has ended.
+    """
+    return torch.empty(shape, dtype=dtype, pin_memory=config.training.device == "cuda")
+
+
+def channels_first(levels: Tensor) -> Tensor:
     """(N, C, S, S), the same memory: the channels stay the fastest dimension, as they are in a picture."""
-    return torch.from_numpy(levels).permute(0, 3, 1, 2)
+    return levels.permute(0, 3, 1, 2)

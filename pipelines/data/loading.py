@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipelines.config import RunConfig
-from pipelines.data.batch_making import Batch, Place, Recipe, Request, as_tensor, batches, room
+from pipelines.data.batch_making import Batch, Place, Recipe, Request, batches, channels_first, room
 from pipelines.data.decoded_patches import DecodedPatches, Patch
 from pipelines.data.order import SampleOrder
 from pipelines.data.read_ahead import ReadAhead
@@ -102,10 +102,10 @@ def blank_batch(config: RunConfig, world_size: int, rank: int, noise_shape: tupl
     """Black images for a rank's share of a batch, in memory as its batches are: a compiled step depends on that."""
     positions = list(range(rank, config.training.batch_size, world_size))
     images, masks = room(config, len(positions))
-    images[:] = 0
+    images.zero_()
     return Batch(
-        images=as_tensor(images),
-        masks=None if masks is None else as_tensor(masks),
+        images=channels_first(images),
+        masks=None if masks is None else channels_first(masks),
         noise=None if noise_shape is None else torch.zeros(len(positions), *noise_shape),
         keys=[""] * len(positions),
         positions=positions,
