@@ -1,9 +1,9 @@
 """Whether the promises hold on this machine's GPUs: `infra/gpu-check`, some minutes.
 
-Small complete runs: one that is killed and resumed ends as one that was left alone, with replicas of the model, with
-shares of it (DDP and FSDP), and as `auto` has it for a long run on a GPU, compiled and in bf16; what a codec's files
-decode to is the same with and without a GPU; with two GPUs and more, virtual ranks give the same bits on one and on
-all.
+A step of each quantiser, distortion and entropy model has deterministic kernels. Then small complete runs: one that is
+killed and resumed ends as one that was left alone, with replicas of the model, with shares of it (DDP and FSDP), and as
+`auto` has it for a long run on a GPU, compiled and in bf16; what a codec's files decode to is the same on a GPU and
+without one, whichever wrote them; with two GPUs and more, virtual ranks give the same bits on one and on all.
 `--device cpu` goes the same way with gloo, to try this program where there is no GPU.
 """
 
@@ -11,16 +11,22 @@ import argparse
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from infra.chaos.results import result_of
-from infra.chaos.small_runs import PROJECT, SmallRun, emptied, make_pictures
+from infra.chaos.small_runs import SmallRun, emptied, make_pictures
+from pipelines import checkpoints
+from pipelines.config import LossConfig, ModelConfig, RunConfig
 from pipelines.errors import CodecmillError
+from pipelines.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from pipelines.model.codec import TransformCodec
 
 STEPS = 64
 CODEC = {
@@ -36,6 +42,14 @@ RESUMED = {
     "compiled": {**CODEC, "training.compile": "true"},
 }
 """What differs between the runs that are killed, by the names of the checks."""
+
+STEPPED: tuple[dict[str, dict[str, Any]], ...] = (
+    *({"model": {"quantizer": name}} for name in get_args(ModelConfig.model_fields["quantizer"].annotation)),
+    *({"loss": {"distortion": name}} for name in get_args(LossConfig.model_fields["distortion"].annotation)),
+    {"model": {"entropy": "factorized"}},
+    *({"model": {"entropy": "hyperprior", "context": name}} for name in ("checkerboard", "nested")),
+)
+"""What a step is tried with."""
 
 
 def main() -> int:
@@ -54,9 +68,14 @@ def main() -> int:
         return _profile(arguments.step, arguments.batch, arguments.device)
     folder = emptied(arguments.root, "gpu-check")
     make_pictures(folder / "pictures")
-    on_device = {"training.device": arguments.device, "training.processes": ranks}
-    checks = [_killed_and_resumed(folder, name, {**on_device, **choices}) for name, choices in RESUMED.items()]
-    checks.append(_decoded_everywhere(folder, on_device))
+    on_device = {
+        "training.device": arguments.device,
+        "training.processes": ranks,
+        "training.batch_size": max(8, ranks),
+    }
+    checks = [_steps_are_deterministic(arguments.device)]
+    checks += [_killed_and_resumed(folder, name, {**on_device, **choices}) for name, choices in RESUMED.items()]
+    checks.append(_decoded_everywhere(folder, arguments.device, on_device))
     if ranks > 1:
         checks.append(_virtual_ranks(folder, on_device))
     return 0 if all(checks) else 1
@@ -91,6 +110,23 @@ def _describe(device: str) -> int:
     return len(names)
 
 
+def _steps_are_deterministic(device: str) -> bool:
+    """torch refuses an operation that has no deterministic kernel when it comes to it."""
+    from infra.bench.programs.step import default_step
+    from pipelines.training.machine import compute_exactly, resolve
+
+    compute_exactly()
+    failing = []
+    for choices in STEPPED:
+        training = {"device": device, "processes": 1, "batch_size": 4, "crop_size": 192, "compile": False}
+        config = resolve(RunConfig.model_validate({"name": "step", **choices, "training": training}))
+        try:
+            default_step(config, device)()
+        except RuntimeError as error:
+            failing.append(f"{choices}: {str(error).partition('. ')[0]}")
+    return _told(f"a step of each of {len(STEPPED)} models and losses has deterministic kernels", failing)
+
+
 def _killed_and_resumed(folder: Path, check: str, choices: Mapping[str, Any]) -> bool:
     alone = SmallRun(folder, f"alone-{check}", STEPS, choices)
     alone.finish()
@@ -123,25 +159,27 @@ def _virtual_ranks(folder: Path, on_device: Mapping[str, Any]) -> bool:
     return _told(promise, [] if len(weights) == 1 else ["weights"])
 
 
-def _decoded_everywhere(folder: Path, on_device: Mapping[str, Any]) -> bool:
+def _decoded_everywhere(folder: Path, device: str, on_device: Mapping[str, Any]) -> bool:
+    """Files that the processor wrote, and those that the device wrote, each read by both."""
+    from pipelines.codec.container import parse
+    from pipelines.codec.opening import codec_of
+    from pipelines.data.images import open_image
+    from pipelines.evaluation.stage import load
+
     run = SmallRun(folder, "codec", STEPS, {**on_device, **CODEC})
     run.finish()
-    pictures = sorted((folder / "pictures").iterdir())[:3]
-    _codecmill(run, "compress", *pictures, "-o", folder / "coded", "--model", run.name, "--quality", "60")
-    decoded = []
-    for place, hidden in (("with", {}), ("without", {"CUDA_VISIBLE_DEVICES": ""})):
-        files = sorted((folder / "coded").iterdir())
-        _codecmill(run, "decompress", *files, "-o", folder / place, environment=hidden)
-        decoded.append([file.read_bytes() for file in sorted((folder / place).iterdir())])
-    differing = [file.name for file, one, other in zip(pictures, *decoded, strict=True) if one != other]
+    checkpoint = checkpoints.of_step(RunDirectory(run.folder), STEPS)
+    here = codec_of(checkpoint)
+    model, normalization = load(checkpoint)  # on the device, as in an evaluation
+    there = replace(here, model=cast("TransformCodec", model), normalization=normalization)
+    differing = []
+    for file in sorted((folder / "pictures").iterdir())[:3]:
+        image = open_image(file, background=(255, 255, 255))
+        for writer, codec in (("processor", here), (device, there)):
+            coded = parse(codec.encode(image, here.step_of(60)), file.name)
+            if here.decode(coded).tobytes() != there.decode(coded).tobytes():
+                differing.append(f"{file.name}, written by the {writer}")
     return _told("a codec's files decode to the same pixels with and without a GPU", differing)
-
-
-def _codecmill(run: SmallRun, *words: str | Path, environment: Mapping[str, str] | None = None) -> None:
-    command = [sys.executable, "-m", "flows", *map(str, words), "--root", str(run.root)]
-    environment = os.environ | dict(environment or {})
-    if subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL).returncode:
-        raise SystemExit(f"codecmill {words[0]} failed; what it said is above.")
 
 
 def _told(promise: str, differing: list[str]) -> bool:

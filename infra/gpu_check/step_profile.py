@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.autograd.profiler_util import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 
 from infra.bench.programs.step import default_step
@@ -44,9 +45,12 @@ def _show(name: str, config: RunConfig, device: torch.device) -> None:
             step()
         _wait(device)
     events = seen.key_averages()
-    busy = sum(each.self_device_time_total for each in events) / PROFILED / 1e6
+    # A kernel's time is in the event of the operation that began it, too, and in annotations that span several.
+    kernels = [each for each in events if each.device_type != DeviceType.CPU and not each.is_user_annotation]
+    busy = sum(each.self_device_time_total for each in kernels) / PROFILED / 1e3
     images = config.training.batch_size / seconds
-    print(f"{name}: {seconds * 1e3:.1f} ms a step, {images:.0f} images/s; the device is busy for {busy * 1e3:.1f} ms")
+    told = f"; the device is busy for {busy:.1f} ms" if device.type == "cuda" else ""
+    print(f"{name}: {seconds * 1e3:.1f} ms a step, {images:.0f} images/s{told}")
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     print(events.table(sort_by=key, row_limit=LISTED, max_name_column_width=60), flush=True)
 
