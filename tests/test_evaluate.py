@@ -65,6 +65,17 @@ def test_figures_and_files_agree(tmp_path: Path, model: Autoencoder) -> None:
     assert f"{result.means['psnr']:.2f} dB" in result.markdown()
 
 
+def test_of_a_codebook_its_codes_are_counted_and_not_what_carries_gradients(tmp_path: Path, model: Autoencoder) -> None:
+    for decay in (0.99, None):
+        sizes = {"channels": 8, "latent_channels": 4, "downsamplings": 2, "codes": 32, "codebook_decay": decay}
+        codebook = Autoencoder(ModelConfig.model_validate({**sizes, "quantizer": "vq"}), seed=1)
+        counts = [
+            evaluate(each, NORMALIZATION, [("a", picture(1, 20, 20))], tmp_path / "step", EvaluationConfig(), ABOUT)
+            for each in (codebook, model)
+        ]
+        assert counts[0].parameters - counts[1].parameters == 32 * 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (17, 33), (33, 17), (1, 90)])
 def test_odd_sizes_keep_theirs(tmp_path: Path, model: Autoencoder, size: tuple[int, int]) -> None:
     images = [("odd.png", picture(1, *size))]

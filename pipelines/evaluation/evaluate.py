@@ -77,7 +77,7 @@ def evaluate(
             measuring.offer(len(rows), printable(name), original)
         points, kept = measuring.points, album.kept
         images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = _parameters(model)
         seconds = round(time.monotonic() - started, 3)
         result = Evaluation(folder, about, parameters, seconds, images_with_pictures, tuple(broken), tuple(points))
         write_bytes(building / TABLE, _csv(result).encode("utf-8"))
@@ -87,6 +87,12 @@ def evaluate(
         write_bytes(building / REPORT, html(result, album.previews, pieces).encode("utf-8"))
         write_json(building / RESULT, result.as_json() | contents_of(building).model_dump())
     return result
+
+
+def _parameters(model: Model) -> int:
+    """How many there are, less a codebook's `statistics`, which are zero and there to have a gradient."""
+    named = model.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if not name.endswith(".statistics"))
 
 
 def _pieces(codec: PictureCodec, result: Evaluation, folder: Path) -> Iterator[Pieces]:
