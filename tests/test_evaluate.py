@@ -192,6 +192,19 @@ def test_a_diverged_model_is_an_error(tmp_path: Path, model: Autoencoder) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_a_gpu_without_room_for_a_tile_is_a_sentence(model: Autoencoder) -> None:
+    def full(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB of which ...")
+
+    hook = model.decoder.register_forward_pre_hook(full)
+    message = r"80 x 70 pixels in tiles of evaluation.tile_size 64 \(CUDA out of .* 2.00 GiB\): use a smaller --evaluat"
+    try:
+        with pytest.raises(CodecmillError, match=message):
+            reconstruct(model, NORMALIZATION, picture(1, 80, 70), tile_size=64)
+    finally:
+        hook.remove()
+
+
 def test_it_tells_how_far_it_is_and_leaves_the_model_as_it_was(tmp_path: Path, model: Autoencoder) -> None:
     heard: list[Progress] = []
     stop = listen(heard.append)

@@ -135,7 +135,7 @@ def reconstruct(model: Model, normalization: Normalization, image: Image.Image, 
     """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels.
 
     Raises:
-        CodecmillError: the model's output is not finite.
+        CodecmillError: the model's output is not finite, or the GPU has no room for a tile.
     """
     weight = next(model.parameters())
 
@@ -150,10 +150,16 @@ def reconstruct(model: Model, normalization: Normalization, image: Image.Image, 
         return to_levels(y).cpu()
 
     overlap = 0
-    if max(image.size) > tile_size:
-        probe = weight.new_zeros(1, 3, model.stride, model.stride)
-        overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
-    output = reconstruct_tiled(through_model, to_tensor(image)[None], tile_size, overlap, model.stride)
+    try:
+        if max(image.size) > tile_size:
+            probe = weight.new_zeros(1, 3, model.stride, model.stride)
+            overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
+        output = reconstruct_tiled(through_model, to_tensor(image)[None], tile_size, overlap, model.stride)
+    except torch.OutOfMemoryError as error:
+        raise CodecmillError(
+            f"The GPU has no room for a picture of {image.width} x {image.height} pixels in tiles of "
+            f"evaluation.tile_size {tile_size} ({str(error).split('. GPU')[0]}): use a smaller --evaluation.tile_size."
+        ) from error
     return to_image(output[0])
 
 
