@@ -29,6 +29,8 @@ from pipelines.evaluation.rate_distortion import Measuring, Point, RateDistortio
 from pipelines.evaluation.report import html
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, bd_rates, printable, read_evaluation
 from pipelines.model.build import Model
+from pipelines.model.codec import TransformCodec
+from pipelines.model.codec_tiles import code_in_tiles
 from pipelines.model.tiling import receptive_radius, reconstruct_tiled
 from pipelines.progress import Progress, report
 
@@ -132,16 +134,20 @@ def score(
 
 @torch.inference_mode()
 def reconstruct(model: Model, normalization: Normalization, image: Image.Image, tile_size: int) -> Image.Image:
-    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels.
+    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels: the same as whole.
+
+    Of a codec it is what a file decodes to, up to rounding.
 
     Raises:
         CodecmillError: the model's output is not finite, or the GPU has no room for a tile.
     """
     weight = next(model.parameters())
 
-    def through_model(levels: Tensor) -> Tensor:
-        x = normalization.normalize_(to_unit(levels.to(weight.device), weight.dtype))
-        y = normalization.denormalize(model(x).image)
+    def normalised(levels: Tensor) -> Tensor:
+        return normalization.normalize_(to_unit(levels.to(weight.device), weight.dtype))
+
+    def levels_of(y: Tensor) -> Tensor:
+        y = normalization.denormalize(y)
         if not y.isfinite().all():
             raise CodecmillError(
                 "The model's output is not finite: its training has diverged. "
@@ -149,12 +155,17 @@ def reconstruct(model: Model, normalization: Normalization, image: Image.Image, 
             )
         return to_levels(y).cpu()
 
-    overlap = 0
+    def through_model(levels: Tensor) -> Tensor:
+        return levels_of(model(normalised(levels)).image)
+
+    levels, overlap = to_tensor(image)[None], 0
     try:
+        if isinstance(model, TransformCodec):
+            return to_image(code_in_tiles(model, normalised, levels_of, levels, tile_size)[0])
         if max(image.size) > tile_size:
             probe = weight.new_zeros(1, 3, model.stride, model.stride)
             overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
-        output = reconstruct_tiled(through_model, to_tensor(image)[None], tile_size, overlap, model.stride)
+        output = reconstruct_tiled(through_model, levels, tile_size, overlap, model.stride)
     except torch.OutOfMemoryError as error:
         raise CodecmillError(
             f"The GPU has no room for a picture of {image.width} x {image.height} pixels in tiles of "
