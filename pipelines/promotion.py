@@ -13,6 +13,9 @@ UNITS = {"psnr": " dB", "ms_ssim": "", "bd_rate": " %", "bd_rate_ms_ssim": " %"}
 BD_RATES = ("bd_rate", "bd_rate_ms_ssim")
 """In percent of JPEG's bits: less is better."""
 
+BY_DECIBELS = {"bd_rate_ms_ssim": "bd_rate_ms_ssim_db"}
+"""What scores call a metric whose name they used for another scale, MS-SSIM's own, until 2026-11-27."""
+
 TOO_SMALL = f"no image of the test split has {SMALLEST_MS_SSIM} pixels on its shorter side"
 MAY_LACK = {
     "ms_ssim": TOO_SMALL,
@@ -28,7 +31,8 @@ class Scores:
 
     Attributes:
         version: its number in the registry.
-        metrics: over the test set: `psnr` in dB and `ms_ssim` from 0 to 1, the means, and of codecs `BD_RATES`.
+        metrics: over the test set: `psnr` in dB and `ms_ssim` from 0 to 1, the means, and of codecs `BD_RATES`, named
+            as `BY_DECIBELS` says.
         test_set_sha256: which test set.
         curve_images: of how many of its images, at most, `BD_RATES` are; 0 where they were not measured, None where
             that is not known.
@@ -40,9 +44,10 @@ class Scores:
     curve_images: int | None = None
 
     def are_of(self, test_set_sha256: str, metric: str, curve_images: int) -> bool:
-        """Whether the metric is of the same images, or would be if it had a value."""
+        """Whether the metric is of the same images, or would be if it had a value, and on the scale of today."""
         same_curves = metric not in BD_RATES or self.curve_images == curve_images
-        return self.test_set_sha256 == test_set_sha256 and same_curves
+        same_scale = metric not in BY_DECIBELS or metric not in self.metrics
+        return self.test_set_sha256 == test_set_sha256 and same_curves and same_scale
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,14 @@ def decide(candidate: Scores, champion: Scores | None, metric: str, margin: floa
 
 
 def _reason(scores: Scores, metric: str) -> str:
-    return "it is not a number" if metric in scores.metrics else MAY_LACK[metric]
+    return "it is not a number" if BY_DECIBELS.get(metric, metric) in scores.metrics else MAY_LACK[metric]
 
 
 def _value(scores: Scores, metric: str) -> float:
-    if metric in MAY_LACK and metric not in scores.metrics:
+    name = BY_DECIBELS.get(metric, metric)
+    if metric in MAY_LACK and name not in scores.metrics:
         return nan
-    if metric not in scores.metrics:
+    if name not in scores.metrics:
         known = ", ".join(sorted(scores.metrics)) or "none"
         raise CodecmillError(f"Version {scores.version} was not evaluated with {metric}; its metrics: {known}.")
-    return scores.metrics[metric]
+    return scores.metrics[name]

@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.errors import CodecmillError
-from pipelines.model.straight_through import LFQ, VectorQuantizer, binary_entropy_loss, nearest_code, rotation_trick
+from pipelines.model.straight_through import (
+    LFQ,
+    VectorQuantizer,
+    binary_entropy_loss,
+    nearest_code,
+    rotation_trick,
+    vector,
+)
 
 
 def test_autocast_chooses_the_same_codes():
@@ -32,6 +40,41 @@ def test_the_nearest_code_is_that_of_the_smallest_distance():
     vectors, codebook = random(50, 6), random(9, 6, seed=1)
     assert torch.equal(nearest_code(vectors, codebook), torch.cdist(vectors, codebook).argmin(dim=1))
     assert nearest_code(torch.zeros(1, 2), torch.tensor([[1.0, 0], [0, 1], [-1, 0]])).tolist() == [0]
+
+
+@pytest.mark.parametrize("codes", [2, 64, 512, 1000])
+@pytest.mark.parametrize("channels", [1, 4, 24])
+def test_in_blocks_the_nearest_codes_are_those_of_all_distances_at_once(
+    codes: int, channels: int, monkeypatch: pytest.MonkeyPatch
+):
+    """In float32, to the last bit of what is compared, where a step learns from it."""
+    codebook = random(codes, channels, seed=1).float()
+    for count in (0, 1, 7, 64, 515):
+        vectors = random(count, channels).float()
+        expected = (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=1)
+        for most in (2**24, 100 * codes, 64 * codes + 1, 1):
+            monkeypatch.setattr(vector, "MOST_DISTANCES", most)
+            assert torch.equal(nearest_code(vectors, codebook), expected)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor had which was computed meanwhile."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, (list, tuple)) else [found]:
+            if isinstance(each, Tensor):
+                self.numbers = max(self.numbers, each.numel())
+        return found
+
+
+def test_many_vectors_and_codes_take_no_more_room_than_a_block_of_distances():
+    layer, x = VectorQuantizer(8192, 4).eval(), random(1, 4, 64, 33).float()
+    with Largest() as largest:
+        layer(x)
+    assert largest.numbers <= vector.MOST_DISTANCES < 64 * 33 * 8192
 
 
 def rotation(soft: Tensor, hard: Tensor) -> Tensor:
@@ -128,11 +171,19 @@ def test_every_layer_takes_what_comes(layer: VectorQuantizer | LFQ):
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), VectorQuantizer(4, 6, decay=0.9), LFQ()],
+    ("layer", "distances"),
+    [
+        (VectorQuantizer(4, 6), 2**24),
+        (VectorQuantizer(4, 6, rotation=True), 2**24),
+        (VectorQuantizer(4, 6, decay=0.9), 64),  # of 160: in three blocks
+        (LFQ(), 2**24),
+    ],
     ids=["by loss", "rotation", "moving averages", "lfq"],
 )
-def test_compiled_in_one_graph_values_and_gradients_equal_eager(layer: VectorQuantizer | LFQ):
+def test_compiled_in_one_graph_values_and_gradients_equal_eager(
+    layer: VectorQuantizer | LFQ, distances: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(vector, "MOST_DISTANCES", distances)
     torch.compiler.reset()
     learned = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     weight = random(2, 6, 4, 5, seed=1).float()

@@ -65,6 +65,17 @@ def test_figures_and_files_agree(tmp_path: Path, model: Autoencoder) -> None:
     assert f"{result.means['psnr']:.2f} dB" in result.markdown()
 
 
+def test_of_a_codebook_its_codes_are_counted_and_not_what_carries_gradients(tmp_path: Path, model: Autoencoder) -> None:
+    for decay in (0.99, None):
+        sizes = {"channels": 8, "latent_channels": 4, "downsamplings": 2, "codes": 32, "codebook_decay": decay}
+        codebook = Autoencoder(ModelConfig.model_validate({**sizes, "quantizer": "vq"}), seed=1)
+        counts = [
+            evaluate(each, NORMALIZATION, [("a", picture(1, 20, 20))], tmp_path / "step", EvaluationConfig(), ABOUT)
+            for each in (codebook, model)
+        ]
+        assert counts[0].parameters - counts[1].parameters == 32 * 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (17, 33), (33, 17), (1, 90)])
 def test_odd_sizes_keep_theirs(tmp_path: Path, model: Autoencoder, size: tuple[int, int]) -> None:
     images = [("odd.png", picture(1, *size))]
@@ -179,6 +190,19 @@ def test_a_diverged_model_is_an_error(tmp_path: Path, model: Autoencoder) -> Non
     with pytest.raises(CodecmillError, match="The model's output is not finite: its training has diverged"):
         evaluate(diverged, NORMALIZATION, images, tmp_path / "step", EvaluationConfig(), ABOUT)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_without_room_for_a_tile_is_a_sentence(model: Autoencoder) -> None:
+    def full(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB of which ...")
+
+    hook = model.decoder.register_forward_pre_hook(full)
+    message = r"80 x 70 pixels in tiles of evaluation.tile_size 64 \(CUDA out of .* 2.00 GiB\): use a smaller --evaluat"
+    try:
+        with pytest.raises(CodecmillError, match=message):
+            reconstruct(model, NORMALIZATION, picture(1, 80, 70), tile_size=64)
+    finally:
+        hook.remove()
 
 
 def test_it_tells_how_far_it_is_and_leaves_the_model_as_it_was(tmp_path: Path, model: Autoencoder) -> None:

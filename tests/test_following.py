@@ -1,13 +1,23 @@
 """Why a training ended, told from what ranks and torchrun leave behind: the first cause, and no consequence of it."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import make
+from processes import PROJECT
+from trainings import begin
 
+from flows.cli.services import free_port
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, RankFailure
+from pipelines.runs import start_or_continue
+from pipelines.training import worker
 from pipelines.training.following import Ending, StepProgress, failure
 
 ENDED = Ending(code=1, hung=(), spoken=())
@@ -45,6 +55,44 @@ def test_after_a_restart_only_its_own_cause_counts(tmp_path: Path):
     fail(tmp_path, 0, 5, "The loss is not finite.", explained=True, restart=1)
     error = failure(tmp_path, Ending(code=1, hung=("Rank 1 gave no sign of life.",), spoken=()))
     assert str(error) == "The loss is not finite."
+
+
+WITHOUT_ROOM = """
+import sys
+from pathlib import Path
+import torch
+from pipelines.model.autoencoder import Decoder
+from pipelines.training import worker
+def full(self, latents):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 79 GiB of which ...")
+Decoder.forward = full
+worker.main(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.full
+def test_a_rank_whose_gpu_has_no_room_for_a_step_says_so_in_a_sentence(tiny: dict[str, Any], tmp_path: Path):
+    """What this machine's processor cannot run out of is raised in the model of a rank that is one otherwise."""
+    directory = begin(make(tiny))
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", WITHOUT_ROOM, str(directory.path), str(tmp_path)]
+    assert subprocess.run(command, env={**os.environ, **place, **meeting}, check=False).returncode == 1
+    assert str(failure(tmp_path, ENDED)) == (
+        "The GPU has no room for a step of training.batch_size 4 and training.crop_size 16 on training.processes 1 "
+        "(CUDA out of memory. Tried to allocate 20.00 GiB): go on with more processes, or share the weights out, too, "
+        "with --training.parallel fsdp, or begin a run with a smaller batch or crop, or with training.virtual_ranks, "
+        "which take their parts of the batch one after the other."
+    )
+
+
+def test_a_full_gpu_is_put_in_words_and_any_other_error_stays(tiny: dict[str, Any]):
+    directory = start_or_continue(make(tiny, training={"parallel": "fsdp"}))
+    full, other = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has"), ValueError("x")
+    found = worker._in_words(full, directory)
+    assert isinstance(found, CodecmillError) and found.__cause__ is full
+    assert "(CUDA out of memory. Tried to allocate 2.00 MiB): go on with more processes, or begin a run" in str(found)
+    assert worker._in_words(other, directory) is other
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"{}\n", b"[1]\n", b'{"step": "x"}\n'])

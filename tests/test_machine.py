@@ -1,8 +1,10 @@
 """What `auto` is on this machine, found without torch, is what torch finds; what need not be loaded is not."""
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from processes import PROJECT
 
 from pipelines.config import RunConfig
+from pipelines.doctor.machine import examine_machine
+from pipelines.errors import InputError
 from pipelines.training import machine
 
 
@@ -23,6 +27,27 @@ def test_found_without_torch_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
         assert machine.usable_gpus() == (3 if has_driver else 0)
+
+
+def test_nothing_is_compiled_where_pythons_headers_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """As on a Debian without python3-dev: what is built to launch a kernel includes them."""
+    monkeypatch.setattr(machine, "usable_gpus", lambda: 1)
+    monkeypatch.setattr(machine, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    config = RunConfig.model_validate({"training": {"steps": 2000}})
+    asked = config.training.model_copy(update={"compile": True})
+    assert machine.resolve(config).training.compile is False
+    with pytest.raises(InputError, match=f"no {tmp_path}/Python.h, which Python's headers bring .*training.compile"):
+        machine.check(asked)
+    (told,) = [each for each in examine_machine() if each.about == "compiler"]
+    assert (told.state, f"no {tmp_path}/Python.h" in told.text) == ("note", True)
+    (tmp_path / "Python.h").touch()
+    assert machine.resolve(config).training.compile is True
+    machine.check(asked)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="but there is no C\\+\\+ compiler"):
+        machine.check(asked)
 
 
 LOADED = """

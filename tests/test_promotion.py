@@ -72,6 +72,18 @@ def test_a_curve_that_does_not_meet_jpeg_s_is_no_failure() -> None:
     assert decision.reason == "Version 1 has no usable bd_rate: its curve and JPEG's have no quality in common."
 
 
+def test_a_bd_rate_over_the_index_itself_is_measured_anew_and_never_compared() -> None:
+    """MS-SSIM's own scale was that of these until 2026-11-27."""
+    former = Scores(1, {"psnr": 30.0, "bd_rate": -9.0, "bd_rate_ms_ssim": -60.0}, TEST_SET, 24)
+    today, none = (Scores(1, {"psnr": 30.0, **own}, TEST_SET, 24) for own in ({"bd_rate_ms_ssim_db": -20.0}, {}))
+    asked = [each.are_of(TEST_SET, "bd_rate_ms_ssim", 24) for each in (former, today, none)]
+    assert (asked, former.are_of(TEST_SET, "bd_rate", 24)) == ([False, True, True], True)
+    better = Scores(2, {"psnr": 30.0, "bd_rate_ms_ssim_db": -30.0}, TEST_SET, 24)
+    decision = decide(better, today, "bd_rate_ms_ssim", 5)
+    assert decision.alias == "champion" and "-30.0000 % beats champion version 1 with -20.0000 %" in decision.reason
+    assert decide(better, today, "bd_rate_ms_ssim", 11).alias == "candidate"
+
+
 def test_a_test_split_too_small_for_ms_ssim_is_no_failure() -> None:
     """It shows where all training is done."""
     for metric, others in (("ms_ssim", {}), ("bd_rate_ms_ssim", {"bd_rate": -9.0})):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import bjontegaard
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
@@ -99,6 +100,24 @@ def test_pictures_too_small_for_ms_ssim_do_not_count_in_its_bits(measured: RateD
     assert both.bd_rate(JPEG, "ms_ssim") is not None
     assert both.bd_rate(JPEG) != measured.bd_rate(JPEG)
     assert both.curves_of("ms_ssim") == measured.curves
+
+
+def test_bits_at_equal_ms_ssim_are_over_decibels(measured: RateDistortion):
+    """As learned codecs are compared, -10 log10(1 - MS-SSIM), by the reference's own implementation."""
+    for image in (None, "a", "b"):
+        columns: list[np.ndarray] = []
+        for codec in (JPEG, OURS):
+            settings = dict.fromkeys(point.setting for point in measured.points if point.codec == codec)
+            points = [
+                [p for p in measured.points if (p.codec, p.setting) == (codec, setting) and image in (None, p.image)]
+                for setting in settings
+            ]
+            rates = np.array([np.mean([p.bits_per_pixel for p in each]) for each in points])
+            decibels = np.array([-10 * np.log10(1 - np.mean([p.ms_ssim or 0 for p in each])) for each in points])
+            assert (np.diff(decibels) > 0).all()
+            columns += [rates, decibels]
+        expected = bjontegaard.bd_rate(*columns, method="pchip", require_matching_points=False, min_overlap=0)
+        assert measured.bd_rate(JPEG, "ms_ssim", image) == pytest.approx(expected, rel=1e-9)
 
 
 def test_every_format_s_settings_go_from_coarse_to_fine(measured: RateDistortion):

@@ -29,7 +29,8 @@ class EvaluationConfig(Section):
     )
     promotion_metric: Literal["psnr", "ms_ssim", "bd_rate", "bd_rate_ms_ssim"] = Field(
         default="psnr",
-        description="What decides on the champion; bd_rate: a codec's bits at equal PSNR, in percent of JPEG's",
+        description="What decides on the champion; bd_rate: a codec's bits at equal PSNR, in percent of JPEG's; "
+        "bd_rate_ms_ssim: at equal MS-SSIM in dB",
     )
     promotion_margin: float = Field(
         default=0.0, ge=0, description="By how much the champion must be beaten, in the metric's unit"

@@ -16,6 +16,9 @@ from pipelines.config.section import Section
 from pipelines.config.training import TrainingConfig
 from pipelines.errors import InputError
 
+SMALLEST_CROP = {"checkerboard": 2, "nested": 3}
+"""Latents, in each direction, from which on each pass of a hyperprior's `model.context` has a place."""
+
 
 def _check_name(name: str) -> str:
     # As long as what they are filled with: the name must be one still when it is read again from the run's folder.
@@ -62,6 +65,7 @@ class RunConfig(Section):
                 f"training.crop_size {self.training.crop_size} is no multiple of {stride}, which "
                 f"model.downsamplings {self.model.downsamplings} asks for"
             )
+        self._check_passes(stride)
         needed = self.training.crop_size / self.data.min_scale
         if needed > self.data.patch_size:
             raise ValueError(
@@ -72,6 +76,15 @@ class RunConfig(Section):
         if self.training.parallel == "fsdp":
             self._check_shares()
         return self
+
+    def _check_passes(self, stride: int) -> None:
+        """A pass that no crop has a place for would never be taught, and DDP ends in a traceback for the lack of it."""
+        context, crop = self.model.context, self.training.crop_size
+        if self.model.entropy == "hyperprior" and crop < (smallest := SMALLEST_CROP[context] * stride):
+            raise ValueError(
+                f"training.crop_size {crop} at model.downsamplings {self.model.downsamplings} has too few latents for "
+                f"model.context {context}: take {smallest} or more, or fewer downsamplings"
+            )
 
     def _check_ranks(self) -> None:
         batch, virtual, nodes = self.training.batch_size, self.training.virtual_ranks, self.training.nodes

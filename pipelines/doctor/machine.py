@@ -64,11 +64,16 @@ def _loopback() -> Finding:
 
 
 def _compiler() -> Finding:
-    from pipelines.training.machine import has_compiler
+    from pipelines.training.machine import missing_to_compile
 
-    if has_compiler():
-        return good("compiler", "torch.compile finds one")
-    return note("compiler", "none, so training.compile is not possible here", "Install g++ if you want to compile.")
+    missing = missing_to_compile()
+    if missing is None:
+        return good("compiler", "torch.compile finds one, and Python's headers")
+    return note(
+        "compiler",
+        f"there is no {missing}, so training.compile is not possible here",
+        "Install it if you want to compile.",
+    )
 
 
 def _devices() -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from html import escape
 from io import BytesIO
 
@@ -13,7 +12,7 @@ from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.curve_images import MOST_PIXELS
 from pipelines.evaluation.equal_rates import Pieces
 from pipelines.evaluation.markup import counted, data_uri, link, name_html
-from pipelines.evaluation.rate_distortion import OURS, CurvePoint, RateDistortion
+from pipelines.evaluation.rate_distortion import OURS, RateDistortion
 from pipelines.evaluation.results import percent, printable
 
 MOST_ROWS = 50
@@ -22,12 +21,9 @@ MOST_ROWS = 50
 
 def curve_section(found: RateDistortion, pieces: Sequence[Pieces]) -> str:
     """The section, as HTML."""
-    decibels = {
-        codec: [_in_decibels(point) for point in points] for codec, points in found.curves_of("ms_ssim").items()
-    }
     charts = [
         curve_chart(found.curves, "psnr", "PSNR in dB"),
-        curve_chart(decibels, "ms_ssim", "MS-SSIM in dB"),
+        curve_chart(found.curves_of("ms_ssim"), "ms_ssim", "MS-SSIM in dB"),
     ]
     return (
         '<section aria-labelledby="rates"><h2 id="rates">Rate and distortion</h2>'
@@ -37,12 +33,6 @@ def curve_section(found: RateDistortion, pieces: Sequence[Pieces]) -> str:
         f'<div class="pair">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>{_formats(found)}</section>'
         f"{_pieces(pieces)}{_images(found)}"
     )
-
-
-def _in_decibels(point: CurvePoint) -> CurvePoint:
-    if point.ms_ssim is None:
-        return point
-    return replace(point, ms_ssim=-10 * math.log10(max(1 - point.ms_ssim, 1e-10)))
 
 
 def _formats(found: RateDistortion) -> str:

@@ -29,6 +29,8 @@ from pipelines.evaluation.rate_distortion import Measuring, Point, RateDistortio
 from pipelines.evaluation.report import html
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, bd_rates, printable, read_evaluation
 from pipelines.model.build import Model
+from pipelines.model.codec import TransformCodec
+from pipelines.model.codec_tiles import code_in_tiles
 from pipelines.model.tiling import receptive_radius, reconstruct_tiled
 from pipelines.progress import Progress, report
 
@@ -77,7 +79,7 @@ def evaluate(
             measuring.offer(len(rows), printable(name), original)
         points, kept = measuring.points, album.kept
         images_with_pictures = tuple(replace(row, pictures=kept.get(i)) for i, row in enumerate(rows))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = _parameters(model)
         seconds = round(time.monotonic() - started, 3)
         result = Evaluation(folder, about, parameters, seconds, images_with_pictures, tuple(broken), tuple(points))
         write_bytes(building / TABLE, _csv(result).encode("utf-8"))
@@ -87,6 +89,12 @@ def evaluate(
         write_bytes(building / REPORT, html(result, album.previews, pieces).encode("utf-8"))
         write_json(building / RESULT, result.as_json() | contents_of(building).model_dump())
     return result
+
+
+def _parameters(model: Model) -> int:
+    """How many there are, less a codebook's `statistics`, which are zero and there to have a gradient."""
+    named = model.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if not name.endswith(".statistics"))
 
 
 def _pieces(codec: PictureCodec, result: Evaluation, folder: Path) -> Iterator[Pieces]:
@@ -126,16 +134,20 @@ def score(
 
 @torch.inference_mode()
 def reconstruct(model: Model, normalization: Normalization, image: Image.Image, tile_size: int) -> Image.Image:
-    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels.
+    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels: the same as whole.
+
+    Of a codec it is what a file decodes to, up to rounding.
 
     Raises:
-        CodecmillError: the model's output is not finite.
+        CodecmillError: the model's output is not finite, or the GPU has no room for a tile.
     """
     weight = next(model.parameters())
 
-    def through_model(levels: Tensor) -> Tensor:
-        x = normalization.normalize_(to_unit(levels.to(weight.device), weight.dtype))
-        y = normalization.denormalize(model(x).image)
+    def normalised(levels: Tensor) -> Tensor:
+        return normalization.normalize_(to_unit(levels.to(weight.device), weight.dtype))
+
+    def levels_of(y: Tensor) -> Tensor:
+        y = normalization.denormalize(y)
         if not y.isfinite().all():
             raise CodecmillError(
                 "The model's output is not finite: its training has diverged. "
@@ -143,11 +155,22 @@ def reconstruct(model: Model, normalization: Normalization, image: Image.Image, 
             )
         return to_levels(y).cpu()
 
-    overlap = 0
-    if max(image.size) > tile_size:
-        probe = weight.new_zeros(1, 3, model.stride, model.stride)
-        overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
-    output = reconstruct_tiled(through_model, to_tensor(image)[None], tile_size, overlap, model.stride)
+    def through_model(levels: Tensor) -> Tensor:
+        return levels_of(model(normalised(levels)).image)
+
+    levels, overlap = to_tensor(image)[None], 0
+    try:
+        if isinstance(model, TransformCodec):
+            return to_image(code_in_tiles(model, normalised, levels_of, levels, tile_size)[0])
+        if max(image.size) > tile_size:
+            probe = weight.new_zeros(1, 3, model.stride, model.stride)
+            overlap = min(2 * receptive_radius(model, probe), tile_size // 2)
+        output = reconstruct_tiled(through_model, levels, tile_size, overlap, model.stride)
+    except torch.OutOfMemoryError as error:
+        raise CodecmillError(
+            f"The GPU has no room for a picture of {image.width} x {image.height} pixels in tiles of "
+            f"evaluation.tile_size {tile_size} ({str(error).split('. GPU')[0]}): use a smaller --evaluation.tile_size."
+        ) from error
     return to_image(output[0])
 
 

@@ -1,6 +1,7 @@
 """The rate-distortion curve of a codec, from real files, beside those of the formats that everybody has."""
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from pipelines.evaluation.metrics import Quality, compare
 
 OURS = "codecmill"
 QUALITIES = (1.0, 20.0, 40.0, 60.0, 80.0, 100.0)
+
+SMALLEST_DISSIMILARITY = 1e-10
+"""1 - MS-SSIM of equal pictures: 100 dB, which their PSNR is, too."""
 
 MOST_JPEG_BYTES = 4
 """A pixel of a JPEG, an optimised one of colours at half the resolution: noise of 0 and 255 takes 1.6 at the finest."""
@@ -217,7 +221,7 @@ class RateDistortion:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The mean over all pictures at one setting; `ms_ssim` over those that are large enough for it."""
+    """The mean over all pictures at one setting; `ms_ssim`, in dB, of those that are large enough for it."""
 
     setting: float
     bits_per_pixel: float
@@ -239,14 +243,19 @@ def _mean(points: list[Point]) -> CurvePoint:
         points[0].setting,
         fmean(point.bits_per_pixel for point in points),
         fmean(point.psnr for point in points),
-        fmean(indices) if indices else None,
+        _in_decibels(fmean(indices)) if indices else None,
     )
+
+
+def _in_decibels(ms_ssim: float) -> float:
+    """-10 log10(1 - MS-SSIM), as codecs are compared by it: near 1 the index itself hardly tells them apart."""
+    return -10 * math.log10(max(1 - ms_ssim, SMALLEST_DISSIMILARITY))
 
 
 def bd_rate(curve: Sequence[CurvePoint], anchor: Sequence[CurvePoint], metric: str = "psnr") -> float | None:
     """How many percent more bits than the anchor a curve takes for the same metric (Bjøntegaard 2001, VCEG-M33).
 
-    Piecewise cubic (PCHIP) over the range of the metric that both have; None where there is none.
+    Piecewise cubic (PCHIP) over the range of the metric, in dB, that both have; None where there is none.
     """
     import bjontegaard  # late: it brings matplotlib along
 

@@ -89,7 +89,7 @@ class Evaluation:
     def means(self) -> dict[str, float]:
         """`psnr` in dB, and `ms_ssim` over the images that have one; left out where none has.
 
-        Of a codec also `bd_rate` and `bd_rate_ms_ssim`, in percent of JPEG's bits, where the curves overlap.
+        Of a codec also `bd_rate` and `bd_rate_ms_ssim_db`, in percent of JPEG's bits, where the curves overlap.
         """
         found = means(Quality(row.psnr, row.ms_ssim) for row in self.images)
         return found | (bd_rates(self.rate_distortion) if self.rate_distortion else {})
@@ -161,7 +161,7 @@ class Evaluation:
 
 def bd_rates(found: RateDistortion) -> dict[str, float]:
     """The metrics that a codec is promoted by, as `Evaluation.means` has them."""
-    rates = {"bd_rate": found.bd_rate(JPEG), "bd_rate_ms_ssim": found.bd_rate(JPEG, "ms_ssim")}
+    rates = {"bd_rate": found.bd_rate(JPEG), "bd_rate_ms_ssim_db": found.bd_rate(JPEG, "ms_ssim")}
     return {name: rate for name, rate in rates.items() if rate is not None}
 
 

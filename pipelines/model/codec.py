@@ -104,11 +104,15 @@ class TransformCodec(nn.Module):
 
     def _coded(self, x: Tensor, noise: Tensor | None, step: Tensor) -> Coded:
         """As `forward`, with nothing to be checked or found any more."""
-        log2_step = torch.log2(step)[:, None, None, None] - MIDDLE
-        levels = step[:, None, None, None] / self._gain(log2_step)
+        levels, log2_step = self.levels(step)
         y = self.encoder(x, levels, log2_step)
         quantised, bits = self.entropy(y, log2_step, None if noise is None else noise[:, 1:], self.hard)
         return Coded(self.decoder(quantised, levels, log2_step), quantised, bits, step)
+
+    def levels(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Of steps (N,) in grey levels: each channel's (N, L, 1, 1), and the normalised logarithm (N, 1, 1, 1)."""
+        log2_step = torch.log2(step)[:, None, None, None] - MIDDLE
+        return step[:, None, None, None] / self._gain(log2_step), log2_step
 
     def noise_shape(self, n: int, h: int, w: int) -> tuple[int, int]:
         """Random numbers that training on n images of h x w pixels takes: one row an image, the step's first."""
@@ -187,6 +191,17 @@ class TransformCodec(nn.Module):
             part = latents[(..., *region)]
             part.copy_(self.entropy.code(coder, None, (part.shape[-2], part.shape[-1]), _fixed_log2_step(step)))
         return latents
+
+    @torch.no_grad()
+    def quantise(self, y: Tensor, log2_step: Tensor) -> None:
+        """Replace the latents of one image, (1, L, h, w) on any device, by what `read` finds, up to rounding.
+
+        Args:
+            log2_step: of `levels`.
+        """
+        for region in regions(y.shape[-2:], REGION, HYPER_STRIDE):
+            part = y[(..., *region)]
+            part.copy_(self.entropy(part.to(log2_step.device), log2_step, None, self.hard)[0])
 
     def _exact_levels(self, step: int) -> Tensor:
         """As `_levels`, to the bit the same on every machine, in float64."""

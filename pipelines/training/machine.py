@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 from pipelines.config import RunConfig, TrainingConfig
@@ -82,7 +83,7 @@ def check(training: TrainingConfig) -> None:
     """Refuse what this machine has not, also where a run is continued on another one.
 
     Raises:
-        InputError: no GPU, or fewer than ranks, or no compiler.
+        InputError: no GPU, or fewer than ranks, or nothing to compile with.
     """
     found = lack(training)
     if found:
@@ -99,10 +100,10 @@ def lack(training: TrainingConfig) -> tuple[str, str] | None:
             f"training.processes is {training.processes}, but there are {gpus} GPUs: one rank has one.",
             "Use fewer --training.processes.",
         )
-    if training.compile is True and not has_compiler():
+    if training.compile is True and (missing := missing_to_compile()):
         return (
-            "training.compile is true, but there is no C++ compiler (g++ or clang++) on the PATH.",
-            "Install one, or use --training.compile false; a run that was begun with it resumes so with "
+            f"training.compile is true, but there is no {missing}.",
+            "Install it, or use --training.compile false; a run that was begun with it resumes so with "
             "--allow-inexact, to other bits.",
         )
     return None
@@ -149,5 +150,16 @@ def multiplies_bf16(device: str) -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds the C++ compiler that its CPU backend needs."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    """Whether torch.compile finds all that it builds its code with."""
+    return missing_to_compile() is None
+
+
+def missing_to_compile() -> str | None:
+    """What torch.compile needs and does not find here; None where it finds all.
+
+    On a GPU too: what launches the kernels is built here, by Inductor and Triton alike, against Python's headers.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        return "C++ compiler (g++ or clang++) on the PATH"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return None if header.is_file() else f"{header}, which Python's headers bring (Debian's python3-dev)"

@@ -59,7 +59,7 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
             if _train(directory, beat, stop_requested, until, log):
                 (attempt / STOPPED).touch()
     except Exception as error:
-        _record_failure(attempt, error)
+        _record_failure(attempt, _in_words(error, directory))
         sys.stdout.flush()
         os._exit(1)  # an orderly exit would take leave of the other ranks, and may wait for them
     sys.stdout.flush()
@@ -116,6 +116,24 @@ def _train(directory: RunDirectory, beat: Beat, stop_requested: StopSignals, unt
 
 def _hosts(nodes: int) -> str:
     return f" on {os.environ['GROUP_WORLD_SIZE']} of {nodes} hosts" if nodes > 1 else ""
+
+
+def _in_words(error: Exception, directory: RunDirectory) -> Exception:
+    """The same error, or, of a GPU that is full, what a run may do about it."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    training = directory.read_config().training
+    share = "" if training.parallel == "fsdp" else ", or share the weights out, too, with --training.parallel fsdp"
+    found = CodecmillError(
+        f"The GPU has no room for a step of training.batch_size {training.batch_size} and training.crop_size "
+        f"{training.crop_size} on training.processes {training.processes} ({str(error).split('. GPU')[0]}): go on with "
+        f"more processes{share}, or begin a run with a smaller batch or crop, or with training.virtual_ranks, which "
+        "take their parts of the batch one after the other."
+    )
+    found.__cause__ = error
+    return found
 
 
 def _record_failure(attempt: Path, error: Exception) -> None:

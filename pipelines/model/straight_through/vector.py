@@ -16,6 +16,10 @@ SMALLEST_NORM = 1e-12
 SMOOTHING = 1e-5
 """Added to each code's count, so that one that nobody chose has a place (Laplace's rule)."""
 
+MOST_DISTANCES = 2**24
+"""That are there at a time, 64 MiB in float32: a step of usual size has them all at once, whose sums stay as they are;
+a large picture, with many codes, would have gigabytes of them."""
+
 USAGE_DECAY = 0.99
 """Of the count of each code's vectors, where codes are learned by the loss."""
 
@@ -46,8 +50,11 @@ class VectorQuantized(NamedTuple):
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Indices (M,), int64, of the rows of a codebook (K, D) that are nearest to vectors (M, D); the first of equals."""
+    norms = codebook.square().sum(dim=1)
     # |v - c|^2 less |v|^2, which is the same for all codes.
-    return (codebook.square().sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=1)
+    blocks = vectors.split(max(1, MOST_DISTANCES // len(codebook)))
+    nearest = [(-2 * block @ codebook.T).add_(norms).argmin(dim=1) for block in blocks]
+    return nearest[0] if len(nearest) == 1 else torch.cat(nearest)
 
 
 class _Rotated(Function):
