@@ -121,6 +121,7 @@ def tiny_config(root: Path, photos: Path) -> dict[str, Any]:
             "steps": 12,
             "batch_size": 4,
             "crop_size": 16,
+            "device": "cpu",  # else a machine with one GPU refuses the tests two ranks
             "processes": 1,
             "threads": 1,
             "precision": "float32",

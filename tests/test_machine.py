@@ -4,12 +4,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import make
 from processes import PROJECT
 
+from flows.cli.config_file import effective_config
+from flows.cli.options import parse
+from infra.bench.programs import small_run
+from infra.chaos.small_runs import SmallRun
 from pipelines.config import RunConfig
+from pipelines.errors import InputError
 from pipelines.training import machine
 
 
@@ -23,6 +30,21 @@ def test_found_without_torch_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
         assert machine.usable_gpus() == (3 if has_driver else 0)
+
+
+def test_tests_campaigns_and_the_benchmark_have_two_ranks_where_there_is_one_gpu(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """`auto` would take the GPU, and refuse the second rank."""
+    monkeypatch.setattr(machine, "usable_gpus", lambda: 1)
+    disturbed = parse(SmallRun(tmp_path, "small", steps=32).command()[3:]).overrides
+    measured = small_run.values(tmp_path, "pictures", 0)
+    for values in (tiny, measured, small_run.on_cpu({}), effective_config(None, disturbed).model_dump()):
+        machine.resolve(make(values, training={"processes": 2}))
+    with pytest.raises(InputError, match="there are 1 GPUs"):
+        machine.resolve(RunConfig.model_validate({"training": {"processes": 2}}))
+    checked = SmallRun(tmp_path, "checked", 32, {"training.device": "cuda"}).command()
+    assert [word for word in checked if "device" in word] == ["--training.device=cuda"], "gpu-check is about the GPU"
 
 
 LOADED = """

@@ -1,8 +1,9 @@
 """`make bench` and `make bench-quick`: codecmill beside its peers, in one run that anyone can repeat.
 
 Measures the making of shards, loading, the training step, whole trainings, several ranks, opening and the DAG, each
-contender in a process of its own, interleaved; writes a report and its figures to ROOT/bench/latest.md and latest.json.
-The quick one compares its figures with `expected.toml`, says which fell, and then ends with 1.
+contender in a process of its own, interleaved, on the CPU also where there are GPUs; writes a report and its figures to
+ROOT/bench/latest.md and latest.json. The quick one compares its figures with `expected.toml`, says which fell, and then
+ends with 1.
 """
 
 import argparse

@@ -116,6 +116,7 @@ class SmallRun:
             "training.steps": self.steps,
             "training.batch_size": 8,
             "training.crop_size": 32,
+            "training.device": "cpu",  # else a machine with one GPU refuses two ranks
             "training.processes": 2,
             "training.precision": "float32",
             "training.checkpoint_interval": self.interval,
