@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from processes import PROJECT
+from processes import PROJECT, USERS_OWN
 
 from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds
 from pipelines.errors import CodecmillError, InputError
@@ -100,6 +100,19 @@ def test_a_contender_that_dies_is_told_with_its_last_words(tmp_path: Path):
         lost.wait_ready()
     assert "The contender 'lost' ended with 1" in str(told.value)
     assert str(log) in str(told.value)
+
+
+def test_contenders_know_nothing_of_the_users_servers_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What they train would be registered among the user's models."""
+    for name in USERS_OWN:
+        monkeypatch.setenv(name, "theirs")
+    program = contender.Program("asked", "create_codecmill", Path(sys.executable), {})
+    with contender.Contender(program, tmp_path / "asked.log"):
+        below = [Path(f"/proc/{process}") for process in process_tree.processes_below(os.getpid())]
+        (asked,) = (process for process in below if "create_codecmill" in (process / "cmdline").read_text())
+        given = (asked / "environ").read_text()
+    assert f"PYTHONPATH={PROJECT}\0" in given
+    assert "theirs" not in given
 
 
 def test_photographs_without_debians_programs_are_one_sentence(tmp_path: Path):

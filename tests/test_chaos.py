@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PROJECT
+from processes import PROJECT, USERS_OWN
 
 from infra.chaos import run as campaign
 from infra.chaos.results import Ending, Kill, faults_of, report_of, table
@@ -149,6 +149,17 @@ def test_commands_that_fail_end_their_run_and_not_the_campaign(
     assert [kill.resumed for kill in kills] == resumed
     assert [kill.recovery is not None for kill in kills] == recovered
     assert run.alive() == {}
+
+
+def test_a_campaign_knows_nothing_of_the_users_servers_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From a store an earlier campaign's runs would come, trained already: nothing would be killed or compared."""
+    for name in USERS_OWN:
+        monkeypatch.setenv(name, "theirs")
+    run = Scripted(tmp_path, "scripted", steps=32, scripts=("env",))
+    run.log.touch()
+    run.finish()
+    assert f"CODECMILL_CHAOS={run.root}" in run.log.read_text()
+    assert "theirs" not in run.log.read_text()
 
 
 def test_a_run_that_says_it_is_done_and_has_made_nothing_is_a_failure(tmp_path: Path):

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from infra.chaos.results import faults_of, result_of
+from infra.environment import without_servers
 from pipelines.run_directory import step_name
 
 PROJECT = Path(__file__).parents[2]
@@ -86,12 +87,11 @@ class SmallRun:
 
     def start(self, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Begin it, or go on with it once it has a config; `more` is added to the environment."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self.command(),
                 cwd=PROJECT,
-                env=environment | {_MARK: str(self.root)} | dict(more or {}),
+                env=without_servers() | {_MARK: str(self.root)} | dict(more or {}),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
