@@ -37,7 +37,7 @@ BENCH := $(BIN)/python -m infra.bench.run $(if $(TORCH_INDEX),--torch-index $(TO
 bench: .venv/ready
 	$(BENCH)
 
-# The same in about four minutes; fails, and says why, if a figure is worse than infra/bench/expected.toml allows.
+# The same in about five minutes; fails, and says why, if a figure is worse than infra/bench/expected.toml allows.
 bench-quick: .venv/ready
 	$(BENCH) --scale quick
 
