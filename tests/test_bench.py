@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from processes import PROJECT, USERS_OWN
 
-from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds
+from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds, run
 from pipelines.errors import CodecmillError, InputError
 
 
@@ -58,6 +58,17 @@ def test_the_expectations_of_the_repository_can_be_read(tmp_path: Path):
     wrong.write_text('[fast]\nvalue = 8\ntolerance = 0.1\nbetter = "higher"\n')
     with pytest.raises(InputError, match=r"fast\.better"):
         expectations.read_expectations(wrong)
+
+
+def test_expectations_that_cannot_be_read_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (wrong := tmp_path / "expected.toml").write_text("[fast\n")
+    monkeypatch.setattr(expectations.read_expectations, "__defaults__", (wrong,))
+    monkeypatch.setattr(sys, "argv", ["bench", "--scale", "quick", "--root", str(tmp_path / "root")])
+    assert run.main() == 2
+    assert capsys.readouterr().err.startswith(f"codecmill bench: {wrong} is no TOML: ")
+    assert not (tmp_path / "root").exists()
 
 
 def test_sheets_are_the_same_each_time_and_hold_what_is_asked_for(tmp_path: Path):
