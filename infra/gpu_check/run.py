@@ -39,6 +39,14 @@ RESUMED = {
 
 
 def main() -> int:
+    try:
+        return _checked()
+    except KeyboardInterrupt:
+        return 130
+
+
+def _checked() -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is checked [cuda]")
     where = "folder; works in gpu-check/ below it, emptied first [codecmill-data]"
