@@ -1,5 +1,6 @@
 # Every target sets up .venv from requirements.lock first. PYTHON chooses the interpreter (3.11 or newer), and
-# TORCH_INDEX a wheel index for another build of torch, e.g. a CPU-only one: see README.md.
+# TORCH_INDEX a wheel index for another build of torch, e.g. a CPU-only one: see README.md. It is asked for torch and
+# torchvision alone: what they need, which the lock pins as PyPI has it, comes from PyPI with all the rest.
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
@@ -36,7 +37,7 @@ BENCH := $(BIN)/python -m infra.bench.run $(if $(TORCH_INDEX),--torch-index $(TO
 bench: .venv/ready
 	$(BENCH)
 
-# The same in about four minutes; fails, and says why, if a figure is worse than infra/bench/expected.toml allows.
+# The same in about five minutes; fails, and says why, if a figure is worse than infra/bench/expected.toml allows.
 bench-quick: .venv/ready
 	$(BENCH) --scale quick
 
@@ -56,7 +57,7 @@ photos: .venv/ready
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Setting up .venv from requirements.lock (several GB with a CUDA build of torch; minutes the first time)"
 	$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
+	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) --no-deps torch torchvision)
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 

@@ -23,11 +23,16 @@ from pipelines import storage, tracking
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.storage import patience
+from pipelines.training import rendezvous
 
 # On tensors this small a second thread helps nobody, and where others are at work it costs five times the CPU: OpenMP's
 # threads spin while they wait for each other. What is about threads sets their number itself.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Those of whoever starts the tests: a test that is about them names its own.
+for variable in (storage.STORE, rendezvous.VARIABLE):
+    os.environ.pop(variable, None)
 
 
 LONGEST = (
@@ -121,6 +126,7 @@ def tiny_config(root: Path, photos: Path) -> dict[str, Any]:
             "steps": 12,
             "batch_size": 4,
             "crop_size": 16,
+            "device": "cpu",  # else a machine with one GPU refuses the tests two ranks
             "processes": 1,
             "threads": 1,
             "precision": "float32",

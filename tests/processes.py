@@ -11,14 +11,17 @@ from io import StringIO
 from pathlib import Path
 
 from flows.__main__ import main
+from infra.environment import without_servers
+from pipelines.storage import STORE
 
 PROJECT = Path(__file__).parent.parent
+USERS_OWN = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "CODECMILL_STORE", "CODECMILL_RENDEZVOUS")
+"""What a shell may have set for the user's own trainings, and what is tried or measured must not use."""
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment, less the servers that it names."""
-    servers = ("PREFECT", "MLFLOW")
-    return {name: value for name, value in os.environ.items() if not name.startswith(servers)}
+    """This process's environment, less the servers that it names. A store is there where the test was given one."""
+    return without_servers() | {name: value for name, value in os.environ.items() if name == STORE}
 
 
 def codecmill(*typed: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

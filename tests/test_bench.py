@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from processes import PROJECT
+from processes import PROJECT, USERS_OWN
 
-from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds
+from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds, run
 from pipelines.errors import CodecmillError, InputError
 
 
@@ -60,6 +60,17 @@ def test_the_expectations_of_the_repository_can_be_read(tmp_path: Path):
         expectations.read_expectations(wrong)
 
 
+def test_expectations_that_cannot_be_read_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (wrong := tmp_path / "expected.toml").write_text("[fast\n")
+    monkeypatch.setattr(expectations.read_expectations, "__defaults__", (wrong,))
+    monkeypatch.setattr(sys, "argv", ["bench", "--scale", "quick", "--root", str(tmp_path / "root")])
+    assert run.main() == 2
+    assert capsys.readouterr().err.startswith(f"codecmill bench: {wrong} is no TOML: ")
+    assert not (tmp_path / "root").exists()
+
+
 def test_sheets_are_the_same_each_time_and_hold_what_is_asked_for(tmp_path: Path):
     original = tmp_path / "photograph.png"
     Image.radial_gradient("L").resize((300, 280)).convert("RGB").save(original)
@@ -100,6 +111,19 @@ def test_a_contender_that_dies_is_told_with_its_last_words(tmp_path: Path):
         lost.wait_ready()
     assert "The contender 'lost' ended with 1" in str(told.value)
     assert str(log) in str(told.value)
+
+
+def test_contenders_know_nothing_of_the_users_servers_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What they train would be registered among the user's models."""
+    for name in USERS_OWN:
+        monkeypatch.setenv(name, "theirs")
+    program = contender.Program("asked", "create_codecmill", Path(sys.executable), {})
+    with contender.Contender(program, tmp_path / "asked.log"):
+        below = [Path(f"/proc/{process}") for process in process_tree.processes_below(os.getpid())]
+        (asked,) = (process for process in below if "create_codecmill" in (process / "cmdline").read_text())
+        given = (asked / "environ").read_text()
+    assert f"PYTHONPATH={PROJECT}\0" in given
+    assert "theirs" not in given
 
 
 def test_photographs_without_debians_programs_are_one_sentence(tmp_path: Path):

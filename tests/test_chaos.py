@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PROJECT
+from processes import PROJECT, USERS_OWN, wait_for
 
 from infra.chaos import run as campaign
 from infra.chaos.results import Ending, Kill, faults_of, report_of, table
-from infra.chaos.small_runs import SmallRun
+from infra.chaos.small_runs import SmallRun, interrupted
 
 FINE = Kill("run-001", "training", "everything", 8.0, 130, 1, 0, resumed=True, redone=5, recovery=9.04)
 ENDED = Ending("run-001", "run-001.log")
@@ -151,10 +152,74 @@ def test_commands_that_fail_end_their_run_and_not_the_campaign(
     assert run.alive() == {}
 
 
+def test_a_campaign_knows_nothing_of_the_users_servers_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From a store an earlier campaign's runs would come, trained already: nothing would be killed or compared."""
+    for name in USERS_OWN:
+        monkeypatch.setenv(name, "theirs")
+    run = Scripted(tmp_path, "scripted", steps=32, scripts=("env",))
+    run.log.touch()
+    run.finish()
+    assert f"CODECMILL_CHAOS={run.root}" in run.log.read_text()
+    assert "theirs" not in run.log.read_text()
+
+
 def test_a_run_that_says_it_is_done_and_has_made_nothing_is_a_failure(tmp_path: Path):
     ending = campaign.ending_of(SmallRun(tmp_path, "empty", steps=32), None, {})
     assert ending.failure is not None
     assert ending.failure.startswith("what it should end with cannot be read (ValueError")
+
+
+class CtrlC(AtOnce):
+    """Kills once; when the run is on its way again, Ctrl-C comes."""
+
+    comes = False
+
+    def uniform(self, a: float, b: float) -> float:
+        if self.comes:
+            raise KeyboardInterrupt
+        self.comes = True
+        return super().uniform(a, b)
+
+
+def test_ctrl_c_leaves_nothing_of_a_disturbed_run(tmp_path: Path):
+    run = Scripted(tmp_path, "scripted", steps=32, scripts=("exec sleep 60", "sleep 60 & sleep 60"))
+    run.log.touch()
+    with pytest.raises(KeyboardInterrupt):
+        campaign.disturbed(run, wanted=2, usual=1.0, chance=CtrlC(1))
+    assert run.alive() == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "first", "said"),
+    [
+        ("infra.chaos.run", "chaos", "alone", "codecmill chaos: interrupted; nothing was found by then"),
+        ("infra.chaos.points", "points", "alone", "codecmill chaos-points: interrupted; nothing was found by then"),
+        pytest.param("infra.gpu_check.run", "gpu-check", "alone-ddp", "", marks=pytest.mark.full),
+    ],
+)
+def test_ctrl_c_ends_a_campaign_with_its_run_and_a_sentence(
+    tmp_path: Path, module: str, name: str, first: str, said: str
+):
+    command = [sys.executable, "-m", module, "--root", str(tmp_path)]
+    command += ["--device", "cpu"] if name == "gpu-check" else []
+    run = SmallRun(tmp_path / name, first, steps=32)
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c) as process:
+        wait_for(lambda: bool(run.alive()))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.rstrip("\n")) == (130, said)
+    assert run.alive() == {}
+
+
+def _hear_ctrl_c() -> None:
+    # What a shell starts in the background, these tests perhaps, ignores it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_what_was_found_before_ctrl_c_is_named(tmp_path: Path):
+    (tmp_path / "chaos.json").touch()
+    told = f"codecmill chaos: interrupted; what was found by then is in {tmp_path / 'chaos.json'}"
+    assert interrupted("chaos", tmp_path / "chaos.json") == told
 
 
 def test_a_command_that_hangs_is_ended_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ from flows.cli.choices import choices
 from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
 from flows.cli.demo import find_photographs
 from flows.cli.endings import Terminated
+from flows.cli.flags import SPEAK_JSON
 from flows.cli.options import COMMANDS, parse
 from flows.cli.starting import stops_explained
 from pipelines.config import ModelConfig, RunConfig
@@ -400,6 +401,12 @@ def test_a_root_that_lets_nobody_in_is_one_sentence(typed: str, tmp_path: Path):
     found = re.fullmatch(sentence, done.stderr)
     assert found and found[1].startswith(f"{closed}/root"), done.stderr
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_readme_names_all_commands_that_speak_json():
+    said = re.search(r"143 SIGTERM\. ([^.]*) and the stages speak\s+`--json`\.", (PROJECT / "README.md").read_text())
+    assert said
+    assert set(re.findall(r"`(\w+)`", said[1])) == SPEAK_JSON - {"shards", "train", "evaluate"}
 
 
 def test_a_root_below_a_file_is_one_sentence(tmp_path: Path):

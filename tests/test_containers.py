@@ -99,6 +99,7 @@ def test_digests_go_behind_tags_and_replace_those_of_before():
     text = (
         "FROM python:3.11\n    image: postgres:17.6\n"
         f"    image: rclone/rclone:1.75@{old}\n        - image: codecmill:0.1\n"
+        "          image: registry.example.org/codecmill:0.1.0\n"
     )
     asked: list[str] = []
     found = pinned(text, lambda image: asked.append(image) or new)
@@ -106,4 +107,5 @@ def test_digests_go_behind_tags_and_replace_those_of_before():
     assert found == (
         f"FROM python:3.11@{new}\n    image: postgres:17.6@{new}\n"
         f"    image: rclone/rclone:1.75@{new}\n        - image: codecmill:0.1\n"
+        "          image: registry.example.org/codecmill:0.1.0\n"
     )

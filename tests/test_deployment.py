@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import make
-from processes import PROJECT, is_alive, wait_for
+from processes import PROJECT, clean_environment, is_alive, wait_for
 from trainings import directory_of, ranks_alive, steps_done
 
 from flows.cli.services import free_port
@@ -97,7 +97,7 @@ def running_services(home: Path) -> Iterator[Services]:
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
+        **clean_environment(),
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

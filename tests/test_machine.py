@@ -6,11 +6,17 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import make
 from processes import PROJECT
 
+from flows.cli.config_file import effective_config
+from flows.cli.options import parse
+from infra.bench.programs import small_run
+from infra.chaos.small_runs import SmallRun
 from pipelines.config import RunConfig
 from pipelines.doctor.machine import examine_machine
 from pipelines.errors import InputError
@@ -48,6 +54,21 @@ def test_nothing_is_compiled_where_pythons_headers_are_missing(monkeypatch: pyte
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="but there is no C\\+\\+ compiler"):
         machine.check(asked)
+
+
+def test_tests_campaigns_and_the_benchmark_have_two_ranks_where_there_is_one_gpu(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """`auto` would take the GPU, and refuse the second rank."""
+    monkeypatch.setattr(machine, "usable_gpus", lambda: 1)
+    disturbed = parse(SmallRun(tmp_path, "small", steps=32).command()[3:]).overrides
+    measured = small_run.values(tmp_path, "pictures", 0)
+    for values in (tiny, measured, small_run.on_cpu({}), effective_config(None, disturbed).model_dump()):
+        machine.resolve(make(values, training={"processes": 2}))
+    with pytest.raises(InputError, match="there are 1 GPUs"):
+        machine.resolve(RunConfig.model_validate({"training": {"processes": 2}}))
+    checked = SmallRun(tmp_path, "checked", 32, {"training.device": "cuda"}).command()
+    assert [word for word in checked if "device" in word] == ["--training.device=cuda"], "gpu-check is about the GPU"
 
 
 LOADED = """

@@ -19,22 +19,24 @@ from pipelines.durable_files import write_json
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import evaluation_of, merge, start_or_continue
+from pipelines.training.machine import usable_gpus
 
 
 def config(root: Path, **training: object) -> RunConfig:
-    return RunConfig.model_validate({"name": "r", "root": str(root), "training": training})
+    return RunConfig.model_validate({"name": "r", "root": str(root), "training": {"device": "cpu"} | training})
 
 
 def test_auto_is_resolved_once_and_kept(tmp_path: Path):
-    run = start_or_continue(config(tmp_path))
+    run = start_or_continue(config(tmp_path, device="auto"))
     resolved = run.read_config().training
-    assert resolved.device == "cpu"
-    assert resolved.processes == 1
-    assert resolved.threads == len(os.sched_getaffinity(0))
+    gpus = usable_gpus()
+    assert resolved.device == ("cuda" if gpus else "cpu")
+    assert resolved.processes == max(1, gpus)
+    assert resolved.threads == (1 if gpus > 1 else len(os.sched_getaffinity(0)))
     assert resolved.precision in ("float32", "bf16")
     assert resolved.compile in (True, False)
     before = run.config_file.read_bytes()
-    start_or_continue(config(tmp_path))
+    start_or_continue(config(tmp_path, device="auto"))
     assert run.config_file.read_bytes() == before
 
 

@@ -1,10 +1,15 @@
 """services.env: what a command takes from it, what stands over it, and what is wrong with a bad one."""
 
 import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from processes import codecmill
+from processes import PROJECT, codecmill
+from test_bad_images import POWERLESS
 
 from flows.cli.services import free_port
 from infra.services.configuration import configured
@@ -168,3 +173,39 @@ def test_the_doctor_says_that_s3_is_down(monkeypatch: pytest.MonkeyPatch):
     (found,) = examine_s3()
     assert found.state == "fault"
     assert found.text.startswith(f"{address} cannot be used: Could not connect")
+
+
+@pytest.mark.parametrize("inside", ["", "services", "services/logs"])
+def test_a_file_in_the_way_of_the_services_is_one_sentence(inside: str, tmp_path: Path):
+    in_the_way = tmp_path / "root" / inside
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.touch()
+    found = services_refused(tmp_path / "root")
+    assert found is not None
+    assert found[1] == str(in_the_way if inside else in_the_way / "services")
+    assert found[2] == "Not a directory. Choose another --root, or move away the file in its way."
+
+
+@pytest.mark.parametrize("made", ["root", "root/services/.lock"])
+def test_a_root_that_another_user_made_is_one_sentence_of_the_services(made: str, tmp_path: Path):
+    services = tmp_path / "root" / "services"
+    for folder in (services, services / "logs", services / "prefect", services / "objects"):
+        folder.mkdir(parents=True)
+    if made == "root":
+        shutil.rmtree(services)
+        (tmp_path / "root").chmod(0o500)
+    else:
+        (services / ".lock").touch(mode=0o400)
+    found = services_refused(tmp_path / "root")
+    (tmp_path / "root").chmod(0o700)
+    assert found is not None
+    assert found[1] == str(tmp_path / made if made != "root" else services)
+    assert found[2] == "Permission denied. Choose another --root, or have whoever owns it let you in."
+
+
+def services_refused(root: Path) -> re.Match[str] | None:
+    """What `make services` says where it can use nothing below a root: the place, and the rest."""
+    command = [*POWERLESS, sys.executable, "-m", "infra.services.run", "--root", str(root)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    return re.fullmatch(r"services: (.*) cannot be used: (.*)\n", done.stderr)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import descendants, is_alive, wait_gone
+from processes import clean_environment, descendants, is_alive, wait_gone
 
 from flows.cli.services import Service
 from pipelines.errors import CodecmillError
@@ -24,8 +24,7 @@ SOURCES = str(Path(__file__).parents[1])
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
-    return {**kept, "PYTHONPATH": SOURCES, **more}
+    return {**clean_environment(), "PYTHONPATH": SOURCES, **more}
 
 
 TREE = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '100']); print(p.pid, flush=True); time.sleep(100)"

@@ -58,7 +58,8 @@ def carry_out(typed: Sequence[str]) -> int:
         silence(sys.stdout)  # the reader (head, less) has seen enough
         return 0
     except Exception as error:  # the last resort: little that we know how to explain
-        if closed := _closed_place(error, arguments):
+        closed = closed_place(error, root_of(arguments)) if arguments and not arguments.debug else None
+        if closed:
             _say(closed)
             return InputError.exit_code
         _say(_unexpected(error, arguments))
@@ -87,13 +88,11 @@ def silence(stream: TextIO) -> None:
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
-def _closed_place(error: Exception, arguments: Arguments | None) -> str | None:
+def closed_place(error: Exception, root: Path) -> str | None:
     """A sentence where no more is wrong than that a folder, the root perhaps, does not let us in."""
     if not isinstance(error, OSError) or error.errno not in _CLOSED or not isinstance(error.filename, str | bytes):
         return None
-    if arguments is None or arguments.debug:
-        return None
-    place, root = Path(os.fsdecode(error.filename)).absolute(), root_of(arguments).absolute()
+    place, root = Path(os.fsdecode(error.filename)).absolute(), root.absolute()
     way_out = "move away the file in its way" if error.errno == errno.ENOTDIR else "have whoever owns it let you in"
     if place.is_relative_to(root) or root.is_relative_to(place):
         way_out = f"choose another --root, or {way_out}"

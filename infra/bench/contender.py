@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from infra.bench.process_tree import MachineTime, cpu_seconds, processes_below, resident_mib
+from infra.environment import without_servers
 from pipelines.errors import CodecmillError
 
 PROJECT = Path(__file__).parents[2]
@@ -88,7 +89,7 @@ class Contender:
                 stderr=errors,
                 text=True,
                 start_new_session=True,  # Ctrl-C comes here alone, and ends them from here
-                env=os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONWARNINGS": "ignore"},
+                env=without_servers() | {"PYTHONPATH": str(PROJECT), "PYTHONWARNINGS": "ignore"},
             )
 
     def __enter__(self) -> Self:

@@ -32,7 +32,8 @@ def peers_python(folder: Path, torch_index: str | None) -> Path:
     _call([sys.executable, "-m", "venv", str(folder)])
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--constraint", str(PINNED)]
     if torch_index:
-        _call([*pip, "--index-url", torch_index, "torch", "torchvision"])
+        # What torch needs comes from PyPI with the rest, in the versions of peers.txt, which that index need not have.
+        _call([*pip, "--index-url", torch_index, "--no-deps", "torch", "torchvision"])
     _call([*pip, *PEERS])
     mark.write_text(wanted)
     return python

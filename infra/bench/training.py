@@ -4,6 +4,7 @@ from typing import Any
 
 from infra.bench.contender import Measurement, Program
 from infra.bench.loading import WORKERS, Stored
+from infra.bench.programs.small_run import on_cpu
 from infra.bench.results import MEMORY, Column, Group, cpu_milliseconds, images_per_second, per_second
 from infra.bench.rounds import Rounds
 from infra.bench.workplace import Workplace
@@ -38,7 +39,7 @@ def measure_step(place: Workplace) -> Group:
     if place.scale.thorough and has_compiler():
         programs.append(_step(place, COMPILED, plain=False, compile=True))
     rounds = place.measured("step", programs, place.scale.rounds)
-    chosen = resolve(RunConfig()).training
+    chosen = resolve(RunConfig.model_validate(on_cpu({}))).training
     text = (
         f"Forward, backward, clipping and Adam, batches of {BATCH} crops of {CROP} pixels in memory. The default "
         f"settings are here: {chosen.precision}, channels_last {chosen.channels_last}, compile {chosen.compile}, "

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import UNREADABLE
-from infra.chaos.small_runs import CHECKPOINTS, SmallRun, emptied, make_pictures
+from infra.chaos.small_runs import CHECKPOINTS, SmallRun, emptied, interrupted, make_pictures
 
 STEPS = 32
 INTERVAL = STEPS // CHECKPOINTS
@@ -57,23 +57,33 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help=where)
     arguments = parser.parse_args()
     folder = emptied(arguments.root, "points")
+    found = folder / "points.json"
+    try:
+        return _campaign(folder, arguments.points, arguments.seed, found)
+    except KeyboardInterrupt:
+        print(interrupted("chaos-points", found), file=sys.stderr)
+        return 130
+
+
+def _campaign(folder: Path, wanted: int | None, seed: int, file: Path) -> int:
+    """Kill a run at one point after the other; what is found is in the file after each. Returns the exit code."""
     make_pictures(folder / "pictures")
     record = folder / "record.jsonl"
     left_alone = SmallRun(folder, "alone", STEPS)
     seconds = left_alone.finish(_environment({"CODECMILL_CRASH_RECORD": str(record)}))
     alone = left_alone.sound_result()
     points = points_of(record)
-    chosen = random.Random(arguments.seed).sample(points, min(len(points), arguments.points or len(points)))  # noqa: S311
+    chosen = random.Random(seed).sample(points, min(len(points), wanted or len(points)))  # noqa: S311
     print(f"Left alone, a run takes {seconds:.0f} s and has {len(points)} crash points; {len(chosen)} are tried.")
     outcomes: list[Outcome] = []
     begun = time.monotonic()
     for number, point in enumerate(chosen, start=1):
         outcomes.append(_crashed(SmallRun(folder, f"point-{number:04d}", STEPS), point, alone))
+        file.write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
         left = (time.monotonic() - begun) / number * (len(chosen) - number)
         print(f"{number} of {len(chosen)}, {left / 60:.0f} min left: {_told(outcomes[-1])}", flush=True)
-    (folder / "points.json").write_text(json.dumps([asdict(each) for each in outcomes], indent=2) + "\n")
     print(table(outcomes))
-    print(f"All of it: {folder / 'points.json'}")
+    print(f"All of it: {file}")
     return 0 if all(each.is_fine for each in outcomes) else 1
 
 
@@ -97,8 +107,8 @@ def points_of(record: Path) -> list[dict[str, Any]]:
 
 
 def _crashed(run: SmallRun, point: dict[str, Any], alone: dict[str, str]) -> Outcome:
-    process = run.start(_environment({"CODECMILL_CRASH_POINT": json.dumps(point)}))
-    code = process.wait()
+    with run.under_way(_environment({"CODECMILL_CRASH_POINT": json.dumps(point)})) as process:
+        code = process.wait()
     if code == 0:
         shutil.rmtree(run.root)
         return Outcome(point, False)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import UNREADABLE, Ending, Kill, report_of, table
-from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, emptied, make_pictures
+from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, emptied, interrupted, make_pictures
 
 KILLS_A_RUN = 4
 STEPS = 400
@@ -41,32 +41,41 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("codecmill-data"), help=where)
     arguments = parser.parse_args()
     folder = emptied(arguments.root, "chaos")
+    found = folder / "chaos.json"
+    try:
+        return _campaign(folder, arguments.kills, arguments.seed, found)
+    except KeyboardInterrupt:
+        print(interrupted("chaos", found), file=sys.stderr)
+        return 130
+
+
+def _campaign(folder: Path, wanted: int, seed: int, file: Path) -> int:
+    """Disturb one run after the other; what is found is in the file after each. Returns the exit code."""
     make_pictures(folder / "pictures")
     begun = time.monotonic()
     left_alone = SmallRun(folder, "alone", STEPS)
     seconds = left_alone.finish()
     alone = left_alone.sound_result()
     print(f"Left alone, a run takes {seconds:.0f} s.", flush=True)
-    chance = random.Random(arguments.seed)  # noqa: S311  # no secret
+    chance = random.Random(seed)  # noqa: S311  # no secret
     kills: list[Kill] = []
     endings: list[Ending] = []
 
     def report() -> dict[str, Any]:
-        passed = time.monotonic() - begun
-        return report_of(kills, endings, arguments.kills, left_alone.interval, arguments.seed, passed)
+        found = report_of(kills, endings, wanted, left_alone.interval, seed, time.monotonic() - begun)
+        file.write_text(json.dumps(found, indent=2) + "\n")
+        return found
 
-    with contextlib.suppress(KeyboardInterrupt):  # what has been found by then is told
-        while len(kills) < arguments.kills and sum(bool(each.failure) for each in endings) < MOST_FAILED:
-            run = SmallRun(folder, f"run-{len(endings) + 1:03d}", STEPS)
-            of_run, failure = disturbed(run, min(KILLS_A_RUN, arguments.kills - len(kills)), seconds, chance)
-            kills += of_run
-            endings.append(ending_of(run, failure, alone))
-            print(f"{run.name}: {_told(endings[-1])}; {len(kills)} of {arguments.kills} kills", flush=True)
-            (folder / "chaos.json").write_text(json.dumps(report(), indent=2) + "\n")
+    while len(kills) < wanted and sum(bool(each.failure) for each in endings) < MOST_FAILED:
+        run = SmallRun(folder, f"run-{len(endings) + 1:03d}", STEPS)
+        of_run, failure = disturbed(run, min(KILLS_A_RUN, wanted - len(kills)), seconds, chance)
+        kills += of_run
+        endings.append(ending_of(run, failure, alone))
+        print(f"{run.name}: {_told(endings[-1])}; {len(kills)} of {wanted} kills", flush=True)
+        report()
     found = report()
-    (folder / "chaos.json").write_text(json.dumps(found, indent=2) + "\n")
     print(table(found))
-    print(f"All of it: {folder / 'chaos.json'}")
+    print(f"All of it: {file}")
     return 1 if found["failures"] else 0
 
 
@@ -133,26 +142,25 @@ def disturbed(run: SmallRun, wanted: int, usual: float, chance: random.Random) -
     """
     kills: list[Kill] = []
     while True:
-        process = run.start()
-        watch = Watch(run, process)
-        due = chance.uniform(0, usual) if len(kills) < wanted else math.inf
-        code = watch.until(min(due, LONGEST_SECONDS))
-        if kills:
-            kills[-1] = watch.judged(kills[-1], code)
-        if code is None and due < LONGEST_SECONDS:
-            kill, watch = _kill(run, process, chance, watch.seconds)
-            # It may go on by itself, which is what a retry is for, or end with an error.
-            code = watch.until(LONGEST_SECONDS)
-            kills.append(replace(kill, orphans=0 if code is None else run.orphans()))
-            if code:
-                continue
-            kills[-1] = watch.judged(kills[-1], code)
-        if code is not None:
-            return kills, f"exit code {code}" if code else None
-        run.kill()
-        process.wait()
-        kills[-1:] = [replace(kill, resumed=False) for kill in kills[-1:]]
-        return kills, f"it did not end within {LONGEST_SECONDS:.0f} s"
+        with run.under_way() as process:
+            watch = Watch(run, process)
+            due = chance.uniform(0, usual) if len(kills) < wanted else math.inf
+            code = watch.until(min(due, LONGEST_SECONDS))
+            if kills:
+                kills[-1] = watch.judged(kills[-1], code)
+            if code is None and due < LONGEST_SECONDS:
+                kill, watch = _kill(run, process, chance, watch.seconds)
+                # It may go on by itself, which is what a retry is for, or end with an error.
+                code = watch.until(LONGEST_SECONDS)
+                kills.append(replace(kill, orphans=0 if code is None else run.orphans()))
+                if code:
+                    continue
+                kills[-1] = watch.judged(kills[-1], code)
+            if code is not None:
+                return kills, f"exit code {code}" if code else None
+            run.end(process)
+            kills[-1:] = [replace(kill, resumed=False) for kill in kills[-1:]]
+            return kills, f"it did not end within {LONGEST_SECONDS:.0f} s"
 
 
 def _kill(run: SmallRun, process: "subprocess.Popen[bytes]", chance: random.Random, after: float) -> tuple[Kill, Watch]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from infra.chaos.results import faults_of, result_of
+from infra.environment import without_servers
 from pipelines.run_directory import step_name
 
 PROJECT = Path(__file__).parents[2]
@@ -39,6 +40,16 @@ def emptied(root: Path, name: str) -> Path:
     folder = root.absolute() / name
     shutil.rmtree(folder, ignore_errors=True)
     return folder
+
+
+def interrupted(campaign: str, found: Path) -> str:
+    """What a campaign says at Ctrl-C.
+
+    Args:
+        found: its file of what it has found, once there is anything.
+    """
+    by_then = f"what was found by then is in {found}" if found.is_file() else "nothing was found by then"
+    return f"codecmill {campaign}: interrupted; {by_then}"
 
 
 def make_pictures(folder: Path) -> None:
@@ -86,16 +97,25 @@ class SmallRun:
 
     def start(self, more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Begin it, or go on with it once it has a config; `more` is added to the environment."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 self.command(),
                 cwd=PROJECT,
-                env=environment | {_MARK: str(self.root)} | dict(more or {}),
+                env=without_servers() | {_MARK: str(self.root)} | dict(more or {}),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    @contextlib.contextmanager
+    def under_way(self, more: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """`start` it for a block, which alone hears Ctrl-C: where that ends it, or a failure, the run is ended, too."""
+        process = self.start(more)
+        try:
+            yield process
+        except BaseException:
+            self.end(process)
+            raise
 
     def command(self) -> list[str]:
         """What begins it, or goes on with it."""
@@ -116,6 +136,7 @@ class SmallRun:
             "training.steps": self.steps,
             "training.batch_size": 8,
             "training.crop_size": 32,
+            "training.device": "cpu",  # else a machine with one GPU refuses two ranks
             "training.processes": 2,
             "training.precision": "float32",
             "training.checkpoint_interval": self.interval,
@@ -131,12 +152,10 @@ class SmallRun:
             SystemExit: it failed, or did not end.
         """
         begun = time.monotonic()
-        process = self.start(more)
         try:
-            code = process.wait(LONGEST_SECONDS)
+            with self.under_way(more) as process:
+                code = process.wait(LONGEST_SECONDS)
         except subprocess.TimeoutExpired as error:
-            self.kill()
-            process.wait()
             raise SystemExit(f"{self.name} did not end within {LONGEST_SECONDS:.0f} s: {self.log}") from error
         if code != 0:
             raise SystemExit(f"{self.name} failed by itself, exit code {code}: {self.log}")
@@ -153,11 +172,16 @@ class SmallRun:
                         found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
-    def kill(self) -> None:
-        """SIGKILL to all of them."""
-        for process in self.alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+    def end(self, command: subprocess.Popen[bytes]) -> None:
+        """SIGKILL to a command and all of them, until none is left: one may be about to start another."""
+        command.kill()
+        command.wait()
+        deadline = time.monotonic() + GONE_SECONDS
+        while (left := self.alive()) and time.monotonic() < deadline:
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.05)
 
     def ranks(self) -> set[int]:
         """Those of them that train."""

@@ -53,6 +53,14 @@ STEPPED: tuple[dict[str, dict[str, Any]], ...] = (
 
 
 def main() -> int:
+    try:
+        return _checked()
+    except KeyboardInterrupt:
+        return 130
+
+
+def _checked() -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what is checked [cuda]")
     where = "folder; works in gpu-check/ below it, emptied first [codecmill-data]"
@@ -131,12 +139,12 @@ def _killed_and_resumed(folder: Path, check: str, choices: Mapping[str, Any]) ->
     alone = SmallRun(folder, f"alone-{check}", STEPS, choices)
     alone.finish()
     killed = SmallRun(folder, f"killed-{check}", STEPS, choices)
-    process = killed.start()
-    while killed.last_step() < STEPS // 2 and process.poll() is None:
-        time.sleep(0.01)
-    with contextlib.suppress(ProcessLookupError):  # it has ended before
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with killed.under_way() as process:
+        while killed.last_step() < STEPS // 2 and process.poll() is None:
+            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):  # it has ended before
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     caught, orphans = killed.last_step(), killed.orphans()
     killed.finish()
     differing = killed.differences(result_of(alone.root, alone.name))

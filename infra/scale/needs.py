@@ -9,7 +9,7 @@ DAY, HOUR = 86_400.0, 3600.0
 
 @dataclass(frozen=True)
 class Measured:
-    """On one core of an AMD EPYC (AVX-512 bf16), 2026-11-25: see README, "How fast it is"."""
+    """On one core of an AMD EPYC (AVX-512 bf16), 2026-11-25: see README, "How fast it is"; and on one GPU."""
 
     decode_seconds_a_megapixel: float = 3.3e-3
     cut_seconds_a_patch: float = 1.43e-3
@@ -17,6 +17,8 @@ class Measured:
     load_seconds_a_crop: float = 0.37e-3
     """Of 128 pixels a side, to uint8."""
     bytes_a_patch: float = 106e3
+    flops_a_gpu: float = 22e12
+    """Of infra/configs/gpu.yaml on an H200, in bf16, compiled: 16 crops of 256 a step, the pixels of 64 of 128."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,12 @@ class Assumed:
     Attributes:
         parameters, flop_an_image: those of infra/configs/gpu.yaml; a step of 0.1 TFLOP at a crop of 256, a quarter at
             128.
-        flops: a third of an A100's 312 TFLOP/s in bf16.
         read_rate: of a host from an object store, in bytes a second: 25 Gbit/s.
         between_hosts: bytes a second of a host to its neighbour: 200 Gbit/s.
         gpu_failures: unexpected interruptions a GPU and hour: 419 in 54 days on 16,384 (The Llama 3 herd of models,
             arXiv:2407.21783).
-        dollars_a_gpu_hour, dollars_a_thousand_gets, dollars_a_byte_month: list prices of large clouds, about.
+        dollars_a_gpu_hour, dollars_a_thousand_gets, dollars_a_byte_month: list prices of large clouds, about;
+            of a GPU that of an A100, for an H200 costs more.
     """
 
     images: int = 10_000_000
@@ -46,7 +48,6 @@ class Assumed:
     epochs: int = 30
     parameters: float = 21.5e6
     flop_an_image: float = 0.025e12
-    flops: float = 104e12
     read_rate: float = 25e9 / 8
     between_hosts: float = 200e9 / 8
     save_rate: float = 1e9
@@ -67,7 +68,7 @@ def needs(assumed: Assumed, measured: Measured) -> dict[str, str]:
     cut = assumed.images * assumed.megapixels * measured.decode_seconds_a_megapixel
     cut += patches * measured.cut_seconds_a_patch
     cores = assumed.hosts * assumed.cores_a_host
-    rate = assumed.flops / assumed.flop_an_image
+    rate = measured.flops_a_gpu / assumed.flop_an_image
     epoch = patches / (rate * assumed.gpus)
     step = assumed.batch_a_gpu / rate
     loading = rate * assumed.gpus_a_host * measured.load_seconds_a_crop

@@ -1,7 +1,8 @@
 """Writes the digests of images behind their tags, where a registry can be reached: `infra/pin-images`.
 
 A tag may be moved; with its digest an image is the one that was tried. The registry is asked by Docker's own client
-(`docker buildx imagetools inspect`), which needs no engine. Images that are built here (codecmill:...) have none.
+(`docker buildx imagetools inspect`), which needs no engine. Images that are built here have none to
+be asked for: codecmill:..., on whatever registry.
 """
 
 import re
@@ -36,7 +37,7 @@ def pinned(text: str, digest_of: Callable[[str], str]) -> str:
     """A file's text with each image's digest behind its tag; those of before are replaced."""
 
     def with_digest(match: re.Match[str]) -> str:
-        ours = match[2].startswith("codecmill:")
+        ours = match[2].rpartition("/")[2].startswith("codecmill:")  # on a registry of the user's, too
         return match[0] if ours else f"{match[1]}{match[2]}@{digest_of(match[2])}"
 
     return _IMAGE.sub(with_digest, text)

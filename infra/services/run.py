@@ -5,6 +5,7 @@ and a next start finds it again; where they are stands in `<root>/services.env`,
 """
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from flows.cli.endings import closed_place
 from flows.cli.prefect_server import no_proxy
 from infra.services.configuration import DATABASES, Configuration, Places, configured
 from infra.services.parts import Services, addresses
@@ -19,7 +21,7 @@ from infra.services.postgres import cluster
 from infra.services.secrets import NAMES, PREFIX, secrets_of
 from infra.services.supervision import Supervisor, say
 from pipelines.durable_files import lock
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
 from pipelines.service_addresses import write_services
 from tasks.dead_runs import put_right_beside
@@ -44,9 +46,9 @@ def main() -> int:
         signal.signal(number, _leave)
     try:
         # PostgreSQL's user has to pass through it; what is secret in it has a mode of its own.
-        places.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        _make_folder(places.folder, mode=0o711)
         for folder in (places.logs, places.prefect_home, places.objects):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            _make_folder(folder, mode=0o700)
         if arguments.for_compose:
             secrets_of(places.secrets)
             write_services(places.root, addresses(configured(is_ours=False)), places.secrets)
@@ -57,7 +59,25 @@ def main() -> int:
     except CodecmillError as error:
         say(str(error))
         return error.exit_code
+    except OSError as error:
+        closed = closed_place(error, places.root.path)
+        if closed is None:
+            raise
+        say(closed)
+        return InputError.exit_code
     return 0
+
+
+def _make_folder(folder: Path, mode: int) -> None:
+    """Make it where it is missing.
+
+    Raises:
+        OSError: it cannot be made; NotADirectoryError, as further up the path, where a file has its name.
+    """
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def serve(places: Places, configuration: Configuration, held: int, with_worker: bool) -> None:

@@ -2,8 +2,8 @@
 
 torch's `fully_shard` (FSDP2; Zhao 2023, arXiv:2304.11277, and Rajbhandari 2020, arXiv:1910.02054, for the idea): the
 weights of one part of the model after the other are brought together for its forward and for its backward pass, and
-let go of; what the batch says of them is added up where their share lies. Tried with gloo; on NCCL it is written to
-run, and was not run so far.
+let go of; what the batch says of them is added up where their share lies. Tried with gloo on several ranks, with NCCL
+on one.
 """
 
 import warnings

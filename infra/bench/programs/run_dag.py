@@ -1,7 +1,6 @@
 """`codecmill run` from the outside, a whole small run, and again when all is done, with or without a server running."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from flows.cli.services import free_port
 from infra.bench.process_tree import Stretch
 from infra.bench.programs import small_run
 from infra.bench.programs.serving import Measure, Parameters, figures, serve
+from infra.environment import without_servers
 from pipelines.run_directory import Root
 
 
@@ -47,11 +47,10 @@ def _serve_prefect(root: Root) -> dict[str, str]:
 def _run(root: Path, parameters: Parameters, number: int, address: dict[str, str]) -> None:
     chosen = root / f"small-{number:02d}.json"
     chosen.write_text(json.dumps(small_run.values(root, parameters["images"], number)))  # JSON is YAML
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     command = [sys.executable, "-m", "flows", "run", "--config", str(chosen)]
     done = subprocess.run(
         command,
-        env=kept | address,
+        env=without_servers() | address,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ from torch import nn
 
 from infra.bench.process_tree import Stretch
 from infra.bench.programs.serving import Measure, Parameters, figures, serve
+from infra.bench.programs.small_run import on_cpu
 from pipelines.config import RunConfig
 from pipelines.data.images import HALF
 from pipelines.model.build import build_model
@@ -21,7 +22,7 @@ WARM_UP = 5
 
 def prepare(parameters: Parameters) -> Measure:
     """Parameters: `training`, as in a config; `plain`, for the loop that one would write by hand; `steps` a round."""
-    config = RunConfig.model_validate({"name": "bench", "training": parameters["training"]})
+    config = RunConfig.model_validate(on_cpu({"name": "bench", "training": parameters["training"]}))
     do_step = _plain_step(config) if parameters["plain"] else default_step(resolve(config))
     for _ in range(WARM_UP):
         do_step()

@@ -10,6 +10,7 @@ from typing import Any
 
 from infra.bench.process_tree import Stretch
 from infra.bench.programs.serving import Measure, Parameters, empty_folder, figures, serve
+from infra.bench.programs.small_run import on_cpu
 from pipelines.config import RunConfig
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import write_json
@@ -54,8 +55,7 @@ def begun(folder: Path, name: str, shard_set: ShardSet, parameters: Parameters) 
     sections = {
         section: parameters[section] for section in ("data", "training", "model", "seed") if section in parameters
     }
-    values = {"name": name, "root": str(folder), **sections}
-    run.write_config(resolve(RunConfig.model_validate(values)))
+    run.write_config(resolve(RunConfig.model_validate(on_cpu({"name": name, "root": str(folder), **sections}))))
     write_json(run.shard_set_file, {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)})
     return run
 
