@@ -204,7 +204,7 @@ def test_ctrl_c_ends_a_campaign_with_its_run_and_a_sentence(
     command += ["--device", "cpu"] if name == "gpu-check" else []
     run = SmallRun(tmp_path / name, first, steps=32)
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c) as process:
-        wait_for(lambda: bool(run.alive()))
+        wait_for(lambda: bool(run.alive()), 120)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.rstrip("\n")) == (130, said)

@@ -126,7 +126,8 @@ def _steps_are_deterministic(device: str) -> bool:
     compute_exactly()
     failing = []
     for choices in STEPPED:
-        training = {"device": device, "processes": 1, "batch_size": 4, "crop_size": 192, "compile": False}
+        crop = 192 if choices.get("loss") == {"distortion": "ms_ssim"} else 64  # as large as need be
+        training = {"device": device, "processes": 1, "batch_size": 2, "crop_size": crop, "compile": False}
         config = resolve(RunConfig.model_validate({"name": "step", **choices, "training": training}))
         try:
             default_step(config, device)()
