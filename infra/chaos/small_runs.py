@@ -110,10 +110,11 @@ class SmallRun:
     @contextlib.contextmanager
     def under_way(self, more: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
         """`start` it for a block, which alone hears Ctrl-C: where that ends it, or a failure, the run is ended, too."""
-        process = self.start(more)
+        process = None
         try:
+            process = self.start(more)
             yield process
-        except BaseException:
+        except BaseException:  # which may come while it is started, too
             self.end(process)
             raise
 
@@ -172,10 +173,11 @@ class SmallRun:
                         found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
-    def end(self, command: subprocess.Popen[bytes]) -> None:
+    def end(self, command: subprocess.Popen[bytes] | None) -> None:
         """SIGKILL to a command and all of them, until none is left: one may be about to start another."""
-        command.kill()
-        command.wait()
+        if command is not None:
+            command.kill()
+            command.wait()
         deadline = time.monotonic() + GONE_SECONDS
         while (left := self.alive()) and time.monotonic() < deadline:
             for process in left:
