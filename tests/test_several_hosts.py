@@ -268,7 +268,7 @@ def test_two_hosts_train_the_bits_of_one(tiny: dict[str, Any], undisturbed: Undi
 def test_a_helper_leaves_the_place_to_meet_is_lost_and_the_leader_is_killed(
     tiny: dict[str, Any], tmp_path: Path, undisturbed: Undisturbed
 ):
-    training = {"virtual_ranks": 2, "steps": 400}  # with many validations, else it is over too soon
+    training = {"virtual_ranks": 2, "steps": 800}  # with many validations, else it is over too soon
     directory = begin(make(tiny, name="left", training=training | {"checkpoint_interval": 50, "nodes": 2}))
     meeting = free_address()
     slow = slow_disk(tmp_path)
