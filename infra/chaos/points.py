@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import UNREADABLE
-from infra.chaos.small_runs import CHECKPOINTS, SmallRun, emptied, interrupted, make_pictures
+from infra.chaos.small_runs import CHECKPOINTS, SmallRun, emptied, make_pictures, until_ctrl_c
 
 STEPS = 32
 INTERVAL = STEPS // CHECKPOINTS
@@ -58,11 +58,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = emptied(arguments.root, "points")
     found = folder / "points.json"
-    try:
-        return _campaign(folder, arguments.points, arguments.seed, found)
-    except KeyboardInterrupt:
-        print(interrupted("chaos-points", found), file=sys.stderr)
-        return 130
+    return until_ctrl_c("chaos-points", found, lambda: _campaign(folder, arguments.points, arguments.seed, found))
 
 
 def _campaign(folder: Path, wanted: int | None, seed: int, file: Path) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.chaos.results import UNREADABLE, Ending, Kill, report_of, table
-from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, emptied, interrupted, make_pictures
+from infra.chaos.small_runs import GONE_SECONDS, LONGEST_SECONDS, SmallRun, emptied, make_pictures, until_ctrl_c
 
 KILLS_A_RUN = 4
 STEPS = 400
@@ -42,11 +42,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = emptied(arguments.root, "chaos")
     found = folder / "chaos.json"
-    try:
-        return _campaign(folder, arguments.kills, arguments.seed, found)
-    except KeyboardInterrupt:
-        print(interrupted("chaos", found), file=sys.stderr)
-        return 130
+    return until_ctrl_c("chaos", found, lambda: _campaign(folder, arguments.kills, arguments.seed, found))
 
 
 def _campaign(folder: Path, wanted: int, seed: int, file: Path) -> int:

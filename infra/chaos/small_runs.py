@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,19 @@ def interrupted(campaign: str, found: Path) -> str:
     """
     by_then = f"what was found by then is in {found}" if found.is_file() else "nothing was found by then"
     return f"codecmill {campaign}: interrupted; {by_then}"
+
+
+def until_ctrl_c(campaign: str, found: Path, do: Callable[[], int]) -> int:
+    """Carry a campaign out, whose exit code `do` returns; at Ctrl-C it is 130, with a line that says what there is.
+
+    Args:
+        found: as of `interrupted`.
+    """
+    try:
+        return do()
+    except KeyboardInterrupt:
+        print(interrupted(campaign, found), file=sys.stderr)
+        return 130
 
 
 def make_pictures(folder: Path) -> None:

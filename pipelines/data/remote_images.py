@@ -12,7 +12,7 @@ from pipelines.errors import CodecmillError, InputError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import Root
 from pipelines.sealed_json import read_sealed, write_sealed
-from pipelines.storage import Object, Store, StoreError, StoreRefused, StoreUnavailable
+from pipelines.storage import Object, Store, StoreError, StoreFailed
 from pipelines.storage.globbing import matching
 
 AT_ONCE = 8
@@ -112,7 +112,7 @@ def _fetch(store: Store, folder: Path, named: list[Object], listing: _Listing) -
             if listing.has(each, target):
                 return None
             store.fetch(each.key, target, each.size, None)
-        except (StoreUnavailable, StoreRefused):
+        except StoreFailed:
             raise
         except StoreError as error:  # of this object: another may be let through
             return str(error)

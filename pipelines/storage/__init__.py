@@ -6,7 +6,14 @@ what lies in a store is believed only when its size and digest are what was reco
 
 from pipelines.storage.address import STORE, store_url
 from pipelines.storage.objects import Object
-from pipelines.storage.patience import DamagedObject, MissingObject, StoreError, StoreRefused, StoreUnavailable
+from pipelines.storage.patience import (
+    DamagedObject,
+    MissingObject,
+    StoreError,
+    StoreFailed,
+    StoreRefused,
+    StoreUnavailable,
+)
 from pipelines.storage.store import Store, open_store
 
 __all__ = [
@@ -16,6 +23,7 @@ __all__ = [
     "Object",
     "Store",
     "StoreError",
+    "StoreFailed",
     "StoreRefused",
     "StoreUnavailable",
     "open_store",

@@ -14,7 +14,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.bringing_results import bring_results, of_run
-from pipelines.storage.patience import MissingObject, StoreError, StoreRefused, StoreUnavailable
+from pipelines.storage.patience import MissingObject, StoreError, StoreFailed
 from pipelines.storage.sameness import config_in_store, must_be_one
 from pipelines.storage.store import Store, open_store
 from pipelines.tracking import is_current
@@ -69,7 +69,7 @@ def bring(run: RunDirectory, store: Store) -> checkpoints.Checkpoint | None:
         The checkpoint that was brought, if any.
 
     Raises:
-        StoreUnavailable: the store fails. StoreError: it does not let us. DiskFullError: there is no room for it here.
+        StoreFailed: the store fails. StoreError: it does not let us. DiskFullError: there is no room for it here.
         InputError: the run of this name here is another one.
     """
     config = config_in_store(run, store)
@@ -181,7 +181,7 @@ def _bring_checkpoint(run: RunDirectory, store: Store, step: int) -> checkpoints
                     raise CodecmillError(f"{store.address(keys.of_checkpoint(name, step))} names no {file}.")
                 store.fetch(keys.of_checkpoint(name, step, file), building / file, record.bytes, record.sha256)
         return checkpoints.open_checkpoint(folder)
-    except (StoreUnavailable, StoreRefused, DiskFullError):
+    except (StoreFailed, DiskFullError):
         raise  # what is there may be whole: going back to an older one would do its steps again
     except CodecmillError as error:
         log.warning("Skipping a checkpoint in the store: %s", error)

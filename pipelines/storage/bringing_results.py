@@ -11,7 +11,7 @@ from pipelines.evaluation.contents import PICTURES, RESULT, parse_contents, read
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.objects import Object, digests
-from pipelines.storage.patience import MissingObject, StoreRefused, StoreUnavailable
+from pipelines.storage.patience import MissingObject, StoreFailed
 from pipelines.storage.store import Store
 from pipelines.tolerant_reading import json_object, number
 from pipelines.tracking import is_current
@@ -27,7 +27,7 @@ def bring_results(run: RunDirectory, store: Store) -> None:
     """Bring what a run's folder lacks of its results; the checkpoints come first.
 
     Raises:
-        StoreUnavailable: the store fails. StoreError: it does not let us. DiskFullError: there is no room for it here.
+        StoreFailed: the store fails. StoreError: it does not let us. DiskFullError: there is no room for it here.
     """
     _bring_evaluations(run, store)
     _bring_promotion(run, store)
@@ -55,7 +55,7 @@ def _bring_evaluations(run: RunDirectory, store: Store) -> None:
         try:
             if _is_wanted(folder, about, store):
                 _bring_evaluation(folder, about, store)
-        except (StoreUnavailable, StoreRefused, DiskFullError):
+        except (StoreFailed, DiskFullError):
             raise
         except CodecmillError as error:
             log.warning("Skipping an evaluation in the store: %s", error)

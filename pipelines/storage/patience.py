@@ -31,13 +31,17 @@ class StoreError(CodecmillError):
     """An object could not be had or sent."""
 
 
-class StoreUnavailable(StoreError):
+class StoreFailed(StoreError):
+    """The store as a whole, and not this object alone: what it says of others means nothing now."""
+
+
+class StoreUnavailable(StoreFailed):
     """The store failed again and again, or was not there: later it may well work."""
 
     may_pass = True
 
 
-class StoreRefused(StoreError):
+class StoreRefused(StoreFailed):
     """The store takes no request of ours, whatever it is for: the key is wrong or has expired, or there is none."""
 
 

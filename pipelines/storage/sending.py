@@ -18,7 +18,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.lease import lease_of, leased
-from pipelines.storage.patience import StoreRefused, StoreUnavailable
+from pipelines.storage.patience import StoreFailed
 from pipelines.storage.sameness import config_in_store, must_be_one
 from pipelines.storage.sending_sets import send_shard_set
 from pipelines.storage.store import Store, open_store
@@ -189,7 +189,7 @@ class Sending:
         """When the evaluation below a prefix of the store was made; what cannot be read was made before all others."""
         try:
             return parse_contents(self._store.read(prefix + RESULT), self._store.address(prefix + RESULT)).made
-        except (StoreUnavailable, StoreRefused):
+        except StoreFailed:
             raise
         except CodecmillError:
             return -1.0
