@@ -47,7 +47,7 @@ def register(
     choice = bounded(choice, ((each.width, each.height) for each in shard_set.sources("test")))
     _tell(0, "sending the report to MLflow")
     tracking.bring_level(run)  # it may have been away while the run was trained
-    tracking.log_folder(run, report, f"evaluation/{report.name}")
+    tracking.log_evaluation(run, report)
     test_metrics = {f"test/{name}": value for name, value in metrics.items()}
     tracking.log_metrics(run, checkpoint.step, test_metrics, made_at(report))
     _tell(1, "making a version of the model")
@@ -61,12 +61,8 @@ def register(
         choice.curve_images,
     )
     _tell(2, "comparing it with the champion")
-    # Two runs that end at once must not both find themselves better than the same former champion.
-    with lock(run.root.path / ".promotion.lock", "The choice of the champion", wait=600):
-        candidate = Scores(version, metrics, shard_set.test_set_sha256, choice.curve_images)
-        champion = _champion_scores(run, shard_set, choice)
-        decision = decide(candidate, champion, choice.promotion_metric, choice.promotion_margin)
-        tracking.promote(run, version, decision)
+    candidate = Scores(version, metrics, shard_set.test_set_sha256, choice.curve_images)
+    decision = _promoted(run, candidate, shard_set, choice)
     _describe(run, checkpoint.step, report, version, decision, flow_run)
     result = Registered(
         version=version, alias=decision.alias, reason=decision.reason, checkpoint_sha256=checkpoint.sha256
@@ -86,24 +82,53 @@ def _describe(
         return
     picture = next((shown for _, shown in worst_pictures(evaluation, 1)), None)
     found = f"{evaluation.in_a_line()}, at step {step:,}. {decision.alias.capitalize()}: {decision.reason}"
-    tracking.describe(run, version, found, f"evaluation/{report.name}/{REPORT}", picture, flow_run)
+    tracking.describe(run, version, found, f"{tracking.EVALUATION}/{report.name}/{REPORT}", picture, flow_run)
 
 
 def _tell(done: int, message: str) -> None:
     progress.report(Progress("registration", done, 3, "parts", message))
 
 
-def _champion_scores(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> Scores | None:
-    """The champion's scores on this test set; if it was evaluated on other images, on these first."""
-    champion = tracking.champion(run.root)
-    test_set, metric = shard_set.test_set_sha256, choice.promotion_metric
-    if champion is None or champion.scores.are_of(test_set, metric, choice.curve_images):
-        return champion and champion.scores
+def _promoted(run: RunDirectory, candidate: Scores, shard_set: ShardSet, choice: EvaluationConfig) -> Decision:
+    """Compare a version with the champion of the moment, and give it its alias.
+
+    What takes long, to evaluate the champion on a new test set, is done in between, and then the champion looked at
+    anew.
+    """
+    scored: Scores | None = None
+    while isinstance(found := _compared(run, candidate, scored, choice), tracking.Version):
+        scored = _scored(found, run, shard_set, choice)
+    return found
+
+
+def _compared(
+    run: RunDirectory, candidate: Scores, scored: Scores | None, choice: EvaluationConfig
+) -> Decision | tracking.Version:
+    """Promote a version or not; or return the champion, where that is to be evaluated on its test set first.
+
+    Two runs that end at once must not both find themselves better than the same former champion: those of a root take
+    turns, and on other machines there are milliseconds between the look and the alias.
+    """
+    with lock(run.root.path / ".promotion.lock", "The choice of the champion", wait=600):
+        champion = tracking.champion(run.root)
+        known = champion and champion.scores
+        if known and scored and scored.version == known.version:
+            known = scored  # whatever another machine has noted of it meanwhile
+        is_known = known and known.are_of(candidate.test_set_sha256, choice.promotion_metric, choice.curve_images)
+        if champion and not is_known:
+            return champion
+        decision = decide(candidate, known, choice.promotion_metric, choice.promotion_margin)
+        tracking.promote(run, candidate.version, decision)
+        return decision
+
+
+def _scored(champion: tracking.Version, run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> Scores:
+    """Evaluate the champion on the test split of a shard set, and note it in the registry."""
     from pipelines.evaluation.stage import score_on_test_split
 
     with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
         fetched = tracking.fetch_checkpoint(champion.source, run.root, Path(folder))
         metrics = score_on_test_split(run, checkpoints.open_checkpoint(fetched), shard_set, choice)
-    curve_images = choice.curve_images if metric in BD_RATES else 0  # otherwise no curves are measured
-    tracking.record_evaluation(run.root, champion.number, metrics, test_set, curve_images)
-    return Scores(champion.number, metrics, test_set, curve_images)
+    curve_images = choice.curve_images if choice.promotion_metric in BD_RATES else 0  # otherwise no curves are measured
+    tracking.record_evaluation(run.root, champion.number, metrics, shard_set.test_set_sha256, curve_images)
+    return Scores(champion.number, metrics, shard_set.test_set_sha256, curve_images)

@@ -17,7 +17,8 @@ from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
 
-HOURS = 3600
+EVALUATION_SECONDS = 12 * 3600
+"""The most that one may take."""
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def loaded_meanwhile() -> Iterator[None]:
     retries=1,
     retry_delay_seconds=10,
     retry_condition_fn=unless_explained,
-    timeout_seconds=12 * HOURS,
+    timeout_seconds=EVALUATION_SECONDS,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
@@ -56,7 +57,7 @@ def evaluate(
         evaluation = evaluate_run(run.directory, opened, ShardSet.open(shard_set.path), choice)
         sending.bring_level(run.directory)
     if choice.images is not None:  # the test split's goes with the registration
-        _show_in_mlflow(run, evaluation.folder)
+        _show_in_mlflow(run)
     wait_until_heard("The evaluation", run.name)
     text = summary(evaluation, _links(run, evaluation.folder))
     create_markdown_artifact(text, key="evaluation", description=f"Evaluation of {run.name}")
@@ -71,15 +72,14 @@ def _links(run: HeldRun, folder: Path) -> str:
     known = tracking.tracked(run.directory)
     if known is None or known.url() is None:
         return ""
-    report = known.url(f"evaluation/{folder.name}/{REPORT}")
+    report = known.url(f"{tracking.EVALUATION}/{folder.name}/{REPORT}")
     return f"In MLflow: [the run]({known.url()}), [this report]({report})"
 
 
-def _show_in_mlflow(run: HeldRun, folder: Path) -> None:
+def _show_in_mlflow(run: HeldRun) -> None:
     from pipelines import tracking
 
     try:
         tracking.bring_level(run.directory)
-        tracking.log_folder(run.directory, folder, f"evaluation/{folder.name}")
     except tracking.TrackingUnavailable as error:
-        get_run_logger().warning("The report is on disk only: %s", error)
+        get_run_logger().warning("The report is on disk only, for codecmill sync to send: %s", error)

@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
+from tasks.evaluation import EVALUATION_SECONDS
 from tasks.progress import logged
 from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
@@ -12,14 +13,15 @@ from tasks.runs import flow_run_page
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Registration, ShardSetReference
 
 
-# MLflow may be away for a moment; a version that is registered already is not registered again.
+# MLflow may be away for a moment; a version that is registered already is not registered again. The time is that of an
+# evaluation: the champion is evaluated, too, where the test set is another one now.
 @task(
     name="register",
     task_run_name="register {run.name}",
     retries=5,
     retry_delay_seconds=[2, 10, 30, 60, 120],
     retry_condition_fn=unless_explained,
-    timeout_seconds=3600,
+    timeout_seconds=EVALUATION_SECONDS,
     cache_policy=NO_CACHE,
     persist_result=False,
 )

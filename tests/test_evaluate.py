@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -11,13 +12,19 @@ import torch
 from conftest import picture
 from PIL import Image
 
-from pipelines.config import EvaluationConfig, ModelConfig
+from pipelines.config import EvaluationConfig, ModelConfig, RunConfig
 from pipelines.data.images import ImageError, Normalization, open_image, to_image, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.evaluate import evaluate, read_evaluation, reconstruct, score
 from pipelines.evaluation.metrics import ms_ssim, psnr
+from pipelines.evaluation.stage import images_of
+from pipelines.evaluation.summary import summary
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.progress import Progress, listen
+from pipelines.run_directory import Root
+
+if TYPE_CHECKING:
+    from pipelines.data.shard_set import ShardSet
 
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 ABOUT = {"run": "tiny", "step": 12, "checkpoint_sha256": "ab" * 32}
@@ -180,6 +187,50 @@ def test_an_incomplete_folder_is_no_evaluation(tmp_path: Path, model: Autoencode
     assert read_evaluation(result.folder) is None
     (result.folder / "evaluation.json").write_text('{"format_version": 1}')
     assert read_evaluation(result.folder) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("psnr", 1e308), ("psnr", -1e308), ("ms_ssim", -2.0), ("width", 0), ("height", -1)]
+)
+def test_figures_that_cannot_be_are_no_evaluation(tmp_path: Path, model: Autoencoder, name: str, value: float) -> None:
+    images = [("a.png", picture(1, 16, 16))]
+    result = evaluate(model, NORMALIZATION, images, tmp_path / "step", EvaluationConfig(), ABOUT)
+    written = json.loads((result.folder / "evaluation.json").read_bytes())
+    written["images"][0][name] = value
+    (result.folder / "evaluation.json").write_text(json.dumps(written))
+    assert read_evaluation(result.folder) is None
+
+
+def test_the_page_needs_no_picture_that_is_gone_or_too_wide(
+    tmp_path: Path, model: Autoencoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a picture of 134 megapixels the file of all three side by side is more than is decoded."""
+    images = [(f"{n}.png", picture(n, 40, 30)) for n in range(2)]
+    result = evaluate(model, NORMALIZATION, images, tmp_path / "step", EvaluationConfig(), ABOUT)
+    folders = [result.folder / "pictures" / str(row.pictures) for row in result.ranked]
+    for folder in folders:
+        (folder / "side_by_side.png").write_bytes(b"")
+    assert summary(result).count("data:image/webp;base64,") == 2
+    (folders[0] / "error.png").write_bytes(b"no picture")
+    shown = summary(result)
+    assert shown.count("data:image/webp;base64,") == 1
+    assert f"{result.worst.psnr:.2f} dB" in shown
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"The pictures of {result.worst.name} are not shown: ")
+
+
+def test_what_is_named_and_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    picture(1, 16, 16).save(tmp_path / "there.png")
+    (tmp_path / "list.txt").write_text("there.png\nmissing.png\n")
+    run = Root(tmp_path / "root").run("some")
+    run.write_config(RunConfig(name="some", root=tmp_path / "root"))
+    choice = EvaluationConfig(images=str(tmp_path / "list.txt"))
+    images = images_of(run, cast("ShardSet", None), choice)
+    assert images.count == 2
+    (_, there), (name, missing) = images
+    assert isinstance(there, Image.Image)
+    assert name == "missing.png"
+    assert str(missing) == "No such file or directory"
 
 
 def test_a_diverged_model_is_an_error(tmp_path: Path, model: Autoencoder) -> None:

@@ -3,6 +3,7 @@
 import base64
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,9 @@ from conftest import picture
 
 from pipelines.data.images import open_image
 from pipelines.evaluation.cards import CARDS
-from pipelines.evaluation.chart import histogram
+from pipelines.evaluation.chart import MOST_STROKES, histogram
 from pipelines.evaluation.pictures import write_pictures
-from pipelines.evaluation.report import html
+from pipelines.evaluation.report import MOST_ROWS, html
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, code, printable
 
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x.png onerror=alert(2)>.png'
@@ -178,6 +179,22 @@ def test_many_images_are_shown_worst_first_then_best(tmp_path: Path) -> None:
     best = [f"{i:05d}-x" for i in range(60, 60 - CARDS, -1)]
     assert cards == worst + best
     assert len(page.all("tr")) == 61
+
+
+def test_a_page_of_very_many_images_has_an_end(tmp_path: Path) -> None:
+    few, _ = evaluated(tmp_path, 1)
+    rows = [replace(few.images[0], name=f"{n}.png", psnr=n / 100, pictures=None) for n in range(5000)]
+    source = html(replace(few, images=tuple(rows), broken=few.broken * 3000), {})
+    page, text = Page(source), " ".join(Page(source).text)
+    assert len(page.all("tr")) == 1 + MOST_ROWS
+    assert "The 500 worst, then the 500 best. All as a file:" in text
+    assert "0.png" in page.text
+    assert "4999.png" in page.text
+    assert "499.png" in page.text
+    assert "500.png" not in page.text
+    assert "and 2,000 more" in text
+    strokes = [tag for tag in page.all("line") if tag.get("class") == "stroke"]
+    assert 1000 < len(strokes) <= MOST_STROKES
 
 
 def test_sixty_noisy_images_stay_under_five_megabytes(tmp_path: Path) -> None:

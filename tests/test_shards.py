@@ -170,6 +170,18 @@ def test_test_images_are_stored_whole(config: RunConfig):
     assert len(sources) == sum(shard_set.counts("test"))
 
 
+def test_a_list_of_sources_that_is_not_that_of_its_shard_is_named(config: RunConfig):
+    shard_set = create_shards(varied(config, test_fraction=0.4))
+    row = shard_set.rows("test")[0]
+    file = shard_set.path / row.sources
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.chmod(0o644)
+    file.write_bytes(b"".join(lines[:-1]))
+    message = rf"{file.name} is damaged: it lists {row.samples - 1} samples, and its shard has {row.samples}\. Delete"
+    with pytest.raises(CodecmillError, match=message):
+        list(shard_set.sources("test"))
+
+
 def test_mean_and_std_are_those_of_the_training_patches(config: RunConfig):
     shard_set = create_shards(config)
     pixels = np.concatenate([np.asarray(decode_png(s.image)).reshape(-1, 3) for s in shard_set.samples("train")]) / 255

@@ -80,6 +80,17 @@ class Slow(Broken):
     seconds = 3600.0
 
 
+class Nonsense(Broken):
+    """No MLflow at all."""
+
+    def answer(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"experiment": 1}')
+
+    do_GET = do_POST = do_PUT = do_PATCH = answer
+
+
 @contextmanager
 def serving(handler: type[Broken] | None) -> Iterator[str]:
     """The address of such a server; without a handler, one where nobody listens."""
@@ -94,6 +105,17 @@ def serving(handler: type[Broken] | None) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_what_mlflows_client_never_thought_of_ends_nothing(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    run = begin(make(tiny, name="nonsense"))
+    warnings: list[str] = []
+    with serving(Nonsense) as address, run.locked():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with Shipping(run, warnings.append):
+            pass
+    (warning,) = warnings
+    assert warning.startswith("MLflow gets what it is missing later: unexpected ")
 
 
 @pytest.mark.full

@@ -8,17 +8,21 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 import torch
+from botocore.exceptions import ClientError, EndpointConnectionError
 from PIL import Image
 from processes import PROJECT
 
@@ -489,6 +493,88 @@ def test_the_pages_say_how_good_a_run_became_unless_somebody_says_otherwise(root
         assert client.get_model_version(tracking.MODEL, str(version)).description == "Mine."
 
 
+def test_an_evaluation_that_was_made_while_mlflow_was_away_is_sent_by_the_next_sync(root: Root) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    save_checkpoint(run, config, 200)
+    folder = run.evaluation(200, "photos of my own")
+
+    def sent() -> list[str]:
+        tracking.bring_level(run)
+        return [file.path for file in client_of(root).list_artifacts(tracked.run_id, f"evaluation/{folder.name}")]
+
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("half-written")
+    assert sent() == []
+    for content in ("first", "evaluated again"):
+        (folder / "report.html").write_text(content)
+        write_json(folder / "evaluation.json", {"content": content})
+        assert sent() == [f"evaluation/{folder.name}/{name}" for name in ("evaluation.json", "report.html")]
+        (there,) = root.mlflow_artifacts.rglob("report.html")
+        assert there.read_text() == content
+        there.unlink()
+        assert sent() == [f"evaluation/{folder.name}/evaluation.json"], "what MLflow has is not sent again"
+
+
+def test_what_the_client_of_a_bucket_raises_is_a_sentence(root: Root) -> None:
+    """Some servers have artifacts written to the bucket by who has them."""
+    refused = ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject")
+    busy = ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject")
+    away = EndpointConnectionError(endpoint_url="http://127.0.0.1:9/b")
+    for error, message in (
+        (away, r"cannot be reached: Could not connect to the endpoint URL.*\. Look for the bucket in which"),
+        (busy, r"cannot be reached: An error occurred \(SlowDown\)"),
+    ):
+        with pytest.raises(tracking.TrackingUnavailable, match=message), connected(root):
+            raise error
+    message = r"did not take it: An error occurred \(AccessDenied\)"
+    with pytest.raises(CodecmillError, match=message) as caught, connected(root):
+        raise refused
+    assert not isinstance(caught.value, tracking.TrackingUnavailable)
+    with pytest.raises(ZeroDivisionError), connected(root):
+        _ = 1 / 0
+
+
+class Slow(BaseHTTPRequestHandler):
+    """An MLflow that has everything, and takes longer than its clients wait to make a run."""
+
+    posted: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self._answer({"experiment": {"experiment_id": "1", "name": "codecmill", "lifecycle_stage": "active"}})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.posted.append(self.path.rpartition("/")[2])
+        if self.path.endswith("/create"):
+            time.sleep(3)
+        self._answer({})
+
+    def _answer(self, value: dict[str, object]) -> None:
+        content = json.dumps(value).encode()
+        with suppress(BrokenPipeError):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing, where the base class writes to stderr."""
+
+
+def test_a_slow_server_is_asked_once_for_a_run(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes what it is asked for, too late: a second request would make a second run."""
+    run, config = make_run(root)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        with pytest.raises(tracking.TrackingUnavailable):
+            tracking.open_run(run, config)
+        server.shutdown()
+    assert Slow.posted == ["search", "create"]
+
+
 def test_the_champion_changes_hands_and_is_fetched_by_its_alias(root: Root, tmp_path: Path) -> None:
     run, config = make_run(root)
     tracking.open_run(run, config)
@@ -579,6 +665,48 @@ def test_bd_rates_are_compared_of_the_same_images(
     decided = [registration.register(run, next_best, shard_set, found, report, choice).alias for _ in range(2)]
     assert decided == ["candidate" if is_scored else "champion"] * 2
     assert scored == ([choice] if is_scored else [])
+
+
+def test_a_champion_that_another_machine_names_meanwhile_is_the_one_to_beat(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the champion must be evaluated on a new test set first, which takes long."""
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    saved = [save_checkpoint(run, config, step) for step in (200, 400, 600)]
+    first = register(run, saved[0], 28.0)
+    tracking.promote(run, first, Decision("champion", "The first."))
+    scored: list[int] = []
+
+    def score(_run: RunDirectory, checkpoint: checkpoints.Checkpoint, *_: object) -> dict[str, float]:
+        scored.append(checkpoint.step)
+        if checkpoint.step == 200:
+            other = register(run, saved[1], 20.0)
+            tracking.promote(run, other, Decision("champion", "On another machine."))
+        return {"psnr": {200: 29.0, 400: 31.0}[checkpoint.step]}
+
+    monkeypatch.setattr("pipelines.evaluation.stage.score_on_test_split", score)
+    shard_set = cast(
+        "ShardSet", SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256="8" * 64, sources=lambda _: ())
+    )
+    report = tmp_path / "step_00000600"
+    report.mkdir()
+    (report / "evaluation.json").write_text("{}")
+    for psnr, alias in ((30.5, "candidate"), (31.5, "champion")):
+        done = registration.register(run, saved[2], shard_set, {"psnr": psnr}, report, EvaluationConfig())
+        assert done.alias == alias
+    assert scored == [200, 400]
+    assert done.reason.startswith("Version 2 with psnr 31.5000 dB beats champion version 3 with 31.0000 dB")
+
+
+def test_a_candidate_that_is_judged_again_says_the_new_reason(root: Root) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    version = register(run, save_checkpoint(run, config, 200))
+    for reason in ("By one metric.", "By another."):
+        tracking.promote(run, version, Decision("candidate", reason))
+    tags = client_of(root).get_model_version("codecmill", str(version)).tags
+    assert (tags["promotion"], tags["promotion_reason"]) == ("candidate", "By another.")
 
 
 def test_an_unknown_source_is_refused_with_what_there_is(root: Root, tmp_path: Path) -> None:
@@ -779,13 +907,15 @@ def test_everything_works_over_http_until_the_server_dies(
     assert checkpoints.open_checkpoint(fetched).sha256 == checkpoint.sha256
     run.evaluation(700).mkdir(parents=True)
     (run.evaluation(700) / "report.html").write_text("<p>fine</p>")
-    tracking.log_folder(run, run.evaluation(700), "evaluation/step_00000700")
+    (run.evaluation(700) / "evaluation.json").write_text("{}")
+    tracking.log_evaluation(run, run.evaluation(700))
     tracking.set_status(run, "FINISHED")
     client = client_of(root)
     assert client.get_run(tracked.run_id).info.status == "FINISHED"
     assert {finding.state for finding in examine_mlflow(root)} == {"good"}
     assert [file.path for file in client.list_artifacts(tracked.run_id, "evaluation/step_00000700")] == [
-        "evaluation/step_00000700/report.html"
+        "evaluation/step_00000700/evaluation.json",
+        "evaluation/step_00000700/report.html",
     ]
     assert not root.mlflow_artifacts.exists()
     served = Root(tmp_path / "server")

@@ -33,7 +33,7 @@ class SourceRow:
         bytes, width, height: of the image's file, and of the upright image in pixels.
         tar_bytes: length of its samples in the tar.
         pixels, sums, squares: number of stored pixels, and a channel's sum of levels and of squared levels (0 to 255).
-        pixels_sha256: of size and pixels of a whole test image, of nothing else.
+        pixels_sha256: of size and pixels of a whole test image and its mask, of nothing else.
         note: what was amiss with it, such as a broken colour profile that was ignored.
     """
 

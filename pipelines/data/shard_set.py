@@ -123,11 +123,23 @@ class ShardSet:
         return [row.samples for row in self.rows(split)]
 
     def sources(self, split: Split) -> Iterator[SourceRow]:
-        """The sources of a split, in stored order."""
+        """The sources of a split, in stored order.
+
+        Raises:
+            CodecmillError: a list of them is damaged, or is not that of its shard.
+        """
         for row in self.rows(split):
             if self._cache:
                 self._cache.small(row.sources, row.sources_bytes, row.sources_sha256)
-            yield from read_sources(self.path / row.sources)
+            file, listed = self.path / row.sources, 0
+            for source in read_sources(file):
+                listed += source.samples
+                yield source
+            if listed != row.samples:
+                raise CodecmillError(
+                    f"{file} is damaged: it lists {listed} samples, and its shard has {row.samples}. "
+                    "Delete the file and run: codecmill shards"
+                )
 
     def read_ahead(self, order: SampleOrder, position: int) -> AbstractContextManager[ReadAhead | None]:
         """Fetch training shards before they are read, for the duration; None where all are here.

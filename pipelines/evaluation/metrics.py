@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,12 @@ Picture = Image.Image | np.ndarray
 LARGEST_PSNR = 100.0
 """What is reported, in dB, for equal pictures and for any nearer than that: JSON has no infinity, and one such picture
 would make every mean infinite. Training caps its PSNR at the same value."""
+
+Decibels = Annotated[float, Field(ge=0, le=LARGEST_PSNR)]
+"""A PSNR as it is reported, also where a file says so."""
+
+Index = Annotated[float, Field(ge=0, le=1.001)]
+"""An MS-SSIM as it is reported, which float32 may round to above 1."""
 
 SMALLEST_SIDE = SMALLEST_MS_SSIM
 """Of a picture that MS-SSIM is defined for, in pixels."""

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +18,8 @@ from pipelines.durable_files import write_bytes
 ERROR_FACTOR = 8
 """What absolute errors are multiplied by to be seen; from 32 levels of 255 on they are white."""
 
-KINDS = ("original", "reconstruction", "error", "side_by_side")
+COMPARED = ("original", "reconstruction", "error")
+KINDS = (*COMPARED, "side_by_side")
 """The files of a picture, `<kind>.png` each in a folder of its own."""
 
 PREVIEW_SIDE = 640
@@ -73,6 +75,12 @@ def preview(picture: Image.Image) -> bytes:
     return _webp(picture, PREVIEW_SIDE, PREVIEW_BYTES)
 
 
+def preview_side_by_side(pictures: Iterable[Image.Image]) -> bytes:
+    """Pictures of one size, read one at a time, side by side in a preview."""
+    side = PREVIEW_SIDE // len(COMPARED)
+    return preview(_side_by_side([_shrunk(picture, side) for picture in pictures]))
+
+
 def folder_name(number: int, name: str) -> str:
     """A folder for the picture called `name`, whatever that holds: one portable part of a path, unique by number."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
@@ -99,11 +107,16 @@ def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
 
 def _webp(picture: Image.Image, side: int, most_bytes: int) -> bytes:
     """The picture as WebP, no longer than `side`, with the best quality that fits; smaller if none does."""
-    shrunk = picture.copy()
-    shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
+    shrunk = _shrunk(picture, side)
     for quality in (88, 75, 55, 30):
         file = BytesIO()
         shrunk.save(file, format="WEBP", quality=quality, method=4)
         if file.tell() <= most_bytes:
             return file.getvalue()
     return _webp(picture, side * 2 // 3, most_bytes)
+
+
+def _shrunk(picture: Image.Image, side: int) -> Image.Image:
+    shrunk = picture.copy()
+    shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return shrunk

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image, ImageFile
+from pydantic import Field
 
 from pipelines.codec.container import parse
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel
 from pipelines.evaluation.curve_images import fits_every_format, is_within
-from pipelines.evaluation.metrics import Quality, compare
+from pipelines.evaluation.metrics import Decibels, Index, Quality, compare
 
 OURS = "codecmill"
 QUALITIES = (1.0, 20.0, 40.0, 60.0, 80.0, 100.0)
@@ -27,6 +28,9 @@ SMALLEST_DISSIMILARITY = 1e-10
 
 MOST_JPEG_BYTES = 4
 """A pixel of a JPEG, an optimised one of colours at half the resolution: noise of 0 and 255 takes 1.6 at the finest."""
+
+MOST_BITS = 1e6
+"""A pixel of a picture of one pixel in any format, and more than that."""
 
 _buffer_lock = Lock()
 """Pillow's buffer is one for all threads."""
@@ -102,11 +106,11 @@ class Point:
     image: str
     codec: str
     setting: float
-    bits_per_pixel: float
-    psnr: float
-    ms_ssim: float | None
-    encode_seconds: float
-    decode_seconds: float
+    bits_per_pixel: Annotated[float, Field(gt=0, le=MOST_BITS)]
+    psnr: Decibels
+    ms_ssim: Index | None
+    encode_seconds: Annotated[float, Field(ge=0)]
+    decode_seconds: Annotated[float, Field(ge=0)]
 
 
 def points_of(

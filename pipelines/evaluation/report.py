@@ -32,6 +32,9 @@ LABELS = {
     "git_commit": "Git commit",
 }
 
+MOST_ROWS = 1000
+"""Of the table, and lines of what could not be read: of a million images the page would have 300 MB."""
+
 
 def html(evaluation: Evaluation, previews: Mapping[str, Previews], pieces: Sequence[Pieces] = ()) -> str:
     """The page.
@@ -113,7 +116,8 @@ def _value(key: str, value: Any) -> str:
 
 def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: Collection[str | None]) -> str:
     rows = []
-    for place, row in enumerate(evaluation.ranked, 1):
+    ranked = list(enumerate(evaluation.ranked, 1))
+    for place, row in ranked if len(ranked) <= MOST_ROWS else ranked[: MOST_ROWS // 2] + ranked[-MOST_ROWS // 2 :]:
         thumbnail, name = "", name_html(row.name)
         if row.pictures in previews:
             content = data_uri(previews[str(row.pictures)].thumbnail)
@@ -130,8 +134,12 @@ def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: 
         '<th class="number size" scope="col">Size</th><th class="number" scope="col">PSNR, dB</th>'
         '<th class="number" scope="col">MS-SSIM</th>'
     )
+    if len(ranked) <= MOST_ROWS:
+        lead = f"Worst first. The same figures as a file: {link(TABLE, TABLE)}."
+    else:
+        lead = f"The {MOST_ROWS // 2} worst, then the {MOST_ROWS // 2} best. All as a file: {link(TABLE, TABLE)}."
     return (
-        f'<p class="lead">Worst first. The same figures as a file: {link(TABLE, TABLE)}.</p>'
+        f'<p class="lead">{lead}</p>'
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
@@ -139,7 +147,10 @@ def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: 
 def _broken(evaluation: Evaluation) -> str:
     if not evaluation.broken:
         return ""
-    items = "".join(f"<li>{name_html(row.name)}: {escape(printable(row.reason))}</li>" for row in evaluation.broken)
+    lines = [f"{name_html(row.name)}: {escape(printable(row.reason))}" for row in evaluation.broken[:MOST_ROWS]]
+    if len(evaluation.broken) > MOST_ROWS:
+        lines.append(f"and {len(evaluation.broken) - MOST_ROWS:,} more")
+    items = "".join(f"<li>{line}</li>" for line in lines)
     return f'<section aria-labelledby="broken"><h2 id="broken">Not evaluated</h2><ul>{items}</ul></section>'
 
 

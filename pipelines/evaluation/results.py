@@ -13,7 +13,7 @@ from pipelines.config import MOST_STEPS
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.contents import REPORT, RESULT, TABLE
-from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Quality, means
+from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Decibels, Index, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
 from pipelines.evaluation.rate_distortion import JPEG, Point, RateDistortion
 
@@ -35,10 +35,10 @@ class ImageRow:
     """
 
     name: str
-    width: int
-    height: int
-    psnr: float
-    ms_ssim: float | None
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+    psnr: Decibels
+    ms_ssim: Index | None
     pictures: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]+$")] | None
 
 
@@ -192,8 +192,8 @@ class _Written(BaseModel):
 
     format_version: int
     about: _About
-    parameters: int
-    seconds: float
+    parameters: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
     images: Annotated[tuple[ImageRow, ...], Field(min_length=1)]
     broken: tuple[Broken, ...]
     points: tuple[Point, ...] = ()

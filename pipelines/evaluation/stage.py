@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -107,12 +107,15 @@ def load(checkpoint: checkpoints.Checkpoint) -> tuple[Model, Normalization]:
 def images_of(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> "NamedImages":
     """The pictures to evaluate: those of the user, else the test split's, whole and lossless."""
     if choice.images is None:
-        stored = zip(shard_set.sources("test"), shard_set.samples("test"), strict=True)
+        sources = list(shard_set.sources("test"))  # all of them first: a damaged list is found before hours of work
+        stored = zip(sources, shard_set.samples("test"), strict=True)
         named = ((Path(source.path).name, decode_png(sample.image)) for source, sample in stored)
         return NamedImages(named, sum(shard_set.counts("test")))
     background = run.read_config().data.background
-    paths = [Path(image.path) for image in find_images(choice.images, "evaluation.images", run.root).images]
-    return NamedImages(((path.name, _opened(path, background)) for path in paths), len(paths))
+    found = find_images(choice.images, "evaluation.images", run.root)
+    opened = ((Path(image.path).name, _opened(Path(image.path), background)) for image in found.images)
+    unread = ((Path(row.path).name, ImageError(row.reason)) for row in found.set_aside)
+    return NamedImages(chain(opened, unread), len(found.images) + len(found.set_aside))
 
 
 def _opened(path: Path, background: tuple[int, int, int]) -> Image.Image | ImageError:

@@ -1,15 +1,19 @@
 """The evaluation as Markdown, for Prefect's page: the figures, a codec's curves, and the worst pictures embedded."""
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
-from pipelines.data.images import decode_png
+from pipelines.data.images import ImageError, decode_png
 from pipelines.evaluation.contents import PICTURES
 from pipelines.evaluation.curve_chart import curve_chart
 from pipelines.evaluation.markup import data_uri
 from pipelines.evaluation.page import STYLE
-from pipelines.evaluation.pictures import preview
-from pipelines.evaluation.results import SIDE_BY_SIDE, Evaluation, ImageRow, code
+from pipelines.evaluation.pictures import COMPARED, preview_side_by_side
+from pipelines.evaluation.results import Evaluation, ImageRow, code, printable
+
+log = logging.getLogger("codecmill.evaluation")
 
 SHOWN = 3
 
@@ -31,11 +35,20 @@ def summary(evaluation: Evaluation, links: str = "") -> str:
 
 
 def worst_pictures(evaluation: Evaluation, count: int) -> Iterator[tuple[ImageRow, bytes]]:
-    """The worst images that have pictures, each with original, reconstruction and error side by side, as small WebP."""
+    """The worst images that have pictures, each with original, reconstruction and error side by side, as small WebP.
+
+    Whatever has been removed or damaged since is left out, with a warning: the figures stand without it.
+    """
     for row in islice((row for row in evaluation.ranked if row.pictures), count):
-        file = evaluation.folder / PICTURES / str(row.pictures) / SIDE_BY_SIDE
-        if file.is_file():  # somebody may have removed it since
-            yield row, preview(decode_png(file.read_bytes()))
+        try:
+            yield row, _preview(evaluation.folder / PICTURES / str(row.pictures))
+        except (ImageError, OSError) as error:
+            log.warning("The pictures of %s are not shown: %s", printable(row.name), error)
+
+
+def _preview(folder: Path) -> bytes:
+    """From the three pictures: the one of all three is three times as wide, for some too wide to be decoded."""
+    return preview_side_by_side(decode_png((folder / f"{kind}.png").read_bytes()) for kind in COMPARED)
 
 
 def _standalone(chart: str) -> bytes:

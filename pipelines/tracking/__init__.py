@@ -5,7 +5,7 @@ MLflow is imported when a function is called (1.3 s), never when this package is
 write its `mlflow_run.json`: call them from one process at a time, the holder of the run's lock.
 """
 
-from pipelines.tracking.artifacts import log_checkpoint, log_folder, log_pictures
+from pipelines.tracking.artifacts import EVALUATION, log_checkpoint, log_evaluation, log_pictures
 from pipelines.tracking.connection import (
     EXPERIMENT,
     TrackingUnavailable,
@@ -32,6 +32,7 @@ from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open
 from pipelines.tracking.syncing import begin, bring_level, release, sync
 
 __all__ = [
+    "EVALUATION",
     "EXPERIMENT",
     "MODEL",
     "MODEL_ADDRESS",
@@ -49,7 +50,7 @@ __all__ = [
     "is_current",
     "is_unmade",
     "log_checkpoint",
-    "log_folder",
+    "log_evaluation",
     "log_metrics",
     "log_pictures",
     "log_shard_set",

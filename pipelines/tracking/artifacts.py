@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines import checkpoint_format
+from pipelines.evaluation.contents import RESULT, made_at
 from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected, patience_for
 from pipelines.tracking.marks import write_marks
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("codecmill.tracking")
 
 CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation"
 _PICTURE = re.compile(r"step_(\d+)_([A-Za-z0-9_.-]+)\.png")
 
 
@@ -91,10 +93,20 @@ def log_load_report(run: RunDirectory) -> None:
             write_marks(run, marks.model_copy(update={"load_report": True}))
 
 
-def log_folder(run: RunDirectory, folder: Path, artifact_path: str) -> None:
-    """Send all files of a folder, such as an evaluation report; a repeat replaces them."""
+def log_evaluation(run: RunDirectory, folder: Path) -> None:
+    """Send the report of an evaluation and all that it shows, unless MLflow has it."""
+    made = made_at(folder)
     with connected(run.root) as client:
         marks = opened(run)
+        if marks.evaluations.get(folder.name) == made:
+            return
         largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
         with patience_for(largest):
-            client.log_artifacts(marks.run_id, str(folder), artifact_path)
+            client.log_artifacts(marks.run_id, str(folder), f"{EVALUATION}/{folder.name}")
+        write_marks(run, marks.model_copy(update={"evaluations": marks.evaluations | {folder.name: made}}))
+
+
+def log_evaluations(run: RunDirectory) -> None:
+    """Send each evaluation that is on disk and that MLflow does not have."""
+    for result in sorted(run.evaluations.glob(f"step_*/{RESULT}")):
+        log_evaluation(run, result.parent)

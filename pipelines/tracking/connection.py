@@ -23,7 +23,11 @@ REQUEST_SECONDS = 5
 SLOWEST_UPLOAD = 1_000_000
 """Bytes a second below which a server counts as hanging."""
 
+SERVER_FAILS = 500
+"""The first of HTTP's codes that say so."""
+
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -31,7 +35,7 @@ _SETTINGS = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    _RETRIES: "1",
     _TIMEOUT: str(REQUEST_SECONDS),
 }
 
@@ -106,8 +110,10 @@ def connected(root: Root) -> Iterator["MlflowClient"]:
             _make_database(root)
             bring_artifacts_along(root)
         yield _client(uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise _explained(error, without_password(uri)) from error
+    except Exception as error:
+        if isinstance(error, (MlflowException, SQLAlchemyError, OSError)) or _is_of_a_bucket(error):
+            raise _explained(error, without_password(uri)) from error
+        raise
 
 
 def ensure_database(root: Root) -> None:
@@ -167,6 +173,23 @@ def experiment_id(client: "MlflowClient", root: Root) -> str:
 
 
 @contextmanager
+def sent_once() -> Iterator[None]:
+    """Have MLflow's client send a request that makes something once, and wait as long as for all tries of another.
+
+    A server that was only slow has made it: the same request again would make a second. Whoever calls looks first
+    whether it is there.
+    """
+    former = {name: os.environ.get(name, "") for name in (_RETRIES, _TIMEOUT)}
+    if former[_RETRIES] == _SETTINGS[_RETRIES] and former[_TIMEOUT] == _SETTINGS[_TIMEOUT]:
+        os.environ[_TIMEOUT] = str(2 * REQUEST_SECONDS)
+    os.environ[_RETRIES] = "0"
+    try:
+        yield
+    finally:
+        os.environ |= former
+
+
+@contextmanager
 def patience_for(size: int) -> Iterator[None]:
     """Give a server time to store `size` bytes before it counts as hanging, unless the user chose a timeout."""
     if os.environ.get(_TIMEOUT) != str(REQUEST_SECONDS):
@@ -185,17 +208,37 @@ def _explained(error: BaseException, uri: str) -> CodecmillError:
 
     chain = list(_causes(error))
     reason = str(chain[-1]).strip().partition("\n")[0][:300] or type(chain[-1]).__name__
-    if any(isinstance(link, (ConnectionError, RetryError, Timeout, OperationalError)) for link in chain):
-        way_out = (
-            "Look for a full disk or for another process that holds it"
-            if uri.startswith("sqlite:")
-            else "Start it or correct MLFLOW_TRACKING_URI"
-        )
+    is_bucket = any(map(_is_bucket_away, chain))
+    if is_bucket or any(isinstance(link, (ConnectionError, RetryError, Timeout, OperationalError)) for link in chain):
+        if is_bucket:
+            way_out = "Look for the bucket in which it has artifacts kept"
+        elif uri.startswith("sqlite:"):
+            way_out = "Look for a full disk or for another process that holds it"
+        else:
+            way_out = "Start it or correct MLFLOW_TRACKING_URI"
         return TrackingUnavailable(
             f"MLflow at {uri} cannot be reached: {reason}. {way_out}; what it has missed is on disk, to be sent later."
         )
     first = str(error).strip().partition("\n")[0][:500] or type(error).__name__
     return CodecmillError(f"MLflow at {uri} did not take it: {first}")
+
+
+def _is_of_a_bucket(error: BaseException) -> bool:
+    """Whether it is of the client of S3, which MLflow's passes on: some servers have artifacts written by who has them.
+
+    By its name, as to import that client takes as long as half of MLflow.
+    """
+    return type(error).__module__.partition(".")[0] in ("boto3", "botocore")
+
+
+def _is_bucket_away(error: BaseException) -> bool:
+    if not _is_of_a_bucket(error):
+        return False
+    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return answer.get("HTTPStatusCode", 0) >= SERVER_FAILS or not kinds.isdisjoint(
+        {"ConnectionError", "HTTPClientError"}
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

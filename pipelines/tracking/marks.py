@@ -31,6 +31,8 @@ class Marks(Section):
     """File names that were sent."""
     checkpoints: dict[str, str] = Field(default_factory=dict)
     """Folder names that were sent, with the sha256 of their weights."""
+    evaluations: dict[str, float] = Field(default_factory=dict)
+    """Names of their folders that were sent, and when they were made, in seconds since 1970."""
     load_report: bool = False
     """Whether what `training.start_from` took was sent."""
 

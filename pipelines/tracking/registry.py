@@ -9,7 +9,7 @@ from pipelines.errors import CodecmillError
 from pipelines.promotion import Decision, Scores
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.artifacts import log_checkpoint
-from pipelines.tracking.connection import connected, is_unmade
+from pipelines.tracking.connection import connected, is_unmade, sent_once
 from pipelines.tracking.runs import opened
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def register_model(
             "checkpoint_sha256": checkpoint_sha256,
             **_test_tags(metrics, test_set_sha256, curve_images),
         }
-        return int(client.create_model_version(MODEL, source, run_id, tags=tags, await_creation_for=0).version)
+        with sent_once():
+            made = client.create_model_version(MODEL, source, run_id, tags=tags, await_creation_for=0)
+        return int(made.version)
 
 
 def _ensure_model(client: "MlflowClient") -> None:
@@ -181,9 +183,14 @@ def promote(run: RunDirectory, version: int, decision: Decision) -> None:
     """
     with connected(run.root) as client:
         aliases = _aliases(client)
-        if aliases.get(decision.alias) != version:
-            client.set_model_version_tag(MODEL, str(version), "promotion", decision.alias)
-            client.set_model_version_tag(MODEL, str(version), "promotion_reason", decision.reason)
+        known = client.get_model_version(MODEL, str(version)).tags
+        is_anew = aliases.get(decision.alias) != version
+        # Of a champion that is compared with itself the tags tell more: how it became one.
+        if is_anew or decision.alias != CHAMPION:
+            for tag, value in (("promotion", decision.alias), ("promotion_reason", decision.reason)):
+                if known.get(tag) != value:
+                    client.set_model_version_tag(MODEL, str(version), tag, value)
+        if is_anew:
             client.set_registered_model_alias(MODEL, decision.alias, str(version))
         if decision.alias == CHAMPION and aliases.get(CANDIDATE) == version:
             client.delete_registered_model_alias(MODEL, CANDIDATE)

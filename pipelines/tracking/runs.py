@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.config import RunConfig
 from pipelines.run_directory import RunDirectory
-from pipelines.tracking.connection import connected, experiment_id, tracking_uri, without_password
+from pipelines.tracking.connection import connected, experiment_id, sent_once, tracking_uri, without_password
 from pipelines.tracking.lines import first_point, in_batches, read_lines
 from pipelines.tracking.marks import Marks, read_marks, write_marks
 from pipelines.versions import git_commit, package_versions
@@ -98,7 +98,8 @@ def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "R
     known = marked(client, run, marks) or _searched(client, run, experiment)
     if known is None:
         tags = {RUN_TAG: run.path.name, DIRECTORY_TAG: str(run.path.resolve())}
-        known = client.create_run(experiment, run_name=run.path.name, tags=tags)
+        with sent_once():
+            known = client.create_run(experiment, run_name=run.path.name, tags=tags)
     elif known.info.lifecycle_stage == "deleted":
         client.restore_run(known.info.run_id)
     if marks is None or marks.run_id != known.info.run_id:

@@ -7,7 +7,7 @@ from pipelines import checkpoints
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import RunDirectory
-from pipelines.tracking.artifacts import log_checkpoint, log_load_report, log_pictures
+from pipelines.tracking.artifacts import log_checkpoint, log_evaluations, log_load_report, log_pictures
 from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.tracking.runs import log_shard_set, open_run, set_status, ship_journal
 
@@ -53,13 +53,14 @@ def sync(run: RunDirectory, told: bool = False) -> None:
 
 
 def bring_level(run: RunDirectory) -> None:
-    """All that `begin` and `sync` send, of a run that nobody works on, and how it stands.
+    """All that `begin` and `sync` send, of a run that nobody works on, its evaluations, and how it stands.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached.
     """
     begin(run)
     sync(run, told=True)
+    log_evaluations(run)
     newest = checkpoints.latest(run)
     done = newest is not None and newest.step >= run.read_config().training.steps
     set_status(run, "FINISHED" if done else "KILLED")

@@ -51,7 +51,8 @@ class Shipping:
         try:
             send()
             self._warned = False
-        except CodecmillError as error:
+        except Exception as error:  # whatever a client of MLflow's raises: the training goes on
             if not self._warned:
-                self._warn(f"MLflow gets what it is missing later: {error}")
+                kind = "" if isinstance(error, CodecmillError) else f"unexpected {type(error).__name__}: "
+                self._warn(f"MLflow gets what it is missing later: {kind}{error}")
             self._warned = True
