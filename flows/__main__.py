@@ -3,12 +3,16 @@
 import sys
 from collections.abc import Sequence
 
-from flows.cli.endings import carry_out
-
 
 def main(typed: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 input, 3 busy, 130 SIGINT, 143 SIGTERM."""
-    return carry_out(sys.argv[1:] if typed is None else typed)
+    try:
+        from flows.cli.endings import carry_out  # a quarter of a second, in which Ctrl-C may come, too
+
+        return carry_out(sys.argv[1:] if typed is None else typed)
+    except KeyboardInterrupt:
+        print("codecmill: Interrupted.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Every path of a root and of a run, named once."""
 
 import hashlib
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +64,13 @@ class Root:
 
     def run(self, name: str) -> "RunDirectory":
         return RunDirectory(self.runs / name)
+
+    def flag(self) -> str:
+        """` --root ...`, for a command that somebody is told to type; nothing for the working directory's default."""
+        if self.path.absolute() == RunConfig().root.absolute():
+            return ""
+        relative = os.path.relpath(self.path)
+        return f" --root {shlex.quote(str(self.path.absolute()) if relative.startswith('..') else relative)}"
 
     def all_runs(self) -> list["RunDirectory"]:
         """Every run that has a config, oldest first; a folder with a temporary name is none, or none any more."""
@@ -176,6 +185,10 @@ class RunDirectory:
     @property
     def root(self) -> Root:
         return Root(self.path.parent.parent)
+
+    def command(self, verb: str) -> str:
+        """`codecmill VERB` with the name of this run, as it can be typed here."""
+        return f"codecmill {verb} {self.path.name}{self.root.flag()}"
 
     def read_config(self) -> RunConfig:
         """The config that this run was started with.

@@ -63,7 +63,7 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
     else:
         from pipelines.training.machine import resolve
 
-        config.must_have_a_curve()
+        config.must_suit_a_new_run()
         directory.write_config(resolve(with_own_steps(config)))
     return directory
 

@@ -39,6 +39,14 @@ def package_versions(device: str = "cpu") -> dict[str, str]:
     return {"python": platform.python_version(), PROCESSOR: _gpu() if device == "cuda" else _processor(), **versions}
 
 
+def installed(package: str) -> str | None:
+    """The version of any package, such as one that counted in former times; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _gpu() -> str:
     import torch
 

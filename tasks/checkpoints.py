@@ -54,7 +54,7 @@ def trained(run: HeldRun) -> tuple[ShardSetReference, CheckpointReference]:
     """
     checkpoint = checkpoints.best(run.directory)
     if checkpoint is None:
-        raise InputError(f"Run '{run.name}' has no checkpoint yet. Train it first: codecmill resume {run.name}")
+        raise InputError(f"Run '{run.name}' has no checkpoint yet. Train it first: {run.directory.command('resume')}")
     return shard_set_at(run.directory.shard_set()), reference(checkpoint)
 
 

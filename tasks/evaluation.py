@@ -58,7 +58,7 @@ def evaluate(
         sending.bring_level(run.directory)
     if choice.images is not None:  # the test split's goes with the registration
         _show_in_mlflow(run)
-    wait_until_heard("The evaluation", run.name)
+    wait_until_heard("The evaluation", run.directory)
     text = summary(evaluation, _links(run, evaluation.folder))
     create_markdown_artifact(text, key="evaluation", description=f"Evaluation of {run.name}")
     return EvaluationReference(path=evaluation.folder, images=len(evaluation.images), metrics=evaluation.means)

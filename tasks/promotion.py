@@ -48,6 +48,6 @@ def register(
             flow_run_page(run.directory.root),
         )
         sending.bring_level(run.directory)
-    wait_until_heard("The registration", run.name)
+    wait_until_heard("The registration", run.directory)
     get_run_logger().info("Version %s is the %s. %s", result.version, result.alias, result.reason)
     return Registration(version=str(result.version), alias=result.alias, reason=result.reason)

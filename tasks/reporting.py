@@ -10,6 +10,7 @@ from prefect import get_run_logger
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from pipelines.errors import CodecmillError
+from pipelines.run_directory import RunDirectory
 
 PATIENCE_SECONDS = 600.0
 INTERVAL_SECONDS = 2.0
@@ -19,12 +20,11 @@ class Unreported(CodecmillError):
     """The work is done on disk, and Prefect is not there to hear of it."""
 
 
-def wait_until_heard(done: str, run: str) -> None:
+def wait_until_heard(done: str, run: RunDirectory) -> None:
     """Return when Prefect's server answers, at once where it does.
 
     Args:
         done: what is on disk by now: "Training".
-        run: the name of the run.
 
     Raises:
         Unreported: it does not answer for `PATIENCE_SECONDS`.
@@ -38,9 +38,9 @@ def wait_until_heard(done: str, run: str) -> None:
         if time.monotonic() > deadline:
             give_up()
             raise Unreported(
-                f"{done} of '{run}' is done on disk, unreported: Prefect at {api} did not answer for "
+                f"{done} of '{run.path.name}' is done on disk, unreported: Prefect at {api} did not answer for "
                 f"{PATIENCE_SECONDS:.0f} s ({reason}). Once it does, or without PREFECT_API_URL, go on with: "
-                f"codecmill resume {run}"
+                f"{run.command('resume')}"
             )
         if not warned:
             get_run_logger().warning("Prefect at %s does not answer; %s is done, and waits to say so.", api, done)

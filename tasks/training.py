@@ -31,5 +31,5 @@ def train(run: HeldRun, shard_set: ShardSetReference) -> CheckpointReference:
     record_shard_set(run, shard_set)
     with logged(), Shipping(run.directory, warn=log.warning), Uploading(run.directory, warn=log.warning):
         checkpoint = launch.train(run.directory, run.lock, on_line=log.info)
-    wait_until_heard("Training", run.name)
+    wait_until_heard("Training", run.directory)
     return reference(checkpoints.best(run.directory) or checkpoint)

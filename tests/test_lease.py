@@ -18,6 +18,7 @@ from processes import wait_for
 from trainings import begin, beginnings, ranks_alive, steps_done
 
 from pipelines import tracking
+from pipelines.durable_files import read_json
 from pipelines.errors import BusyError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.storage import StoreUnavailable, lease, patience
@@ -26,8 +27,9 @@ from pipelines.storage.keys import complete_steps
 from pipelines.storage.lease import Lease, LostLease, lease_of, leased
 from pipelines.storage.sending import Sending
 from pipelines.tracking.connection import connected
-from pipelines.tracking.killed import mark_killed
+from pipelines.tracking.killed import mark_all_killed
 from pipelines.training import launch
+from pipelines.training.shipping import Shipping
 
 
 @pytest.fixture(autouse=True)
@@ -127,9 +129,12 @@ def test_a_run_that_was_lost_before_its_training_is_not_trained_here(
         (there := tmp_path / "there" / "runs" / "tiny").mkdir(parents=True)
         wait_for(lambda: taken(RunDirectory(there)))
         wait_for(run.stop_request.exists)
-        with pytest.raises(LostLease, match="Run 'tiny' was taken over by another machine"):
+        with pytest.raises(LostLease, match="Run 'tiny' was taken over by another machine"), Shipping(run, print):
             launch.train(run, lock, on_line=print)
     assert not run.logs.exists(), "no rank was started"
+    with connected(run.root) as client:
+        status = client.get_run(read_json(run.mlflow_file)["run_id"]).info.status
+    assert status == "RUNNING", "as the other machine has it, for all that is known here"
 
 
 def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Proxy):
@@ -247,6 +252,7 @@ from pipelines.storage import lease, patience
 from pipelines.storage.bringing import catch_up
 from pipelines.storage.lease import leased
 from pipelines.training import launch
+from pipelines.training.shipping import Shipping
 from pipelines.training.uploading import Uploading
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 lease.RENEW_SECONDS, lease.LEASE_SECONDS, patience.USUAL_SECONDS = 0.5, 3.0, 1.0
@@ -279,9 +285,9 @@ def test_a_run_that_another_machine_has_taken_over_is_not_called_killed(
     with there.locked(), leased(there):
         catch_up(there)
         assert tracking.open_run(there, there.read_config()).run_id == tracked.run_id
-        mark_killed(run)
+        mark_all_killed(run.root, ["tiny"])
         assert status() == "RUNNING"
-    mark_killed(run)
+    mark_all_killed(run.root, ["tiny"])
     assert status() == "KILLED"
 
 

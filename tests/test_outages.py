@@ -203,7 +203,7 @@ def test_where_prefect_stays_away_the_command_says_what_is_done_and_resume_goes_
         f"codecmill: Training of 'alone' is done on disk, unreported: Prefect at {server.api} did not answer for 5 s"
     )
     assert told.startswith(begins)
-    assert told.endswith("go on with: codecmill resume alone")
+    assert told.endswith(f"go on with: {run.command('resume')}")
     assert "Error logging" not in said
     assert "Traceback" not in said
     assert {stage.name: stage.state for stage in run_status(run).stages}["training"] == "done"

@@ -271,8 +271,8 @@ def test_an_evaluation_does_not_fail_with_the_store(
     proxy.break_("503", "PUT", "evaluation/")
     with run.locked():
         bring_level(run)
-        (said,) = [line for line in caplog.messages if "codecmill sync tiny: s3://" in line]
-        assert said.startswith("The store gets what it is missing later, or by codecmill sync tiny: ")
+        (said,) = [line for line in caplog.messages if "codecmill sync tiny" in line]
+        assert said.startswith(f"The store gets what it is missing later, or by {run.command('sync')}: s3://")
         assert "could not be sent" in said
         proxy.faults.clear()
         bring_level(run)
@@ -292,7 +292,7 @@ def test_what_another_machine_works_on_is_not_sent(
         bring_level(run)
     other.release()
     keeper.join()
-    assert "by codecmill sync tiny: Run 'tiny' is in use by process" in caplog.text
+    assert f"by {run.command('sync')}: Run 'tiny' is in use by process" in caplog.text
     assert list(the_store().list("runs/tiny/evaluation/")) == []
 
 

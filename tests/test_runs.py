@@ -125,7 +125,7 @@ def test_a_codec_of_one_quality_is_not_to_be_champion_by_curves(
     if "loss" in choices:  # a range of steps beside the lambda has its curve
         make(
             values | {"model": codec | {"finest_step": 20}}, evaluation={"promotion_metric": metric}
-        ).must_have_a_curve()
+        ).must_suit_a_new_run()
     run = start_or_continue(make(values))
     run.write_config(run.read_config().model_copy(update={"evaluation": refused.evaluation}))
     assert start_or_continue(refused) == run

@@ -359,7 +359,7 @@ def test_a_machine_that_is_behind_takes_nothing_back(
     run: RunDirectory, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ):
     """Here it ended; elsewhere it was extended, and that machine was lost after its first checkpoint, or before."""
-    monkeypatch.setattr(tracking, "bring_level", lambda run: None)
+    monkeypatch.setattr(tracking, "bring_level", lambda run, **_: None)
     Sending(run, the_store()).send()
     there = elsewhere(tmp_path)
     catch_up(there)
@@ -377,6 +377,31 @@ def test_a_machine_that_is_behind_takes_nothing_back(
         assert the_store().read_object("runs/tiny/config.json")["training"]["steps"] == steps
         assert run.read_config().training.steps == steps
     assert checkpoints.steps_on_disk(run)[-1] == 20
+
+
+@pytest.mark.parametrize("saved", [[], [20]])
+def test_what_began_while_the_store_was_away_sends_nothing_that_is_older(
+    run: RunDirectory, tmp_path: Path, proxy: Proxy, saved: list[int]
+):
+    store = the_store()
+    Sending(run, store).send()
+    there = elsewhere(tmp_path)
+    catch_up(there)
+    config = there.read_config()
+    there.write_config(config.model_copy(update={"training": config.training.model_copy(update={"steps": 20})}))
+    with Journal(there.journal, 12) as journal:
+        journal.append(13, {"train/loss": 0.0})
+    for step in saved:
+        save(there, step, best={"step": 5, "psnr": 30.0})
+    Sending(there, store).send()
+    before = {each.key: store.read(each.key) for each in store.list("runs/tiny/")}
+    sending = Sending(run, store)
+    sending.send()
+    assert {each.key: store.read(each.key) for each in store.list("runs/tiny/")} == before
+    run.write_config(there.read_config())
+    save(run, 20, best={"step": 5, "psnr": 30.0})  # it has come as far
+    sending.send()
+    assert complete_steps(store, "tiny")[-1] == 20
 
 
 def test_a_full_disk_ends_the_bringing_of_a_run_instead_of_beginning_it_anew(
@@ -625,7 +650,7 @@ def test_a_training_outlives_the_absence_of_its_store_which_then_gets_all(
     proxy.faults.clear()
     out += process.communicate(timeout=200)[0]
     assert process.returncode == 0
-    assert out.count("WARNING The store gets what it is missing later, or by codecmill sync tiny: s3://") == 1
+    assert out.count("WARNING The store gets what it is missing later, or by codecmill sync tiny --root ") == 1
     assert complete_steps(the_store(), "tiny")[-1] == 3000
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 import torch
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 from PIL import Image
 from processes import PROJECT
 
@@ -524,6 +524,8 @@ def test_what_the_client_of_a_bucket_raises_is_a_sentence(root: Root) -> None:
     for error, message in (
         (away, r"cannot be reached: Could not connect to the endpoint URL.*\. Look for the bucket in which"),
         (busy, r"cannot be reached: An error occurred \(SlowDown\)"),
+        (ReadTimeoutError(endpoint_url="http://127.0.0.1:9/b"), r"cannot be reached: Read timeout on endpoint URL"),
+        (ConnectionClosedError(endpoint_url="http://127.0.0.1:9/b"), r"cannot be reached: Connection was closed"),
     ):
         with pytest.raises(tracking.TrackingUnavailable, match=message), connected(root):
             raise error

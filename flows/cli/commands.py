@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.cli import listing, starting, working
-from flows.cli.config_file import as_yaml, effective_config
+from flows.cli.config_file import as_yaml
 from flows.cli.options import Arguments
 from pipelines import status
 from pipelines.errors import CodecmillError
@@ -95,7 +95,7 @@ def _clean(arguments: Arguments) -> None:
 
 
 def _config(arguments: Arguments) -> None:
-    print(as_yaml(effective_config(arguments.config_file, arguments.overrides)), end="")
+    print(as_yaml(arguments.config()), end="")
 
 
 def _ui(arguments: Arguments) -> None:
@@ -141,7 +141,7 @@ def _export(arguments: Arguments) -> None:
 
     checkpoint = best(run)
     if checkpoint is None:
-        raise CodecmillError(f"Run '{arguments.run}' has no checkpoint yet. Train it: codecmill resume {arguments.run}")
+        raise CodecmillError(f"Run '{arguments.run}' has no checkpoint yet. Train it: {run.command('resume')}")
     file = arguments.output or Path(f"{arguments.run}-step_{checkpoint.step}.pt")
     export_classic(checkpoint, file)
     best_known = checkpoint.manifest.best
@@ -183,7 +183,7 @@ def _explain(arguments: Arguments) -> None:
     if arguments.json:
         listing.print_json(explanation)
     else:
-        print_explanation(explanation, shlex.quote(arguments.what) + listing.root_flag(arguments.root))
+        print_explanation(explanation, shlex.quote(arguments.what) + Root(arguments.root).flag())
 
 
 def _verify(arguments: Arguments) -> None:

@@ -31,6 +31,9 @@ def carry_out(typed: Sequence[str]) -> int:
     """Do what a command line says; returns the exit code. Whatever goes wrong is one message on standard error."""
     arguments: Arguments | None = None
     collect_rarely()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we came
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be UTF-8, and shall end no command
     try:

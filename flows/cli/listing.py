@@ -1,8 +1,6 @@
 """What is on disk, shown: all runs as a table, one run stage by stage, and where a finished run's things are."""
 
 import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from pipelines.status import RunStatus, State
 
@@ -85,15 +82,13 @@ def print_status(run: RunStatus) -> None:
         console.print(f"Latest checkpoint: {run.checkpoint}", soft_wrap=True, markup=False)
     for problem in run.problems:
         console.print(Text(f"Damaged: {problem}", "red"), soft_wrap=True)
-    console.print(
-        f"Next: {run.next_command}{root_flag(Root(run.path.parent.parent).path)}", soft_wrap=True, markup=False
-    )
+    console.print(f"Next: {run.next_command}{Root(run.path.parent.parent).flag()}", soft_wrap=True, markup=False)
 
 
 def print_summary(run: RunStatus) -> None:
     """Where the things of a run are, and how to look further."""
     console = output()
-    flag = root_flag(Root(run.path.parent.parent).path)
+    flag = Root(run.path.parent.parent).flag()
     version = f"codecmill version {run.registered_version}, {run.alias}" if run.registered_version else None
     places = {
         "Shard set": run.shard_set,
@@ -117,14 +112,6 @@ def print_summary(run: RunStatus) -> None:
     }
     for command, what in commands.items():
         console.print(f"  {command}   # {what}", soft_wrap=True, markup=False)
-
-
-def root_flag(root: Path) -> str:
-    """` --root ...` where the root is not the default one of the working directory."""
-    if root.absolute() == RunConfig().root.absolute():
-        return ""
-    relative = os.path.relpath(root)
-    return f" --root {shlex.quote(str(root.absolute()) if relative.startswith('..') else relative)}"
 
 
 def readable_size(count: float) -> str:

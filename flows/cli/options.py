@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flows.cli.choices import choices
-from flows.cli.config_file import Values, effective_config, nearest
+from flows.cli.config_file import Values, checked, combined, nearest, read_config_file
 from flows.cli.flags import (
     SPEAK_JSON,
     TAKE_CHECKPOINT,
@@ -77,6 +77,7 @@ class Arguments:
         allow_inexact: resume with what changes the bits.
         store: an address in object storage, in place of the environment's.
         older_than: in days, what is to be cleaned; `runs`: runs, too; `dry_run`: only say what.
+        file_values: what the config file says; it is read once, as a pipe can be.
         overrides: the config's flags that were given, and only those, nested as in the YAML file.
     """
 
@@ -99,7 +100,16 @@ class Arguments:
     runs: bool
     dry_run: bool
     debug: bool
+    file_values: Values
     overrides: Values
+
+    def config(self) -> RunConfig:
+        """The config of the file, or the defaults, with the flags over it.
+
+        Raises:
+            InputError: a value cannot be used.
+        """
+        return checked(combined(self.file_values, self.overrides), self.config_file, self.overrides)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +123,8 @@ def parse(typed: Sequence[str]) -> Arguments:
     """What a command line means.
 
     Raises:
-        InputError: it cannot be understood; the message suggests what may have been meant.
+        InputError: it cannot be understood; the message suggests what may have been meant. Or the config file cannot
+            be read.
         SystemExit: help was asked for and printed.
     """
     if typed and not typed[0].startswith("-") and typed[0] not in COMMANDS:
@@ -126,13 +137,14 @@ def parse(typed: Sequence[str]) -> Arguments:
     given = vars(found)
     overrides = nested({name: choices()[name].parse(text) for name, text in given.items() if name in choices()})
     root = overrides.get("root", given.get("root_folder", RunConfig().root))
+    file = given.get("config")
     return Arguments(
         command=found.command,
         root=Path(root),
         run=given.get("run", ""),
         what=given.get("what", ""),
         address=given.get("address", ""),
-        config_file=given.get("config"),
+        config_file=file,
         output=given.get("output"),
         files=tuple(given.get("files", ())),
         model=given.get("model"),
@@ -146,6 +158,7 @@ def parse(typed: Sequence[str]) -> Arguments:
         runs=given.get("runs", False),
         dry_run=given.get("dry_run", False),
         debug=given.get("debug", False),
+        file_values=read_config_file(file) if file else {},
         overrides=overrides,
     )
 
@@ -155,7 +168,7 @@ def root_of(arguments: Arguments) -> Path:
     if arguments.config_file is None:
         return arguments.root
     try:
-        return effective_config(arguments.config_file, arguments.overrides).root
+        return arguments.config().root
     except CodecmillError:
         return arguments.root
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
-from flows.cli import listing
 from flows.cli.endings import Terminated
 from pipelines import status
 from pipelines.config import RunConfig
@@ -148,8 +147,7 @@ def stops_explained(run: RunDirectory, again: str | None = None) -> Iterator[Non
         if again is not None:
             raise Interrupted(again, code) from None
         found = status.run_status(run) if run.config_file.is_file() else None
-        flag = listing.root_flag(run.root.path)
         if found is None:  # no run, but shards perhaps
             raise Interrupted(REPEAT, code) from None
         saved = f"Saved at step {found.step}." if found.checkpoint else "Stopped before the first checkpoint."
-        raise Interrupted(f"{saved} Go on with: codecmill resume {run.path.name}{flag}", code) from None
+        raise Interrupted(f"{saved} Go on with: {run.command('resume')}", code) from None

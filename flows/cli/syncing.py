@@ -34,7 +34,7 @@ def sync(run: RunDirectory) -> None:
                     Sending(run, open_store(url)).send()
                 print(f"{url} has all of '{name}'")
         with _noting(tracking.TrackingUnavailable, away):
-            tracking.bring_level(run)
+            tracking.bring_level(run, is_at_rest=not away)
             print(f"MLflow has all of '{name}', at {tracking.without_password(tracking.tracking_uri(run.root))}")
     if away:
         raise CodecmillError("\n".join(map(str, away)))

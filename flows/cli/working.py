@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.cli import listing, starting
-from flows.cli.config_file import checked, combined, effective_config
+from flows.cli.config_file import checked, combined
 from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
 from pipelines import status
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments) -> None:
-    config = effective_config(arguments.config_file, arguments.overrides)
+    config = arguments.config()
     if config.training.nodes > 1 and ("{time}" in config.name or "{id}" in config.name):
         raise InputError(
             f"training.nodes is {config.training.nodes}, but '{config.name}' is another run on each host. Give all of "
@@ -49,7 +49,7 @@ def demo(arguments: Arguments) -> None:
 
 
 def shards(arguments: Arguments) -> None:
-    config = effective_config(arguments.config_file, arguments.overrides).named()
+    config = arguments.config().named()
     shard_set = _made_shards(config)
     if shard_set is None:
         shard_set = run_flow(starting.create_shards, config, starting.REPEAT)
@@ -194,7 +194,7 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
         config.must_have_a_test_split()
     run = Root(config.root.absolute()).run(config.name)
     if not run.config_file.is_file():
-        config.must_have_a_curve()
+        config.must_suit_a_new_run()
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
         check_sources(config)

@@ -65,7 +65,6 @@ class RunConfig(Section):
                 f"training.crop_size {self.training.crop_size} is no multiple of {stride}, which "
                 f"model.downsamplings {self.model.downsamplings} asks for"
             )
-        self._check_passes(stride)
         needed = self.training.crop_size / self.data.min_scale
         if needed > self.data.patch_size:
             raise ValueError(
@@ -76,15 +75,6 @@ class RunConfig(Section):
         if self.training.parallel == "fsdp":
             self._check_shares()
         return self
-
-    def _check_passes(self, stride: int) -> None:
-        """A pass that no crop has a place for would never be taught, and DDP ends in a traceback for the lack of it."""
-        context, crop = self.model.context, self.training.crop_size
-        if self.model.entropy == "hyperprior" and crop < (smallest := SMALLEST_CROP[context] * stride):
-            raise ValueError(
-                f"training.crop_size {crop} at model.downsamplings {self.model.downsamplings} has too few latents for "
-                f"model.context {context}: take {smallest} or more, or fewer downsamplings"
-            )
 
     def _check_ranks(self) -> None:
         batch, virtual, nodes = self.training.batch_size, self.training.virtual_ranks, self.training.nodes
@@ -144,12 +134,27 @@ class RunConfig(Section):
                 "as 0.1, or stop after the training: codecmill train."
             )
 
-    def must_have_a_curve(self) -> None:
+    def must_suit_a_new_run(self) -> None:
         """To be called where a run begins; one of former times is read, and goes on, all the same.
 
         Raises:
             InputError: the champion is chosen by curves, but the codec's is a single point, which never meets another.
+                Or crops are too small for a hyperprior.
         """
+        self._must_have_a_curve()
+        self._must_teach_each_pass()
+
+    def _must_teach_each_pass(self) -> None:
+        """One that no crop has a place for would never be taught, and DDP ends in a traceback for the lack of it."""
+        context, crop = self.model.context, self.training.crop_size
+        smallest = SMALLEST_CROP[context] * 2**self.model.downsamplings
+        if self.model.entropy == "hyperprior" and crop < smallest:
+            raise InputError(
+                f"training.crop_size {crop} at model.downsamplings {self.model.downsamplings} has too few latents for "
+                f"model.context {context}: take {smallest} or more, or fewer downsamplings."
+            )
+
+    def _must_have_a_curve(self) -> None:
         metric, weight = self.evaluation.promotion_metric, self.loss.lambda_
         finest, coarsest = self.model.step_range
         is_of_lambda = weight is not None and not (self.model.finest_step or self.model.coarsest_step)

@@ -77,8 +77,8 @@ def preview(picture: Image.Image) -> bytes:
 
 def preview_side_by_side(pictures: Iterable[Image.Image]) -> bytes:
     """Pictures of one size, read one at a time, side by side in a preview."""
-    side = PREVIEW_SIDE // len(COMPARED)
-    return preview(_side_by_side([_shrunk(picture, side) for picture in pictures]))
+    room = (PREVIEW_SIDE // len(COMPARED), PREVIEW_SIDE)
+    return preview(_side_by_side([_shrunk(picture, room) for picture in pictures]))
 
 
 def folder_name(number: int, name: str) -> str:
@@ -107,7 +107,7 @@ def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
 
 def _webp(picture: Image.Image, side: int, most_bytes: int) -> bytes:
     """The picture as WebP, no longer than `side`, with the best quality that fits; smaller if none does."""
-    shrunk = _shrunk(picture, side)
+    shrunk = _shrunk(picture, (side, side))
     for quality in (88, 75, 55, 30):
         file = BytesIO()
         shrunk.save(file, format="WEBP", quality=quality, method=4)
@@ -116,7 +116,7 @@ def _webp(picture: Image.Image, side: int, most_bytes: int) -> bytes:
     return _webp(picture, side * 2 // 3, most_bytes)
 
 
-def _shrunk(picture: Image.Image, side: int) -> Image.Image:
+def _shrunk(picture: Image.Image, room: tuple[int, int]) -> Image.Image:
     shrunk = picture.copy()
-    shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
+    shrunk.thumbnail(room, Image.Resampling.LANCZOS)
     return shrunk

@@ -28,6 +28,9 @@ from pipelines.training import journal
 from pipelines.versions import git_commit
 from pipelines.weights import restore_weights
 
+TILES = "as a file decodes to"
+"""How codecs have been shown pictures above `tile_size` since 2026-11-27; before, each tile was coded by itself."""
+
 
 def evaluate_run(
     run: RunDirectory, checkpoint: checkpoints.Checkpoint, shard_set: ShardSet, choice: EvaluationConfig
@@ -49,6 +52,7 @@ def evaluate_run(
     }
     if checkpoint.manifest.model.entropy != "none":
         about["curve_images"] = choice.curve_images
+        about["tiles"] = TILES
     done = read_evaluation(folder)
     # The user's own images may have changed since; the test split, named by its content, cannot have.
     if done is not None and choice.images is None and done.about.items() >= about.items():

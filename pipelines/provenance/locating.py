@@ -55,7 +55,7 @@ def find(what: str, root: Root, scratch: Path, every: bool = False) -> Found:
     run = _run(what, place, root)
     folders = tuple(checkpoints.folder_of(run, step) for step in checkpoints.steps_on_disk(run))
     if not folders:
-        raise CodecmillError(f"Run '{run.path.name}' has no checkpoint yet. Train it: codecmill resume {run.path.name}")
+        raise CodecmillError(f"Run '{run.path.name}' has no checkpoint yet. Train it: {run.command('resume')}")
     return Found(folders if every else (_best(run, folders),), run, run.root)
 
 

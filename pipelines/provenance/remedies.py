@@ -30,29 +30,28 @@ def of_config(folder: Path) -> str:
 
 
 def of_pointer(run: RunDirectory) -> str:
-    return f"Delete it and run: codecmill resume {run.path.name}{_root(run)}"
+    return f"Delete it and run: {run.command('resume')}"
 
 
 def of_shards(chain: Chain) -> str:
     """The same images make the same bytes again."""
     if chain.run is None:
         return "Delete it and run codecmill shards with the images and choices that the set was made of."
-    return f"Delete it and run: codecmill shards --config {shlex.quote(str(chain.run.config_file))}{_root(chain.run)}"
+    return f"Delete it and run: {_shards(chain.run)}"
 
 
 def of_missing_set(chain: Chain) -> str:
     if chain.run is None:
         return "Name the folder that holds it with --root."
-    config = shlex.quote(str(chain.run.config_file))
-    return f"Name the folder that holds it with --root, or run: codecmill shards --config {config}{_root(chain.run)}"
+    return f"Name the folder that holds it with --root, or run: {_shards(chain.run)}"
 
 
 def of_source() -> str:
     return "Restore it from a copy; what was trained on is still in the shards."
 
 
-def _root(run: RunDirectory) -> str:
-    return f" --root {shlex.quote(str(run.root.path))}"
+def _shards(run: RunDirectory) -> str:
+    return f"codecmill shards --config {shlex.quote(str(run.config_file))}{run.root.flag()}"
 
 
 def _copy_in_mlflow(folder: Path, run: RunDirectory) -> str | None:

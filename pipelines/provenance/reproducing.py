@@ -179,5 +179,6 @@ def _other_versions(manifest: checkpoint_format.Manifest, device: str) -> Iterat
     here = versions.package_versions(device) | {"codecmill's commit": versions.git_commit() or "unknown"}
     recorded = manifest.versions | {"codecmill's commit": manifest.git_commit or "unknown"}
     for name, version in recorded.items():
-        if here.get(name) != version:
-            yield f"{name} {version} -> {here.get(name, 'not installed')}"
+        now = here.get(name) or versions.installed(name)
+        if now != version:
+            yield f"{name} {version} -> {now or 'not installed'}"

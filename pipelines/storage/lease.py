@@ -80,6 +80,11 @@ class Lease:
             else:
                 self._renew()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was found, without the store being asked now, that another machine has the run."""
+        return self._loss is not None
+
     def must_not_be_lost(self) -> None:
         """Say so, without asking the store, where it was found that another machine has the run.
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines import checkpoints
@@ -26,6 +27,16 @@ from pipelines.storage.store import Store, open_store
 log = logging.getLogger("codecmill.storage")
 
 _COPY = ".tmp-sent-"
+
+
+@dataclass(frozen=True)
+class _There:
+    """What the store had of a run before anything of it was sent from here: how many steps it is to have, and its
+    newest checkpoint.
+    """
+
+    steps: int = 0
+    newest: int = -1
 
 
 class Sending:
@@ -51,6 +62,7 @@ class Sending:
         self._level: dict[Path, str] = {}
         """The sha256 of files that the store has by now; of an evaluation, that of its `evaluation.json`."""
         self._is_ours = self._has_shard_set = False
+        self._there = _There()
 
     def send(self) -> None:
         """Send what the store has not got. The newest checkpoint goes first, also where it appears meanwhile.
@@ -63,7 +75,11 @@ class Sending:
         self._confirm()
         if not self._is_ours and (there := config_in_store(self._run, self._store)) is not None:
             must_be_one(self._run, self._store, there)
+            newest = max(keys.complete_steps(self._store, self._run.path.name), default=-1)
+            self._there = _There(there.training.steps, newest)
         self._is_ours = True
+        if self._is_behind():
+            return
         self._send_changed(self._run.config_file, self._run.shard_set_file)
         self._send_growing(self._run.mlflow_file)  # wherever the training goes on, it goes on in that MLflow run
         self._send_checkpoints()
@@ -71,6 +87,12 @@ class Sending:
             self._send_shard_set()
         self._send_evaluations()
         self._send_changed(self._run.promotion_file)
+
+    def _is_behind(self) -> bool:
+        """Whether the store has more of the run than is here: what was begun, or has gone on, while it was away."""
+        newest = max(checkpoints.steps_on_disk(self._run), default=-1)
+        steps = self._run.read_config().training.steps
+        return newest < self._there.newest or steps < self._there.steps
 
     def _confirm(self) -> None:
         lease = lease_of(self._run)
@@ -214,7 +236,7 @@ def bring_level(run: RunDirectory) -> None:
         with leased(run) if lease_of(run) is None else nullcontext():
             Sending(run, open_store(url)).send()
     except (CodecmillError, OSError) as error:  # of this disk, where it is full, say
-        log.warning("The store gets what it is missing later, or by codecmill sync %s: %s", run.path.name, error)
+        log.warning("The store gets what it is missing later, or by %s: %s", run.command("sync"), error)
 
 
 @contextmanager

@@ -234,7 +234,7 @@ def _is_of_a_bucket(error: BaseException) -> bool:
 def _is_bucket_away(error: BaseException) -> bool:
     if not _is_of_a_bucket(error):
         return False
-    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+    answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return answer.get("HTTPStatusCode", 0) >= SERVER_FAILS or not kinds.isdisjoint(
         {"ConnectionError", "HTTPClientError"}

@@ -4,6 +4,7 @@
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipelines.process_lifetime import die_with_parent
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import run_status
 from pipelines.storage.lease import is_at_work_elsewhere
+from pipelines.storage.patience import StoreError
 from pipelines.tracking.connection import connected
 from pipelines.tracking.marks import read_marks
 from pipelines.tracking.runs import marked
@@ -21,17 +23,14 @@ LOCK_SECONDS = 3.0
 
 
 def mark_killed(run: RunDirectory) -> None:
-    """Set the run's status in MLflow to KILLED, or to FINISHED where all of it is done; never that of one at work.
+    """Set the run's status in MLflow to KILLED, or to FINISHED where all of it is done; never that of one at work here.
 
     Raises:
-        TrackingUnavailable: MLflow cannot be reached. StoreError: the store does not say whether another machine has
-            taken the run over.
+        TrackingUnavailable: MLflow cannot be reached.
     """
     marks = read_marks(run)
     if marks is None:
         return  # MLflow has not heard of it
-    if is_at_work_elsewhere(run):
-        return
     with connected(run.root) as client, suppress(BusyError), run.locked(LOCK_SECONDS):
         is_done = all(stage.state == "done" for stage in run_status(run).stages)
         status = "FINISHED" if is_done else "KILLED"
@@ -40,12 +39,28 @@ def mark_killed(run: RunDirectory) -> None:
             client.set_terminated(known.info.run_id, status=status)
 
 
-def main(root: Root, names: list[str]) -> None:
-    die_with_parent()
-    for name in names:
-        if root.run(name).config_file.is_file():
-            mark_killed(root.run(name))
+def mark_all_killed(root: Root, names: list[str]) -> None:
+    """`mark_killed` those of the runs that no other machine has taken over.
+
+    Raises:
+        TrackingUnavailable: MLflow cannot be reached. StoreError: of one the store does not say whether another machine
+            has it; the others are marked all the same.
+    """
+    runs = [run for run in map(root.run, names) if run.config_file.is_file()]
+    unknown: StoreError | None = None
+    with ThreadPoolExecutor(max(len(runs), 1)) as pool:  # all at once: each lease is looked at for seconds
+        for run, looking in [(run, pool.submit(is_at_work_elsewhere, run)) for run in runs]:
+            try:
+                is_anothers = looking.result()
+            except StoreError as error:
+                unknown = error
+                continue
+            if not is_anothers:
+                mark_killed(run)
+    if unknown is not None:
+        raise unknown
 
 
 if __name__ == "__main__":
-    main(Root(Path(sys.argv[1])), sys.argv[2:])
+    die_with_parent()
+    mark_all_killed(Root(Path(sys.argv[1])), sys.argv[2:])

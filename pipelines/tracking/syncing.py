@@ -52,8 +52,12 @@ def sync(run: RunDirectory, told: bool = False) -> None:
         report(Progress("upload", len(unsent), len(unsent), "checkpoints"))
 
 
-def bring_level(run: RunDirectory) -> None:
-    """All that `begin` and `sync` send, of a run that nobody works on, its evaluations, and how it stands.
+def bring_level(run: RunDirectory, is_at_rest: bool = True) -> None:
+    """All that `begin` and `sync` send, of a run that nobody works on here, its evaluations, and how it stands.
+
+    Args:
+        is_at_rest: whether that is sure of other machines, too; else MLflow says after it that it is RUNNING, as it
+            did, or a command that knows more puts it right.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached.
@@ -63,7 +67,8 @@ def bring_level(run: RunDirectory) -> None:
     log_evaluations(run)
     newest = checkpoints.latest(run)
     done = newest is not None and newest.step >= run.read_config().training.steps
-    set_status(run, "FINISHED" if done else "KILLED")
+    if done or is_at_rest:
+        set_status(run, "FINISHED" if done else "KILLED")
     _release(run, newest)
 
 

@@ -82,7 +82,7 @@ class Rounds:
             if time.monotonic() > deadline:
                 raise RankFailure(
                     f"The rendezvous at {self._meeting} does not answer. Bring it back, or the way to it, and go on "
-                    f"with: codecmill resume {self._trainer.directory.path.name}"
+                    f"with: {self._trainer.directory.command('resume')}"
                 )
             time.sleep(LOOK_SECONDS)
         return True
@@ -124,7 +124,7 @@ def _help_once(directory: RunDirectory, meeting: rendezvous.Rendezvous, on_line:
         return
     if (folder / STOPPED).exists():
         raise Interrupted(
-            f"The training was asked to stop and has saved. Go on with: codecmill resume {directory.path.name}",
+            f"The training was asked to stop and has saved. Go on with: {directory.command('resume')}",
             exit_code=143,
         )
     raise failure(folder, ending)

@@ -52,7 +52,7 @@ def train(directory: RunDirectory, held: int, on_line: Listen, until: int | None
     if ending.code == 0 and reached:
         raise Interrupted(
             f"Training was asked to stop and saved step {reached.step} of {config.training.steps}. "
-            f"Go on with: codecmill resume {directory.path.name}",
+            f"Go on with: {directory.command('resume')}",
             exit_code=128 + signal.SIGTERM,
         )
     raise failure(attempt, ending)

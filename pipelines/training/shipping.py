@@ -7,6 +7,7 @@ from typing import Self
 from pipelines import tracking
 from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import RunDirectory
+from pipelines.storage.lease import lease_of
 
 INTERVAL_SECONDS = 5.0
 
@@ -32,7 +33,9 @@ class Shipping:
         self._thread.join()
         stopped = kind is not None and (issubclass(kind, Interrupted) or not issubclass(kind, Exception))
         status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
-        self._attempt(lambda: tracking.set_status(self._directory, status))
+        lease = lease_of(self._directory)
+        if lease is None or not lease.is_lost:  # else it is at work on another machine, which says how it is
+            self._attempt(lambda: tracking.set_status(self._directory, status))
         self._attempt(lambda: tracking.release(self._directory))
 
     def _work(self) -> None:

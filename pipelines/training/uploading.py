@@ -23,7 +23,7 @@ class Uploading:
     def __init__(self, directory: RunDirectory, warn: Callable[[str], None]):
         url = store_url()
         self._sending = Sending(directory, open_store(url)) if url else None
-        self._name = directory.path.name
+        self._by_hand = directory.command("sync")
         self._warn = warn
         self._failures = 0
         self._ending = threading.Event()
@@ -53,5 +53,5 @@ class Uploading:
             self._failures = 0
         except (CodecmillError, OSError) as error:  # of this disk, where it is full, say
             if not self._failures:
-                self._warn(f"The store gets what it is missing later, or by codecmill sync {self._name}: {error}")
+                self._warn(f"The store gets what it is missing later, or by {self._by_hand}: {error}")
             self._failures += 1

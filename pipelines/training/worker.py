@@ -120,9 +120,8 @@ def _hosts(nodes: int) -> str:
 
 def _in_words(error: Exception, directory: RunDirectory) -> Exception:
     """The same error, or, of a GPU that is full, what a run may do about it."""
-    import torch
-
-    if not isinstance(error, torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # where it cannot be loaded, that is the error
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
         return error
     training = directory.read_config().training
     share = "" if training.parallel == "fsdp" else ", or share the weights out, too, with --training.parallel fsdp"
