@@ -1,14 +1,17 @@
 """What keeps a root in order: all that checkpoints come from is read again, and what nobody needs is removed."""
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
+from pydantic import Field
 
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
 from tasks.upkeep import Cleaned, Verified, clean_up, verify_all
 
 ROOT = RunConfig().root
+Days = Annotated[float, Field(ge=0)]
 
 
 @flow(name="verification", flow_run_name="verification of {root}")
@@ -23,7 +26,7 @@ def verification(root: Path = ROOT, sources: bool = False) -> Verified:
 
 
 @flow(name="clean-up", flow_run_name="clean-up of {root}")
-def cleaning(root: Path = ROOT, days: float = 30, runs: bool = False, dry_run: bool = False) -> Cleaned:
+def cleaning(root: Path = ROOT, days: Days = 30, runs: bool = False, dry_run: bool = False) -> Cleaned:
     """Remove shard sets that no run names, old copies of images, and old finished runs if they are to go as well.
 
     Args:

@@ -85,7 +85,7 @@ def _rests(root: Root) -> Iterator[Removable]:
 
 
 def _old_runs(root: Root, days: float) -> Iterator[Removable]:
-    champion = tracking.champion(root)
+    champion = None if tracking.is_unmade(root) else tracking.champion(root)  # whoever only looks makes no database
     for run in root.all_runs():
         age = _days_since(max(modified(path) for path in (run.path, *run.path.glob("*"))))
         status = run_status(run)

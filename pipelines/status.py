@@ -13,6 +13,9 @@ from pipelines.tolerant_reading import is_file, number, size_of, text
 State = Literal["done", "running", "interrupted", "missing", "damaged"]
 
 
+NOT_ASKED_FOR = "not asked for: data.test_fraction is 0"
+
+
 class Value(BaseModel):
     """A frozen value."""
 
@@ -127,6 +130,8 @@ class _Judge(RunFiles):
         return StageStatus(name="training", state=self._unless_running(begun, running), detail=detail)
 
     def _evaluation(self) -> StageStatus:
+        if self._ends_with_the_training():
+            return StageStatus(name="evaluation", state="done", detail=NOT_ASKED_FOR)
         file = self.run.evaluation(self.evaluated_step) / "evaluation.json"
         if self.evaluation and (images := self._images_to_come()):
             detail = f"not evaluated on {images} yet"
@@ -150,7 +155,12 @@ class _Judge(RunFiles):
             return None
         return images
 
+    def _ends_with_the_training(self) -> bool:
+        return self.config is not None and not self.config.has_a_test_split and not self.evaluation
+
     def _registration(self) -> StageStatus:
+        if self._ends_with_the_training():
+            return StageStatus(name="registration", state="done", detail=NOT_ASKED_FOR)
         version = text(self.promotion, "version")
         registered = text(self.promotion, "checkpoint_sha256")
         if version and registered is not None and registered != self.weights_sha256:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from pipelines import attendance
 from pipelines.config import RunConfig
 from pipelines.event_log import events
@@ -76,7 +78,10 @@ def at_work(config: RunConfig, run: str | None = None) -> None:
 
 def has_ended(flow: "Flow[..., object]", flow_run: "FlowRun", state: "State[object]") -> None:
     """A hook of each flow: Prefect knows how the flow run ended, so whoever dies from now on leaves nothing behind."""
-    config = RunConfig.model_validate(flow_run.parameters["config"])
+    try:
+        config = RunConfig.model_validate(flow_run.parameters["config"])
+    except ValidationError:  # what the flow run failed by: nobody has signed in
+        return
     attendance.sign_out(Root(config.root.absolute()), str(flow_run.id))
 
 

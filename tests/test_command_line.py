@@ -220,9 +220,10 @@ def test_the_environment_is_no_config(tmp_path: Path):
         ("export r --jsn", "codecmill export has no flag --jsn. See codecmill export --help."),
         ("run --training.steps", "Argument --training.steps: expected one argument. See codecmill run --help."),
         ("run --training.steps 0", "--training.steps is 0, but must be 1 to 1000000000. (Optimiser steps, a count)"),
-        ("run --training.steps many", "--training.steps is many, but must be 1 to 1000000000."),
+        ("run --training.steps many", "--training.steps is many, but must be a whole number, 1 to 1000000000."),
+        ("run --training.steps 1e3", "--training.steps is 1e3, but must be a whole number, 1 to 1000000000."),
         ("run --training.learning_rate nan", "--training.learning_rate is nan, but must be above 0, at most 10."),
-        ("run --training.processes x", "--training.processes is x, but must be 1 to 1024, or auto."),
+        ("run --training.processes x", "--training.processes is x, but must be a whole number, 1 to 1024, or auto."),
         ("run --training.precision f16", "f16, but must be auto, float32, bf16, fp16 or float64."),
         ("run --training.strict maybe", "--training.strict is maybe, but must be true or false."),
         ("run --data.background 0,0", "--data.background is 0,0, but must be 3 numbers 0 to 255."),
@@ -267,6 +268,72 @@ def test_what_cannot_be_used_is_one_clear_message(typed: str, message: str, tmp_
     text = refused(*typed.split(), cwd=tmp_path)
     assert message in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("root", "reason"),
+    [("x" * 300, "File name too long"), (os.fsdecode(b"\xff"), "its name is no UTF-8 text")],
+)
+@pytest.mark.parametrize("command", ["status r", "list", "shards --data.images x"])
+def test_a_root_that_no_file_system_takes_is_one_clear_message(command: str, root: str, reason: str, tmp_path: Path):
+    said = refused(*command.split(), "--root", root, cwd=tmp_path)
+    assert f"cannot be used: {reason}. Name another with --root." in said
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_with_a_null_character_is_one_clear_message(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text('root: "\\0"\n')
+    assert "its name has a null character" in refused("run", "--config", "c.yaml", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("typed", ["clean --runs --dry-run", "explain runs:/abc", "explain models:/codecmill/1"])
+def test_who_only_looks_leaves_nothing_behind(typed: str, tmp_path: Path):
+    codecmill_here(*typed.split(), "--root", "mistyped", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_may_come_from_a_pipe(tmp_path: Path):
+    command = [sys.executable, "-m", "flows", "config", "--config", "/dev/stdin", "--training.steps", "77"]
+    said = "name: mine\nseed: 7\nroot: elsewhere\ntraining: {steps: 5, batch_size: 3}\n"
+    done = subprocess.run(command, cwd=PROJECT, input=said, capture_output=True, text=True, check=True)
+    found = RunConfig.model_validate(yaml.safe_load(done.stdout))
+    assert (found.name, found.seed, str(found.root)) == ("mine", 7, "elsewhere")
+    assert (found.training.steps, found.training.batch_size) == (77, 3)
+
+
+@pytest.mark.parametrize("command", ["config", "list", "status first"])
+def test_where_nobody_reads_on_a_command_has_done_its_work(command: str, tmp_path: Path):
+    Root(tmp_path).run("first").write_config(RunConfig(name="first", root=tmp_path))
+    reading, writing = os.pipe()
+    os.close(reading)
+    typed = [sys.executable, "-m", "flows", *command.split(), "--root", str(tmp_path)]
+    done = subprocess.run(typed, cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_command_needs_no_standard_output(tmp_path: Path):
+    Root(tmp_path).run("first").write_config(RunConfig(name="first", root=tmp_path))
+    script = f"exec {sys.executable} -m flows status first --root {tmp_path} >&-"
+    done = subprocess.run(["bash", "-c", script], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_sentence():
+    slow = """
+import builtins, os, signal, sys
+load = builtins.__import__
+def interrupted(name, *rest):
+    if name == "flows.cli.endings":
+        os.kill(os.getpid(), signal.SIGINT)
+    return load(name, *rest)
+builtins.__import__ = interrupted
+from flows.__main__ import main
+sys.exit(main(["list"]))
+"""
+    done = subprocess.run([sys.executable, "-c", slow], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "codecmill: Interrupted.\n")
 
 
 @pytest.mark.parametrize("command", ["status", "explain", "verify", "audit", "export", "resume"])
@@ -322,9 +389,31 @@ def test_a_file_that_is_no_config_is_explained(content: bytes, message: str, tmp
 def test_endless_aliases_are_refused_in_a_short_message(tmp_path: Path):
     lines = ["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40))]
     (tmp_path / "c.yaml").write_text("\n".join(lines) + "\nseed: *a39\n")
-    with pytest.raises(InputError, match=r"seed in .* must be 0 to") as caught:
+    with pytest.raises(InputError, match=r"seed in .* must be a whole number, 0 to") as caught:
         effective_config(tmp_path / "c.yaml", {})
     assert len(str(caught.value)) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "training.steps: 5",
+            "training.steps in c.yaml is not known as one key. Write two lines, the second indented: 'training:', "
+            "'steps: 5'.",
+        ),
+        ("seed: yes", "seed in c.yaml is True, but must be a whole number, 0 to"),
+        (
+            "training: {learning_rate: yes}",
+            "training.learning_rate in c.yaml is True, but must be above 0, at most 10.",
+        ),
+        ("training: {processes: true}", "training.processes in c.yaml is True, but must be a whole number, 1 to 1024"),
+        ("training: {batch_size: 10.5}", "training.batch_size in c.yaml is 10.5, but must be a whole number, 1 to"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_was_meant_is_explained(content: str, message: str, tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(content)
+    assert message in refused("config", "--config", "c.yaml", cwd=tmp_path)
 
 
 def test_an_empty_file_is_the_default_config(tmp_path: Path):

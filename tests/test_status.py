@@ -1,10 +1,16 @@
 """What is told of a run from its files: each state, running by a real lock, and any damage without an error."""
 
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +345,61 @@ def test_list_and_status_as_people_and_as_programs_read_them(tmp_path: Path):
     status = json.loads(shown("status", "first", "--root", ".", "--json", cwd=tmp_path))
     assert {stage["state"] for stage in status["stages"]} == {"done"}
     assert "colour: Extra inputs" in shown("status", "second", "--root", ".", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "titles"),
+    [
+        (100, ["run", "state", "steps", "PSNR", "dB", "shards", "started", "size"]),
+        (72, ["run", "state", "steps", "PSNR", "dB", "shards", "started"]),
+        (50, ["run", "state", "steps", "PSNR", "dB"]),
+        (30, ["run", "state"]),
+    ],
+)
+def test_in_a_narrow_terminal_the_list_has_names_and_states(tmp_path: Path, columns: int, titles: list[str]):
+    name = "run-20261127-1530"
+    finish(begin(tmp_path, name))
+    lines = on_terminal("list", "--root", ".", cwd=tmp_path, columns=columns).split("\n")
+    assert lines[0].split() == titles
+    assert lines[1].split()[0] == name
+
+
+def on_terminal(*typed: str, cwd: Path, columns: int) -> str:
+    """What a command prints on a terminal of so many columns, without colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "flows", *typed]
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs) as process:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError), os.fdopen(ours, "rb", buffering=0) as terminal:  # it is gone with the command
+            while content := terminal.read(4096):
+                said += content
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", said.decode().replace("\r\n", "\n"))
+
+
+def test_a_run_without_a_test_split_is_done_when_it_is_trained(tmp_path: Path):
+    """`codecmill train` makes such runs."""
+    run = begin(tmp_path / "data", "only-trained")
+    run.write_config(RunConfig.model_validate({**run.read_config().model_dump(), "data": {"test_fraction": 0}}))
+    add_shards(run)
+    add_checkpoint(run, 10)
+    assert run_status(run).next_command == "codecmill resume only-trained"
+    typed = ["resume", "only-trained", "--root", str(tmp_path / "data")]
+    nowhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    going_on = codecmill(*typed, cwd=tmp_path, **nowhere)
+    assert "Prefect's server at http://127.0.0.1:9/api" in going_on.stderr, "no test split is asked for"
+    add_checkpoint(run, 20)
+    found = run_status(run)
+    assert (found.state, {stage.state for stage in found.stages}) == ("done", {"done"})
+    done = codecmill(*typed, cwd=tmp_path, **nowhere)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "Everything of 'only-trained' is done already; nothing was started.\n",
+    )
 
 
 def test_a_finished_run_is_said_to_be_done_without_starting_anything(tmp_path: Path):

@@ -1,6 +1,7 @@
 """The effective config: a YAML file, flags over it, checked once, explained where it is wrong, printed to edit."""
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -152,6 +153,12 @@ def _field_of(location: tuple[int | str, ...]) -> str:
 
 def _explanation(name: str, problem: Any, file: Path | None, overrides: Values) -> str:
     source = _source(name, file, overrides)
+    if problem["type"] == "extra_forbidden" and name in choices():
+        section, _, key = name.partition(".")
+        shown = _shown(problem["input"])
+        return (
+            f"{source} is not known as one key. Write two lines, the second indented: '{section}:', '{key}: {shown}'."
+        )
     if problem["type"] == "extra_forbidden":
         return f"{source} is not known.{nearest(name, [*choices(), *sections()])}"
     if problem["type"] == "value_error" and name not in choices():
@@ -162,6 +169,8 @@ def _explanation(name: str, problem: Any, file: Path | None, overrides: Values) 
     own_rule = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
     must = own_rule or choice.allowed or ("a path" if choice.placeholder == "PATH" else "text, in quotes if need be")
     value = _shown(_value_at(name, overrides, problem["input"]))
+    if choice.placeholder.startswith("N") and not own_rule and not re.fullmatch("[+-]?[0-9]+", value):
+        must = must if choice.is_list else f"a whole number, {must}"
     return f"{source} is {value}, but must be {must}. ({choice.description})".replace("must be a run's", "a run's")
 
 

@@ -25,7 +25,7 @@ def tell(line: str) -> None:
     """Write a line about work that goes on to standard error; where nobody reads that any more, it goes on untold."""
     try:
         print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:  # a pipe that is closed, or a terminal that is gone
         silence(sys.stderr)
 
 
@@ -68,11 +68,19 @@ def _live(console: Console) -> Iterator[Callable[[str], None]]:
         redirect_stderr=True,
     )
     stop = progress.listen(table)
+
+    def draw(do: Callable[[], None]) -> None:
+        try:
+            do()
+        except OSError:  # the terminal is gone, and the work goes on
+            silence(sys.__stderr__ or sys.stderr)
+
+    draw(live.start)
     try:
-        with live:
-            yield lambda line: console.print(escape(line), soft_wrap=True)
+        yield lambda line: draw(lambda: console.print(escape(line), soft_wrap=True))
     finally:
         stop()
+        draw(live.stop)
 
 
 class LiveTable:

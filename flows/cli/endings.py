@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from flows.cli.options import Arguments, parse, root_of
+from flows.cli.options import Arguments, check_root, parse, root_of
 from pipelines.errors import CodecmillError, InputError
 from pipelines.process_memory import collect_rarely
 from pipelines.run_directory import Root
@@ -39,7 +39,9 @@ def carry_out(typed: Sequence[str]) -> int:
     try:
         with _stopping_by_signals():
             arguments = parse(typed)
-            use_services(Root(root_of(arguments)))
+            root = root_of(arguments)
+            check_root(root)
+            use_services(Root(root))
             from flows.cli.commands import perform
 
             perform(arguments)

@@ -1,6 +1,8 @@
 """What is on disk, shown: all runs as a table, one run stage by stage, and where a finished run's things are."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +28,21 @@ _STYLES: dict[State, str] = {
 }
 _MARKS: dict[State, str] = {"done": "✓", "running": "▶", "interrupted": "‖", "missing": "·", "damaged": "✗"}
 
+_FIRST_TO_GO = ("size", "shards", "started", "PSNR dB", "steps")
+"""Columns of the list that are left out, in this order, where they would leave no room for the names."""
+
+
+class _Output(Console):
+    """A console that leaves it to who uses it what follows where nobody reads on; rich's ends the program with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
 
 def output() -> Console:
     """Standard output, as wide as need be where it is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = _Output(highlight=False)
+    return console if console.is_terminal else _Output(highlight=False, width=200)
 
 
 def print_json(value: BaseModel | Sequence[BaseModel]) -> None:
@@ -49,24 +61,25 @@ def print_list(runs: Sequence[RunStatus], root: Path) -> None:
     if not runs:
         console.print(f"No runs in {root.absolute()} yet. Start with: codecmill demo", soft_wrap=True, markup=False)
         return
+    columns = {
+        "run": [Text(run.name) for run in runs],
+        "state": [Text(run.state, _STYLES[run.state]) for run in runs],
+        "steps": [Text(f"{run.step}/{run.steps if run.steps is not None else '?'}") for run in runs],
+        "PSNR dB": [Text(f"{run.psnr:.2f} {run.psnr_of}" if run.psnr is not None else "") for run in runs],
+        "shards": [Text((run.fingerprint or "")[:8]) for run in runs],
+        "started": [Text(f"{run.started.astimezone():%Y-%m-%d %H:%M}") for run in runs],
+        "size": [Text(readable_size(run.size)) for run in runs],
+    }
+    for name in _FIRST_TO_GO:
+        if sum(max(map(len, [Text(title), *cells])) + 2 for title, cells in columns.items()) - 2 > console.width:
+            del columns[name]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("steps", justify="right", no_wrap=True)
-    table.add_column("PSNR dB", no_wrap=True)
-    table.add_column("shards", no_wrap=True)
-    table.add_column("started", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    for run in runs:
-        table.add_row(
-            Text(run.name),
-            Text(run.state, _STYLES[run.state]),
-            f"{run.step}/{run.steps if run.steps is not None else '?'}",
-            f"{run.psnr:.2f} {run.psnr_of}" if run.psnr is not None else "",
-            (run.fingerprint or "")[:8],
-            f"{run.started.astimezone():%Y-%m-%d %H:%M}",
-            readable_size(run.size),
+    for title in columns:
+        table.add_column(
+            title, justify="right" if title in ("steps", "size") else "left", overflow="fold", no_wrap=title != "run"
         )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     console.print(table)
 
 

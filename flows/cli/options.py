@@ -7,6 +7,8 @@ is an error, and importing it takes longer than all the rest of `--help`.
 """
 
 import argparse
+import errno
+import reprlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -171,6 +173,27 @@ def root_of(arguments: Arguments) -> Path:
         return arguments.config().root
     except CodecmillError:
         return arguments.root
+
+
+def check_root(root: Path) -> None:
+    """See that a root can be a path.
+
+    Raises:
+        InputError: it cannot.
+    """
+    reason = None
+    try:
+        str(root).encode()
+        root.lstat()
+    except UnicodeEncodeError:
+        reason = "its name is no UTF-8 text"
+    except ValueError:
+        reason = "its name has a null character"
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            reason = error.strerror
+    if reason:
+        raise InputError(f"The root {reprlib.repr(str(root))} cannot be used: {reason}. Name another with --root.")
 
 
 def _about_unknown(command: str, unknown: list[str]) -> str:

@@ -112,7 +112,8 @@ def _work(config: RunConfig, arguments: Arguments) -> None:
     """Do what of a run is missing, unless nothing is; then say where everything is."""
     run = Root(config.root.absolute()).run(config.name)
     if not _is_finished(run, config, arguments.command):
-        is_whole = arguments.command != "train"
+        # A run that `train` began without a test split ends with its training, whoever goes on with it.
+        is_whole = config.has_a_test_split if arguments.command == "resume" else arguments.command != "train"
         _check_inputs(config, is_whole)
         flow = starting.pipeline if is_whole else starting.training
         again = None if is_whole else starting.repeat_by_name(config.name)

@@ -122,13 +122,18 @@ class RunConfig(Section):
         if distortion == "l1" and self.model.entropy != "none":
             raise ValueError("a model.entropy takes loss.distortion mse or ms_ssim, not l1")
 
+    @property
+    def has_a_test_split(self) -> bool:
+        """Whether there are images to evaluate it on; a run without is done when it is trained."""
+        return self.data.test_fraction > 0
+
     def must_have_a_test_split(self) -> None:
         """To be called before a whole run begins, not where hours of training end.
 
         Raises:
             InputError: the run has no images to be evaluated on.
         """
-        if not self.data.test_fraction:
+        if not self.has_a_test_split:
             raise InputError(
                 "A whole run evaluates its model on the test split, but data.test_fraction is 0. Give it a share, such "
                 "as 0.1, or stop after the training: codecmill train."

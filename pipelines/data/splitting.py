@@ -24,7 +24,8 @@ def assign_splits(hashes: Sequence[str], validation_fraction: float, test_fracti
     if len(ordered) < needed:
         raise InputError(
             f"{len(ordered)} different usable images are too few: training, validation and test need {needed}, one "
-            "each. Add images, or set data.validation_fraction or data.test_fraction to 0."
+            "each. Add images; or begin a run of another --name with data.validation_fraction 0, or one that is only "
+            "trained (codecmill train) with data.test_fraction 0."
         )
     places = [int(name[:16], 16) / 2**64 for name in ordered]
     test = sum(place < test_fraction for place in places)

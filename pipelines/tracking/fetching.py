@@ -34,6 +34,8 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
         InputError: there is no such run, model, alias, version or checkpoint; the message says which there are.
         TrackingUnavailable: MLflow cannot be reached.
     """
+    if is_unmade(root):
+        raise NoVersionError(f"There is no {source}: nothing has been sent to MLflow under {root.path} yet.")
     with connected(root) as client:
         where = shown_address(root)
         address = _registration(client, source, where).source if source.startswith("models:/") else source
