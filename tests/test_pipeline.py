@@ -166,10 +166,9 @@ import sys
 from flows.pipeline import training_pipeline
 from pipelines.config import RunConfig
 
-if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        summary = training_pipeline(RunConfig.model_validate_json(file.read()))
-    print(summary.model_dump_json())
+with open(sys.argv[1]) as file:
+    summary = training_pipeline(RunConfig.model_validate_json(file.read()))
+print(summary.model_dump_json())
 """
 
 
@@ -178,10 +177,9 @@ import sys
 from flows.evaluation import evaluation
 from pipelines.config import RunConfig
 
-if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        config = RunConfig.model_validate_json(file.read())
-    print(evaluation(RunConfig(name=config.name, root=config.root)).model_dump_json())  # as from Prefect's form
+with open(sys.argv[1]) as file:
+    config = RunConfig.model_validate_json(file.read())
+print(evaluation(RunConfig(name=config.name, root=config.root)).model_dump_json())  # as from Prefect's form
 """
 
 
