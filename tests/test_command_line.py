@@ -257,6 +257,8 @@ def test_the_environment_is_no_config(tmp_path: Path):
         ("ui --root nowhere", "/nowhere yet. Start with `codecmill demo`, or name another with --root."),
         ("clean --older-than abc", "Argument --older-than: abc is no number of days. See codecmill clean --help."),
         ("clean --older-than nan", "Argument --older-than: nan is no number of days."),
+        ("compress a -o b --quality abc", "Argument --quality: abc is no quality, 1 to 100. See codecmill compress"),
+        ("compress a -o b --quality 0.5", "Argument --quality: 0.5 is no quality, 1 to 100."),
         (
             "compress a -o b --target-bpp abc",
             "Argument --target-bpp: abc is no positive number. See codecmill compress",

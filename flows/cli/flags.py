@@ -91,8 +91,15 @@ def _add_files(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--model", metavar="MODEL", help=forms)
     if name == "compress":
         wanted = command.add_mutually_exclusive_group(required=True)
-        wanted.add_argument("--quality", type=float, metavar="Q", help="1 (smallest files) to 100, also in between")
+        wanted.add_argument("--quality", type=_quality, metavar="Q", help="1 (smallest files) to 100, also in between")
         wanted.add_argument("--target-bpp", type=_positive, metavar="B", help="bits per pixel of the whole file")
+
+
+def _quality(text: str) -> float:
+    number = _number(text)
+    if not 1 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is no quality, 1 to 100")
+    return number
 
 
 def _positive(text: str) -> float:
