@@ -169,8 +169,9 @@ def _explanation(name: str, problem: Any, file: Path | None, overrides: Values) 
     own_rule = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
     must = own_rule or choice.allowed or ("a path" if choice.placeholder == "PATH" else "text, in quotes if need be")
     value = _shown(_value_at(name, overrides, problem["input"]))
-    if choice.placeholder.startswith("N") and not own_rule and not re.fullmatch("[+-]?[0-9]+", value):
-        must = must if choice.is_list else f"a whole number, {must}"
+    is_count = choice.placeholder.startswith("N") and not choice.is_list and not own_rule
+    if is_count and not re.fullmatch("[+-]?[0-9]+", value):
+        must = f"a whole number, {must}"
     return f"{source} is {value}, but must be {must}. ({choice.description})".replace("must be a run's", "a run's")
 
 

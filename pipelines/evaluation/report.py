@@ -115,9 +115,14 @@ def _value(key: str, value: Any) -> str:
 
 
 def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: Collection[str | None]) -> str:
-    rows = []
     ranked = list(enumerate(evaluation.ranked, 1))
-    for place, row in ranked if len(ranked) <= MOST_ROWS else ranked[: MOST_ROWS // 2] + ranked[-MOST_ROWS // 2 :]:
+    lead = f"Worst first. The same figures as a file: {link(TABLE, TABLE)}."
+    if len(ranked) > MOST_ROWS:
+        half = MOST_ROWS // 2
+        ranked = ranked[:half] + ranked[-half:]
+        lead = f"The {half} worst, then the {half} best. All as a file: {link(TABLE, TABLE)}."
+    rows = []
+    for place, row in ranked:
         thumbnail, name = "", name_html(row.name)
         if row.pictures in previews:
             content = data_uri(previews[str(row.pictures)].thumbnail)
@@ -134,10 +139,6 @@ def _table(evaluation: Evaluation, previews: Mapping[str, Previews], with_card: 
         '<th class="number size" scope="col">Size</th><th class="number" scope="col">PSNR, dB</th>'
         '<th class="number" scope="col">MS-SSIM</th>'
     )
-    if len(ranked) <= MOST_ROWS:
-        lead = f"Worst first. The same figures as a file: {link(TABLE, TABLE)}."
-    else:
-        lead = f"The {MOST_ROWS // 2} worst, then the {MOST_ROWS // 2} best. All as a file: {link(TABLE, TABLE)}."
     return (
         f'<p class="lead">{lead}</p>'
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
