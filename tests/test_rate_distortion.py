@@ -24,18 +24,9 @@ from pipelines.evaluation.contents import POINTS
 from pipelines.evaluation.curve_images import LARGEST_SIDE, bounded
 from pipelines.evaluation.equal_rates import SIDE, at_equal_rates, worst_box
 from pipelines.evaluation.evaluate import evaluate, score
+from pipelines.evaluation.formats import FORMATS, JPEG, read_format
 from pipelines.evaluation.metrics import psnr
-from pipelines.evaluation.rate_distortion import (
-    FORMATS,
-    JPEG,
-    OURS,
-    QUALITIES,
-    CurvePoint,
-    RateDistortion,
-    bd_rate,
-    points_of,
-    read_format,
-)
+from pipelines.evaluation.rate_distortion import OURS, QUALITIES, CurvePoint, RateDistortion, bd_rate, points_of
 from pipelines.evaluation.results import percent, read_evaluation
 from pipelines.evaluation.summary import summary
 from pipelines.model.build import build_model

@@ -9,8 +9,9 @@ from PIL import Image
 from pipelines.codec.container import parse
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel
+from pipelines.evaluation.formats import FORMATS, read_format
 from pipelines.evaluation.metrics import psnr
-from pipelines.evaluation.rate_distortion import FORMATS, OURS, read_format
+from pipelines.evaluation.rate_distortion import OURS
 
 SIDE = 192
 """Of a piece, in pixels; smaller pictures are shown whole."""

@@ -13,9 +13,10 @@ from pipelines.config import MOST_STEPS
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.contents import REPORT, RESULT, TABLE
+from pipelines.evaluation.formats import JPEG
 from pipelines.evaluation.metrics import LARGEST_PSNR, SMALLEST_SIDE, Decibels, Index, Quality, means
 from pipelines.evaluation.pictures import ERROR_FACTOR
-from pipelines.evaluation.rate_distortion import JPEG, Point, RateDistortion
+from pipelines.evaluation.rate_distortion import Point, RateDistortion
 
 FORMAT_VERSION = 1
 SIDE_BY_SIDE = "side_by_side.png"
