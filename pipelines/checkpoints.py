@@ -141,8 +141,9 @@ def check_file(path: Path, expected: FileRecord | None, only_size: bool = False)
 
 def steps_on_disk(run: RunDirectory) -> list[int]:
     """The steps that have a checkpoint folder, sound or not, ascending."""
-    folders = run.checkpoints.glob("step_*")
-    return sorted(int(folder.name[5:]) for folder in folders if folder.name[5:].isdecimal())
+    names = [folder.name for folder in run.checkpoints.glob("step_*")]
+    steps = {int(name[5:]): name for name in names if name[5:].isdecimal()}
+    return sorted(step for step, name in steps.items() if name == step_name(step))  # `step_10` is somebody else's
 
 
 def sound_checkpoints(run: RunDirectory, only_regular: bool = False) -> Iterator[Checkpoint]:

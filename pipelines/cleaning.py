@@ -5,6 +5,7 @@ Only what has not been written into for some days; never the champion's run, one
 killed builds of shard sets have left goes by itself: see pipelines.data.abandoned.)
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,15 +13,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pipelines import tracking
+from pipelines import checkpoints, tracking
+from pipelines.checkpoint_format import Manifest, read_manifest
 from pipelines.config import Section
 from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_format import MANIFEST
 from pipelines.durable_files import lock
-from pipelines.errors import BusyError
+from pipelines.errors import BusyError, CodecmillError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import run_status
 from pipelines.tolerant_reading import json_object, modified, size_of, text
+from pipelines.tracking.marks import read_marks
+
+log = logging.getLogger("codecmill.cleaning")
 
 DAY = 24 * 3600.0
 GOING = ".tmp-removed-"
@@ -59,24 +64,45 @@ def find_removable(root: Root, days: float, runs: bool) -> list[Removable]:
 
 
 def remove(found: Removable) -> bool:
-    """Delete a folder; whether it is gone: it stays if somebody is at work in it now.
+    """Delete a folder; whether it is gone: it stays if somebody is at work in it now, or it is wanted since.
 
     It is renamed first, so that nobody ever finds half of it.
     """
     if found.kind == "rest":
-        shutil.rmtree(found.path)
-        return True
+        return _delete(found.path)
     going = found.path.with_name(f"{GOING}{found.path.name}")
     held = (
         RunDirectory(found.path).locked(wait=0)
         if found.kind == "run"
         else lock(found.path.with_name(f".tmp-{found.path.name}.lock"), found.path.name, wait=0)
     )
-    with suppress(BusyError), held:
-        found.path.rename(going)
-        shutil.rmtree(going)
-        return True
-    return False
+    try:
+        with held:
+            found.path.rename(going)
+            if found.kind == "shard set" and _is_wanted(going, found):
+                going.rename(found.path)
+                return False
+            return _delete(going)
+    except (BusyError, FileNotFoundError):  # another cleaning was here first
+        return False
+
+
+def _is_wanted(going: Path, found: Removable) -> bool:
+    """Whether a run has begun to use a shard set since it was listed: it names it, or has just found it made."""
+    named = _named_sets(Root(found.path.parent.parent))
+    return named is None or found.path.name in named or _days_since(modified(going / MANIFEST)) < found.days
+
+
+def _delete(folder: Path) -> bool:
+    """Delete a folder that is out of sight; whether it is gone. What cannot go is told, and keeps nothing else."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:  # another cleaning is at it
+        return not folder.exists()
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", folder, error)
+        return False
+    return True
 
 
 def _rests(root: Root) -> Iterator[Removable]:
@@ -89,13 +115,37 @@ def _old_runs(root: Root, days: float) -> Iterator[Removable]:
     for run in root.all_runs():
         age = _days_since(max(modified(path) for path in (run.path, *run.path.glob("*"))))
         status = run_status(run)
-        is_champion = champion is not None and champion.run == status.name and champion.run_id == status.mlflow_run
-        if age >= days and status.state == "done" and not is_champion:
+        if age >= days and status.state == "done" and not _is_spared(run, status.mlflow_run, champion):
             yield Removable(kind="run", path=run.path, bytes=status.size, days=age)
 
 
+def _is_spared(run: RunDirectory, mlflow_run: str | None, champion: tracking.Version | None) -> bool:
+    """The champion's, one that may be, and what went on from it: by that a watch knows that it need not try again."""
+    if champion is None:
+        return text(json_object(run.promotion_file.read_bytes()), "alias") == "champion" or _is_on_a_server(run)
+    if champion.run == run.path.name and champion.run_id == mlflow_run:
+        return True
+    newest = next(iter(_manifests(run)), None)
+    return _is_on_a_server(run) or (newest is not None and newest.parent == champion.checkpoint_sha256)
+
+
+def _is_on_a_server(run: RunDirectory) -> bool:
+    """Whether a server knows it that the environment does not name now, and may have it as the champion."""
+    marks = read_marks(run)
+    is_other = marks is not None and not tracking.is_current(marks.tracking_uri, run.root)
+    if is_other and marks and marks.tracking_uri.startswith(("http://", "https://")):
+        log.warning(
+            "Run '%s' stays: MLflow at %s, which MLFLOW_TRACKING_URI does not name, may have it as the champion.",
+            *(run.path.name, marks.tracking_uri),
+        )
+        return True
+    return False
+
+
 def _unnamed_sets(root: Root, days: float) -> Iterator[Removable]:
-    named = {Path(path).name for path in _named_sets(root)}  # by name, for the root may have been moved since
+    named = _named_sets(root)
+    if named is None:
+        return
     for file in sorted(root.shards.glob(f"[0-9a-f]*/{MANIFEST}")):
         age = _days_since(modified(file))
         if age >= days and file.parent.name not in named:
@@ -110,13 +160,30 @@ def _old_copies(root: Root, days: float) -> Iterator[Removable]:
             yield Removable(kind="images", path=file.parent, bytes=size_of(file.parent), days=age)
 
 
-def _named_sets(root: Root) -> Iterator[str]:
-    """By any run under the root, whatever has become of the rest of that run."""
-    for folder in root.runs.glob("*/"):
-        file = RunDirectory(folder).shard_set_file
+def _named_sets(root: Root) -> set[str] | None:
+    """The folders of the shard sets that any run under the root names, also by its checkpoints, whatever has become of
+    the rest of that run; None where one does not say which it was made of.
+
+    By name, for the root may have been moved since.
+    """
+    named: set[str] = set()
+    for run in map(RunDirectory, root.runs.glob("*/")):
+        file = run.shard_set_file
         path = text(json_object(file.read_bytes()), "path") if file.is_file() else None
-        if path is not None and "\0" not in path:
-            yield path
+        its = {Path(path).name} if path is not None and "\0" not in path else set()
+        its |= {manifest.shard_set[:16] for manifest in _manifests(run)}
+        if not its and (file.exists() or checkpoints.steps_on_disk(run)):
+            log.warning("No shard set is removed: run '%s' no longer says which is its own.", run.path.name)
+            return None
+        named |= its
+    return named
+
+
+def _manifests(run: RunDirectory) -> Iterator[Manifest]:
+    """Of the checkpoints that can be read, the newest first."""
+    for step in reversed(checkpoints.steps_on_disk(run)):
+        with suppress(CodecmillError):
+            yield read_manifest(checkpoints.folder_of(run, step))
 
 
 def _days_since(seconds: float) -> float:

@@ -16,6 +16,7 @@ from pipelines.checkpoint_tensors import read_weights as read_weights_of
 from pipelines.config import RunConfig
 from pipelines.durable_files import told_where, write_bytes
 from pipelines.errors import CodecmillError, InputError
+from pipelines.model.build import Model, build_model, count_parameters, most_parameters
 from pipelines.run_directory import Root
 from pipelines.stored_tensors import StoredTensor
 from pipelines.tensor_files import check_plain, read_tensors
@@ -112,6 +113,30 @@ def apply_weights(
         for name in report.loaded:
             copy(own[name], weights[name])
     return report
+
+
+HARMLESS_BYTES = 2**30
+"""Of a model: one that is no larger is built before it is looked at what weights there are."""
+
+
+def model_of(checkpoint: checkpoints.Checkpoint) -> Model:
+    """The model that a checkpoint, which was verified when it was opened, says that it is of, with all its weights.
+
+    Raises:
+        CodecmillError: its weights are of another model; also where that would take any amount of memory to build.
+    """
+    config = checkpoint.manifest.model
+    if 4 * most_parameters(config) > HARMLESS_BYTES:
+        count = count_parameters(config)
+        there = sum(record.bytes for record in checkpoint.manifest.files.values())
+        if 4 * count > there:
+            raise CodecmillError(
+                f"{checkpoint.path} says that its model has {count:,} parameters, and its files have {there:,} bytes: "
+                "it is damaged, or not what codecmill wrote."
+            )
+    model = build_model(config)
+    restore_weights(model, checkpoint)
+    return model
 
 
 def restore_weights(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> None:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines.config import Section
 from pipelines.errors import CodecmillError
-from pipelines.run_directory import Root
+from pipelines.run_directory import Root, RunDirectory
 from tasks.progress import logged
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def verify_all(root: Root, sources: bool) -> Verified:
 
     problems: dict[str, Problem] = {}
     read: set[Path] = set()
-    runs = [run for run in root.all_runs() if checkpoints.steps_on_disk(run)]
+    # Also those that have lost their config, which is for the verification to say.
+    folders = sorted(root.runs.glob("[!.]*/")) if root.runs.is_dir() else []
+    runs = [run for run in map(RunDirectory, folders) if checkpoints.steps_on_disk(run)]
     files = size = 0
     with logged(), tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
         for run in runs:

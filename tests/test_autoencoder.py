@@ -9,6 +9,7 @@ from pipelines.config import LossConfig, ModelConfig, TrainingConfig
 from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError, InputError
 from pipelines.model.autoencoder import Autoencoder
+from pipelines.model.build import build_model, count_parameters, most_parameters
 from pipelines.model.straight_through import nearest_centre
 from pipelines.training.codebooks import absorb, learned_parameters
 from pipelines.training.step import QUANTIZER_WEIGHTS, TrainingStep
@@ -274,3 +275,11 @@ def test_other_memory_layouts_compute_the_same():
     x = pixels(2, 3, 16, 32)
     turned = pixels(2, 3, 32, 16).copy_(x.transpose(2, 3)).transpose(2, 3)
     torch.testing.assert_close(model(turned).image, model(x).image, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("entropy", ["none", "factorized", "hyperprior"])
+@pytest.mark.parametrize("sizes", [{}, {"channels": 24, "residual_blocks": 3, "latent_channels": 40}])
+def test_parameters_are_counted_without_a_model(entropy: str, sizes: dict[str, int]):
+    config = ModelConfig.model_validate({"entropy": entropy, **sizes})
+    count = sum(parameter.numel() for parameter in build_model(config).parameters())
+    assert count_parameters(config) == count <= most_parameters(config)

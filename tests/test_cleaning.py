@@ -16,7 +16,7 @@ from pipelines.cleaning import find_removable, remove
 from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
-from pipelines.durable_files import lock, write_json
+from pipelines.durable_files import lock, read_json, write_json
 from pipelines.promotion import Decision
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.sealed_json import write_sealed
@@ -134,3 +134,88 @@ def test_nothing_goes_where_mlflow_cannot_say_whose_the_champion_is(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(tracking.TrackingUnavailable):
         find_removable(root, days=30, runs=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_set_that_a_checkpoint_names_stays_whatever_has_become_of_its_runs_pointer(
+    tiny: dict[str, Any], root: Root, damage: str, caplog: pytest.LogCaptureFixture
+):
+    """`verify` says of such a pointer: delete it."""
+    run = begin(make(tiny))
+    shard_set, unnamed = run.shard_set(), create_shards(make(tiny, data={"patch_size": 16})).path
+    checkpoint = save(run, 12, shard_set=read_json(run.shard_set_file)["fingerprint"])
+    if damage == "cut":
+        run.shard_set_file.write_bytes(run.shard_set_file.read_bytes()[:40])
+    else:
+        run.shard_set_file.unlink()
+    age(shard_set, 31)
+    age(unnamed, 31)
+    assert [each.path for each in find_removable(root, days=30, runs=False)] == [unnamed]
+    (checkpoint.path / "checkpoint.json").write_text("{")
+    assert find_removable(root, days=30, runs=False) == []
+    assert "No shard set is removed: run 'tiny' no longer says which is its own." in caplog.text
+
+
+@pytest.mark.parametrize("how", ["a run names it", "it was found made"])
+def test_a_set_that_is_wanted_since_it_was_listed_stays(tiny: dict[str, Any], root: Root, how: str):
+    config = make(tiny, data={"patch_size": 16})
+    shard_set = create_shards(config)
+    age(shard_set.path, 31)
+    (found,) = find_removable(root, days=30, runs=False)
+    if how == "a run names it":
+        pointer = {"fingerprint": shard_set.fingerprint, "path": str(shard_set.path)}
+        write_json(root.run("new").shard_set_file, pointer)
+    else:
+        create_shards(config)
+    assert not remove(found)
+    assert shard_set.path.is_dir()
+    assert find_removable(root, days=30, runs=False) == []
+
+
+def test_runs_stay_that_an_mlflow_may_have_as_its_champion_which_nobody_names(tiny: dict[str, Any], root: Root):
+    runs = [finished(tiny, name) for name in ("served", "local", "old")]
+    marks = {"run_id": "1", "experiment_id": "1", "tracking_uri": "http://server:5000"}
+    write_json(runs[0].mlflow_file, marks)
+    write_json(runs[1].promotion_file, {"version": "1", "alias": "champion"})
+    for run in runs:
+        age(run.path, 40)
+    assert [each.path for each in find_removable(root, days=30, runs=True) if each.kind == "run"] == [runs[2].path]
+
+
+def test_what_went_on_from_the_champion_stays_so_that_a_watch_does_not_try_it_again(tiny: dict[str, Any], root: Root):
+    champion, candidate = finished(tiny, "champion"), begin(make(tiny, name="candidate"))
+    tracking.open_run(champion, champion.read_config())
+    last = checkpoints.latest(champion)
+    assert last is not None
+    number = tracking.register_model(
+        champion, last.path, last.sha256, last.manifest.shard_set, {"psnr": 30.0}, "0" * 64
+    )
+    tracking.promote(champion, number, Decision("champion", "The first."))
+    save(candidate, 12, shard_set=candidate.shard_set().name, parent=last.sha256)
+    write_json(candidate.evaluation(12) / "evaluation.json", {"images": []})
+    write_json(candidate.promotion_file, {"version": "2", "alias": "candidate"})
+    for run in (champion, candidate):
+        age(run.path, 40)
+    assert [each for each in find_removable(root, days=30, runs=True) if each.kind == "run"] == []
+
+
+def test_a_folder_that_cannot_be_removed_keeps_no_other(
+    tiny: dict[str, Any], root: Root, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    create_shards(make(tiny))
+    for name in ("a", "b"):
+        (root.shards / f".tmp-removed-{name}").mkdir()
+        (root.shards / f".tmp-removed-{name}" / "file").touch()
+    rests = [each for each in find_removable(root, days=30, runs=False) if each.kind == "rest"]
+    real = os.unlink
+
+    def refuse(path: Any, **more: Any) -> None:
+        if str(path) == "file" and not (root.shards / ".tmp-removed-a" / "seen").exists():
+            (root.shards / ".tmp-removed-a" / "seen").touch()
+            raise PermissionError(1, "Operation not permitted", str(path))
+        real(path, **more)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    assert [remove(each) for each in rests] == [False, True]
+    assert "cannot be removed: [Errno 1] Operation not permitted" in caplog.text
+    assert remove(rests[1]), "another cleaning was there first"

@@ -20,8 +20,9 @@ import pytest
 from processes import PROJECT, codecmill
 
 from flows.cli.services import free_port
-from pipelines.doctor import Finding, storage
+from pipelines.doctor import Finding, machine, storage
 from pipelines.doctor.machine import examine_machine
+from pipelines.doctor.s3_server import examine_s3
 from pipelines.doctor.servers import examine_mlflow, examine_prefect
 from pipelines.doctor.storage import examine_storage, locks_of_other_hosts
 from pipelines.run_directory import Root
@@ -139,6 +140,56 @@ def test_what_a_prefect_server_answers(status: int, text: str, expected: str, mo
         first = next(examine_prefect())
     assert expected in first.text
     assert first.state == ("fault" if "ours is" in expected or status != 200 else "note" if "<" in text else "good")
+
+
+@pytest.mark.parametrize("text", ["<html>", '{"detail": "Not Found"}', "[1]", '[{"status": "ONLINE"}]'])
+def test_an_address_that_leads_to_something_else_is_a_fault_and_no_traceback(
+    text: str, monkeypatch: pytest.MonkeyPatch
+):
+    with answering(200, text) as address:
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        *_, found = examine_prefect()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.delenv("CODECMILL_STORE", raising=False)
+        (s3,) = examine_s3()
+    assert (found.state, found.text) == ("fault", f"{address} answers, but not as Prefect's server does")
+    assert s3.state == "fault"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "state", "text"),
+    [
+        (403, "AccessDenied", "note", "does not let our credentials list its buckets"),
+        (403, "InvalidAccessKeyId", "fault", "refuses our credentials (403, InvalidAccessKeyId)"),
+        (500, "InternalError", "fault", "fails (500, InternalError)"),
+    ],
+)
+def test_what_an_s3_server_refuses(status: int, code: str, state: str, text: str, monkeypatch: pytest.MonkeyPatch):
+    with answering(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>") as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.delenv("CODECMILL_STORE", raising=False)
+        (found,) = examine_s3()
+    assert found.state == state
+    assert text in found.text
+
+
+def test_a_root_that_is_a_link_is_looked_at_where_it_leads(tmp_path: Path):
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "root").symlink_to("mounted")
+    mounts = f"60 22 0:50 / {tmp_path}/mounted rw - nfs server:/x rw,nolock\n"
+    assert [each.state for each in locks_of_other_hosts(tmp_path / "root", mounts)] == ["note"]
+
+
+def test_a_driver_whose_gpus_are_hidden_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (driver := tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Kernel Module  580.65.06")
+    monkeypatch.setattr(machine, "DRIVER", driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = machine._no_gpu("13.0")
+    assert (found.state, found.text) == ("note", "there is a driver, but no GPU is visible here")
 
 
 def test_a_worker_that_lacks_is_to_be_one_whose_flow_runs_save(monkeypatch: pytest.MonkeyPatch):

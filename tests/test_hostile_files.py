@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import re
+import resource
 import shutil
 import tarfile
 import tempfile
@@ -41,7 +42,7 @@ from pipelines.durable_files import json_bytes, read_json
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.contents import REPORT, RESULT, TABLE, check_contents, contents_of, made_at, read_contents
 from pipelines.evaluation.results import Broken, Evaluation, ImageRow, read_evaluation
-from pipelines.evaluation.stage import evaluate_run
+from pipelines.evaluation.stage import evaluate_run, load
 from pipelines.evaluation.summary import summary
 from pipelines.file_digests import file_sha256
 from pipelines.model.autoencoder import Autoencoder
@@ -463,6 +464,19 @@ def test_tensors_that_are_others_are_refused(run: RunDirectory, tensors: dict[st
             (folder / name).write_bytes(save(tensors))
             reseal(folder, name)
             read_checkpoint(run)
+
+
+def test_a_model_that_is_larger_than_its_files_is_never_built(run: RunDirectory):
+    folder = newest(run)
+    with kept(folder / "checkpoint.json"):
+        value, _ = read_sealed(folder / "checkpoint.json")
+        value["model"] |= {"channels": 2048, "residual_blocks": 64, "downsamplings": 6}
+        write_sealed(folder / "checkpoint.json", value)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(CodecmillError, match=r"says that its model has [\d,]{11,} parameters, and its files have"):
+            load(checkpoints.open_checkpoint(folder))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 500_000, "kB; with all its parameters it would be 200 GB"
 
 
 class _Bomb:

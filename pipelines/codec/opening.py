@@ -9,12 +9,11 @@ from pipelines import checkpoints, tracking
 from pipelines.codec.entropy_coder import Tables
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.errors import InputError
-from pipelines.model.build import build_model
 from pipelines.model.codec import TransformCodec
 from pipelines.provenance.locating import Found, find, readable, with_weights
 from pipelines.run_directory import Root
 from pipelines.status import all_runs
-from pipelines.weights import restore_weights
+from pipelines.weights import model_of
 
 log = logging.getLogger("codecmill.codec")
 
@@ -68,13 +67,12 @@ def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
         InputError: its model has no entropy model, so that it cannot write files.
         CodecmillError: it is damaged.
     """
-    model = build_model(checkpoint.manifest.model)
+    model = model_of(checkpoint)
     if not isinstance(model, TransformCodec):
         raise InputError(
             f"{checkpoint.path} holds an autoencoder without an entropy model, which writes no files. Train a codec: "
             "codecmill run --model.entropy hyperprior, or name another with --model."
         )
-    restore_weights(model, checkpoint)
     return PictureCodec(model.eval(), checkpoint.manifest.normalization, checkpoint.sha256, Tables(model.tables))
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -88,6 +90,8 @@ def create_shards(config: RunConfig, run_parts: RunParts | None = None) -> Shard
     for other in given_up:
         if other.working != plan.working:
             discard(other)
+    with suppress(OSError):  # a root that others own: a cleaning goes by when somebody last wanted it
+        os.utime(plan.folder / MANIFEST)
     return ShardSet.open(plan.folder)
 
 

@@ -99,6 +99,8 @@ def _no_gpu(built_for: str | None) -> Finding:
         return good("GPU", "none; training runs on the processor")
     if built_for is None:
         return note("GPU", "there is one, but this torch is built without CUDA", "See 'CPU only, or another CUDA'.")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return note("GPU", "there is a driver, but no GPU is visible here", "Training runs on the processor.")
     newest = _driver_version()
     return fault(
         "GPU", f"there is one, but torch (for CUDA {built_for}) cannot use driver {newest}", "Update the driver."

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from pipelines.doctor.findings import Finding, fault, good
+from pipelines.doctor.findings import Finding, fault, good, note
 from pipelines.storage import STORE
 from pipelines.tracking import without_password
 
@@ -30,6 +30,9 @@ def endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+SERVER_FAILS = 500
+"""The first of HTTP's codes that say so."""
+
 _INSTALL = "Install it: pip install 'codecmill[services]'"
 
 
@@ -46,13 +49,24 @@ def _asked(address: str) -> Finding:
     )
     region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
     try:
-        buckets = Session().create_client("s3", region_name=region, config=patience).list_buckets()["Buckets"]
+        answer = Session().create_client("s3", region_name=region, config=patience).list_buckets()
     except ClientError as error:
-        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        text = f"{address} refuses our credentials ({status}, {error.response['Error']['Code']})"
-        return fault("S3", text, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY as the server wants them.")
+        return _refused(address, error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"])
     except (BotoCoreError, ValueError) as error:
         remedy = "Start it, or correct address and credentials in the environment or services.env."
         return fault("S3", f"{address} cannot be used: {str(error).strip()[:300]}", remedy)
-    names = ", ".join(sorted(each["Name"] for each in buckets)[:4]) or "none"
+    if "Buckets" not in answer:
+        return fault("S3", f"{address} answers, but not as S3 does", "Correct AWS_ENDPOINT_URL.")
+    names = ", ".join(sorted(each["Name"] for each in answer["Buckets"])[:4]) or "none"
     return good("S3", f"{address} lets us in; buckets: {names}")
+
+
+def _refused(address: str, status: int, code: str) -> Finding:
+    """What an error says: keys that are for one bucket alone may not list all, and are good."""
+    if code == "AccessDenied":
+        remedy = "If they are for single buckets: name one with CODECMILL_STORE, and look again."
+        return note("S3", f"{address} answers, and does not let our credentials list its buckets", remedy)
+    if status >= SERVER_FAILS:
+        return fault("S3", f"{address} fails ({status}, {code})", "Look at what the server says of it.")
+    text = f"{address} refuses our credentials ({status}, {code})"
+    return fault("S3", text, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY as the server wants them.")

@@ -188,7 +188,11 @@ def _workers(server: Server) -> Finding:
     if answer.status == 404:
         remedy = f"For scheduled runs: prefect work-pool create {WORK_POOL} --type process, then {start}"
         return note("workers", f"there is no work pool '{WORK_POOL}'", remedy)
-    online = [each["name"] for each in json.loads(answer.text) if each.get("status") == "ONLINE"]
+    try:
+        online = [str(each["name"]) for each in json.loads(answer.text) if each.get("status") == "ONLINE"]
+    except (ValueError, TypeError, AttributeError, KeyError):
+        text = f"{server.shown} answers, but not as Prefect's server does"
+        raise Faulty(fault("workers", text, "Correct PREFECT_API_URL: it ends with /api.")) from None
     if not online:
         return note("workers", f"none is online in the work pool '{WORK_POOL}'", f"For scheduled runs: {start}")
     return good("workers", f"{len(online)} online in the work pool '{WORK_POOL}': {', '.join(sorted(online)[:4])}")

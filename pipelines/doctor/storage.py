@@ -58,6 +58,7 @@ def locks_of_other_hosts(folder: Path, mounts: str) -> Iterator[Finding]:
     Args:
         mounts: `/proc/self/mountinfo`.
     """
+    folder = folder.resolve()  # a root may be a link to where the file system is
     kind, options = "", set[str]()
     length = -1
     for line in mounts.splitlines():

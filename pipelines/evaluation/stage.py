@@ -18,7 +18,7 @@ from pipelines.data.shard_set import ShardSet
 from pipelines.data.sources import find_images
 from pipelines.evaluation.curve_images import bounded
 from pipelines.evaluation.evaluate import Evaluation, evaluate, read_evaluation, score
-from pipelines.model.build import Model, build_model
+from pipelines.model.build import Model
 from pipelines.model.codec import TransformCodec
 from pipelines.promotion import BD_RATES
 from pipelines.run_directory import RunDirectory
@@ -26,7 +26,7 @@ from pipelines.tolerant_reading import number
 from pipelines.tracking.marks import read_marks
 from pipelines.training import journal
 from pipelines.versions import git_commit
-from pipelines.weights import restore_weights
+from pipelines.weights import model_of
 
 TILES = "as a file decodes to"
 """How codecs have been shown pictures above `tile_size` since 2026-11-27; before, each tile was coded by itself."""
@@ -99,13 +99,11 @@ def score_on_test_split(
 
 def load(checkpoint: checkpoints.Checkpoint) -> tuple[Model, Normalization]:
     """The model of a checkpoint, ready to evaluate, and the constants that it was trained with."""
-    manifest = checkpoint.manifest
-    model = build_model(manifest.model)
-    restore_weights(model, checkpoint)
+    model = model_of(checkpoint)
     torch.backends.cudnn.allow_tf32 = False  # a champion may have been scored on a CPU
     torch.backends.cudnn.deterministic = True
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device), manifest.normalization
+    return model.eval().to(device), checkpoint.manifest.normalization
 
 
 def images_of(run: RunDirectory, shard_set: ShardSet, choice: EvaluationConfig) -> "NamedImages":

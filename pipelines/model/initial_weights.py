@@ -25,6 +25,8 @@ def initialise(model: "Autoencoder", slope: float, seed: int) -> None:
         slope: of the LeakyReLU before each convolution, below zero.
         seed: the global generator is neither read nor advanced.
     """
+    if next(model.parameters()).is_meta:
+        return  # only its shapes are wanted
     gain = math.sqrt(2 / (1 + slope**2))  # a convolution after LeakyReLU then keeps the variance
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -31,6 +31,12 @@ def verify_shard_set(chains: Sequence[Chain], with_sources: bool, ledger: Ledger
     return _verify_sources(lists, ledger) if with_sources else 0
 
 
+def verify_shard_manifest(chains: Sequence[Chain], ledger: Ledger) -> None:
+    """Of the one shard set that some checkpoints were trained on, only that its manifest is the one that they name."""
+    if (folder := chains[-1].shard_folder) is not None:
+        _manifest(folder, chains, remedies.of_shards(chains[-1]), ledger)
+
+
 def _manifest(folder: Path, chains: Sequence[Chain], way_out: str, ledger: Ledger) -> shard_format.Manifest | None:
     """The set's manifest, if it can be read; where it is not the one that was trained on, all else is checked by it."""
     file = folder / shard_format.MANIFEST

@@ -10,7 +10,7 @@ from pipelines.config import Section
 from pipelines.errors import CodecmillError
 from pipelines.provenance import remedies
 from pipelines.provenance.chain import Chain, chain_of
-from pipelines.provenance.data_links import verify_shard_set
+from pipelines.provenance.data_links import verify_shard_manifest, verify_shard_set
 from pipelines.provenance.ledger import Ledger, Problem
 from pipelines.provenance.locating import Found
 from pipelines.provenance.run_links import verify_choices, verify_parent, verify_pointer
@@ -41,7 +41,7 @@ def verify(found: Found, with_sources: bool = False, but: Collection[Path] = ())
 
     Args:
         with_sources: read every source image and mask as well.
-        but: shard sets that were verified already.
+        but: shard sets of which shards and sources were verified already.
     """
     started, ledger = time.monotonic(), Ledger(expected=4 * len(found.folders))
     chains = [chain for folder in found.folders if (chain := _opened(folder, found, ledger))]
@@ -54,8 +54,12 @@ def verify(found: Found, with_sources: bool = False, but: Collection[Path] = ())
         verify_pointer(found.run, chains, ledger)
     sources = 0
     by_set = {chain.manifest.shard_set: chain for chain in chains}
-    for fingerprint in (name for name, chain in by_set.items() if chain.shard_folder not in but):
-        sources += verify_shard_set([c for c in chains if c.manifest.shard_set == fingerprint], with_sources, ledger)
+    for fingerprint, newest in by_set.items():
+        its = [chain for chain in chains if chain.manifest.shard_set == fingerprint]
+        if newest.shard_folder in but:
+            verify_shard_manifest(its, ledger)
+        else:
+            sources += verify_shard_set(its, with_sources, ledger)
     ledger.end()
     return Verification(
         checkpoints=found.folders,
