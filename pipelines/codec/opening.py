@@ -67,7 +67,7 @@ def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:
         InputError: its model has no entropy model, so that it cannot write files.
         CodecmillError: it is damaged.
     """
-    model = model_of(checkpoint)
+    model = None if checkpoint.manifest.model.entropy == "none" else model_of(checkpoint)
     if not isinstance(model, TransformCodec):
         raise InputError(
             f"{checkpoint.path} holds an autoencoder without an entropy model, which writes no files. Train a codec: "
