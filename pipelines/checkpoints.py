@@ -146,6 +146,13 @@ def steps_on_disk(run: RunDirectory) -> list[int]:
     return sorted(step for step, name in steps.items() if name == step_name(step))  # `step_10` is somebody else's
 
 
+def readable_manifests(run: RunDirectory) -> Iterator[Manifest]:
+    """What the checkpoints on disk say of themselves, newest first; of those whose manifest can be read."""
+    for step in reversed(steps_on_disk(run)):
+        with suppress(CodecmillError):
+            yield read_manifest(folder_of(run, step))
+
+
 def sound_checkpoints(run: RunDirectory, only_regular: bool = False) -> Iterator[Checkpoint]:
     """Newest first; damaged ones are skipped with a warning, and none is deleted.
 

@@ -9,19 +9,17 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pipelines import checkpoints, tracking
-from pipelines.checkpoint_format import Manifest, read_manifest
 from pipelines.config import Section
 from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_format import MANIFEST
 from pipelines.durable_files import lock
-from pipelines.errors import BusyError, CodecmillError
+from pipelines.errors import BusyError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.status import run_status
+from pipelines.status import RunStatus, run_status
 from pipelines.tolerant_reading import json_object, modified, size_of, text
 from pipelines.tracking.marks import read_marks
 
@@ -115,31 +113,31 @@ def _old_runs(root: Root, days: float) -> Iterator[Removable]:
     for run in root.all_runs():
         age = _days_since(max(modified(path) for path in (run.path, *run.path.glob("*"))))
         status = run_status(run)
-        if age >= days and status.state == "done" and not _is_spared(run, status.mlflow_run, champion):
+        if age >= days and status.state == "done" and not _is_spared(run, status, champion):
             yield Removable(kind="run", path=run.path, bytes=status.size, days=age)
 
 
-def _is_spared(run: RunDirectory, mlflow_run: str | None, champion: tracking.Version | None) -> bool:
+def _is_spared(run: RunDirectory, status: RunStatus, champion: tracking.Version | None) -> bool:
     """The champion's, one that may be, and what went on from it: by that a watch knows that it need not try again."""
     if champion is None:
-        return text(json_object(run.promotion_file.read_bytes()), "alias") == "champion" or _is_on_a_server(run)
-    if champion.run == run.path.name and champion.run_id == mlflow_run:
+        return status.alias == "champion" or _is_on_a_server(run)
+    if champion.run == status.name and champion.run_id == status.mlflow_run:
         return True
-    newest = next(iter(_manifests(run)), None)
+    newest = next(checkpoints.readable_manifests(run), None)
     return _is_on_a_server(run) or (newest is not None and newest.parent == champion.checkpoint_sha256)
 
 
 def _is_on_a_server(run: RunDirectory) -> bool:
     """Whether a server knows it that the environment does not name now, and may have it as the champion."""
     marks = read_marks(run)
-    is_other = marks is not None and not tracking.is_current(marks.tracking_uri, run.root)
-    if is_other and marks and marks.tracking_uri.startswith(("http://", "https://")):
-        log.warning(
-            "Run '%s' stays: MLflow at %s, which MLFLOW_TRACKING_URI does not name, may have it as the champion.",
-            *(run.path.name, marks.tracking_uri),
-        )
-        return True
-    return False
+    address = marks.tracking_uri if marks else ""
+    if not address.startswith(("http://", "https://")) or tracking.is_current(address, run.root):
+        return False
+    log.warning(
+        "Run '%s' stays: MLflow at %s, which MLFLOW_TRACKING_URI does not name, may have it as the champion.",
+        *(run.path.name, address),
+    )
+    return True
 
 
 def _unnamed_sets(root: Root, days: float) -> Iterator[Removable]:
@@ -171,19 +169,12 @@ def _named_sets(root: Root) -> set[str] | None:
         file = run.shard_set_file
         path = text(json_object(file.read_bytes()), "path") if file.is_file() else None
         its = {Path(path).name} if path is not None and "\0" not in path else set()
-        its |= {manifest.shard_set[:16] for manifest in _manifests(run)}
+        its |= {manifest.shard_set[:16] for manifest in checkpoints.readable_manifests(run)}
         if not its and (file.exists() or checkpoints.steps_on_disk(run)):
             log.warning("No shard set is removed: run '%s' no longer says which is its own.", run.path.name)
             return None
         named |= its
     return named
-
-
-def _manifests(run: RunDirectory) -> Iterator[Manifest]:
-    """Of the checkpoints that can be read, the newest first."""
-    for step in reversed(checkpoints.steps_on_disk(run)):
-        with suppress(CodecmillError):
-            yield read_manifest(checkpoints.folder_of(run, step))
 
 
 def _days_since(seconds: float) -> float:

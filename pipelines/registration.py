@@ -46,8 +46,7 @@ def register(
     """
     choice = bounded(choice, ((each.width, each.height) for each in shard_set.sources("test")))
     _tell(0, "sending the report to MLflow")
-    tracking.bring_level(run)  # it may have been away while the run was trained
-    tracking.log_evaluation(run, report)
+    tracking.bring_level(run)  # with the report; it may have been away while the run was trained
     test_metrics = {f"test/{name}": value for name, value in metrics.items()}
     tracking.log_metrics(run, checkpoint.step, test_metrics, made_at(report))
     _tell(1, "making a version of the model")

@@ -1,14 +1,11 @@
 """What a run has on disk already, as values for the tasks that follow."""
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.checkpoint_format import read_manifest
 from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, InputError
-from pipelines.run_directory import RunDirectory
 from pipelines.tolerant_reading import json_object, text
 from tasks.values import CheckpointReference, HeldRun, ShardSetReference
 
@@ -40,7 +37,8 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
     """
     file = run.directory.shard_set_file
     former = text(json_object(file.read_bytes()), "fingerprint") if file.is_file() else None
-    former = former or _trained_on(run.directory)
+    if former is None and (newest := next(checkpoints.readable_manifests(run.directory), None)):
+        former = newest.shard_set
     if former is not None and former != made.fingerprint:
         raise CodecmillError(
             f"Run '{run.name}' began with shard set {former[:16]}, which is not whole any more, and the "
@@ -48,14 +46,6 @@ def record_shard_set(run: HeldRun, made: ShardSetReference) -> None:
             "or start a new run with --name."
         )
     write_json(file, {"fingerprint": made.fingerprint, "path": str(made.path)})
-
-
-def _trained_on(run: RunDirectory) -> str | None:
-    """The fingerprint of the shard set that the newest checkpoint was trained on, if there is one that can be read."""
-    for step in reversed(checkpoints.steps_on_disk(run)):
-        with suppress(CodecmillError):
-            return read_manifest(checkpoints.folder_of(run, step)).shard_set
-    return None
 
 
 def trained(run: HeldRun) -> tuple[ShardSetReference, CheckpointReference]:

@@ -52,8 +52,7 @@ def verify_all(root: Root, sources: bool) -> Verified:
     problems: dict[str, Problem] = {}
     read: set[Path] = set()
     # Also those that have lost their config, which is for the verification to say.
-    folders = sorted(root.runs.glob("[!.]*/")) if root.runs.is_dir() else []
-    runs = [run for run in map(RunDirectory, folders) if checkpoints.steps_on_disk(run)]
+    runs = [run for run in map(RunDirectory, sorted(root.runs.glob("[!.]*/"))) if checkpoints.steps_on_disk(run)]
     files = size = 0
     with logged(), tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
         for run in runs:

@@ -104,17 +104,21 @@ def finished(tiny: dict[str, Any], name: str) -> RunDirectory:
     return run
 
 
+def crown(run: RunDirectory) -> checkpoints.Checkpoint:
+    """Have a run's checkpoint be the champion; returns it."""
+    tracking.open_run(run, run.read_config())
+    last = checkpoints.latest(run)
+    assert last is not None
+    number = tracking.register_model(run, last.path, last.sha256, last.manifest.shard_set, {"psnr": 30.0}, "0" * 64)
+    tracking.promote(run, number, Decision("champion", "The first."))
+    return last
+
+
 def test_old_finished_runs_go_where_asked_but_not_the_champions_nor_one_at_work(tiny: dict[str, Any], root: Root):
     old, champion, busy = (finished(tiny, name) for name in ("old", "champion", "busy"))
     unfinished = begin(make(tiny, name="unfinished"))
     age(unfinished.path, 40)
-    tracking.open_run(champion, champion.read_config())
-    last = checkpoints.latest(champion)
-    assert last is not None
-    number = tracking.register_model(
-        champion, last.path, last.sha256, last.manifest.shard_set, {"psnr": 30.0}, "0" * 64
-    )
-    tracking.promote(champion, number, Decision("champion", "The first."))
+    crown(champion)
     age(champion.path, 40)
     with busy.locked():
         assert [each.path for each in find_removable(root, days=30, runs=True)] == [old.path]
@@ -182,15 +186,16 @@ def test_runs_stay_that_an_mlflow_may_have_as_its_champion_which_nobody_names(ti
     assert [each.path for each in find_removable(root, days=30, runs=True) if each.kind == "run"] == [runs[2].path]
 
 
+def test_a_run_that_was_only_to_be_trained_goes_as_others_do(tiny: dict[str, Any], root: Root):
+    run = begin(make(tiny, name="only-trained", data={"test_fraction": 0}))
+    save(run, 12, shard_set=run.shard_set().name)
+    age(run.path, 40)
+    assert [each.path for each in find_removable(root, days=30, runs=True) if each.kind == "run"] == [run.path]
+
+
 def test_what_went_on_from_the_champion_stays_so_that_a_watch_does_not_try_it_again(tiny: dict[str, Any], root: Root):
     champion, candidate = finished(tiny, "champion"), begin(make(tiny, name="candidate"))
-    tracking.open_run(champion, champion.read_config())
-    last = checkpoints.latest(champion)
-    assert last is not None
-    number = tracking.register_model(
-        champion, last.path, last.sha256, last.manifest.shard_set, {"psnr": 30.0}, "0" * 64
-    )
-    tracking.promote(champion, number, Decision("champion", "The first."))
+    last = crown(champion)
     save(candidate, 12, shard_set=candidate.shard_set().name, parent=last.sha256)
     write_json(candidate.evaluation(12) / "evaluation.json", {"images": []})
     write_json(candidate.promotion_file, {"version": "2", "alias": "candidate"})

@@ -142,6 +142,15 @@ def test_what_a_prefect_server_answers(status: int, text: str, expected: str, mo
     assert first.state == ("fault" if "ours is" in expected or status != 200 else "note" if "<" in text else "good")
 
 
+def seen_of_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> Finding:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.delenv("CODECMILL_STORE", raising=False)
+    (found,) = examine_s3()
+    return found
+
+
 @pytest.mark.parametrize("text", ["<html>", '{"detail": "Not Found"}', "[1]", '[{"status": "ONLINE"}]'])
 def test_an_address_that_leads_to_something_else_is_a_fault_and_no_traceback(
     text: str, monkeypatch: pytest.MonkeyPatch
@@ -149,11 +158,7 @@ def test_an_address_that_leads_to_something_else_is_a_fault_and_no_traceback(
     with answering(200, text) as address:
         monkeypatch.setenv("PREFECT_API_URL", address)
         *_, found = examine_prefect()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.delenv("CODECMILL_STORE", raising=False)
-        (s3,) = examine_s3()
+        s3 = seen_of_s3(address, monkeypatch)
     assert (found.state, found.text) == ("fault", f"{address} answers, but not as Prefect's server does")
     assert s3.state == "fault"
 
@@ -168,11 +173,7 @@ def test_an_address_that_leads_to_something_else_is_a_fault_and_no_traceback(
 )
 def test_what_an_s3_server_refuses(status: int, code: str, state: str, text: str, monkeypatch: pytest.MonkeyPatch):
     with answering(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>") as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.delenv("CODECMILL_STORE", raising=False)
-        (found,) = examine_s3()
+        found = seen_of_s3(address, monkeypatch)
     assert found.state == state
     assert text in found.text
 

@@ -222,3 +222,17 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines():
     text = on_a_terminal(TERM="dumb")
     assert "\x1b" not in text
     assert "training 0/20 steps  0 %  loss 0.25" in text
+
+
+def test_work_outlives_the_terminal_that_it_is_shown_on():
+    """As where a session is left: what is written meets an error from then on."""
+    ours, theirs = pty.openpty()
+    script = SCRIPT.replace('print("complained", file=sys.stderr)', "pass")
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment(COLUMNS="80")) as process:
+        os.close(theirs)
+        assert os.read(ours, 65536), "it is shown"
+        os.close(ours)
+        assert process.stdout is not None
+        assert process.stdout.read() == b"printed\nresult\n"
+    assert process.returncode == 0

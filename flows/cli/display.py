@@ -23,9 +23,14 @@ from pipelines.stage_view import StageView, clock
 
 def tell(line: str) -> None:
     """Write a line about work that goes on to standard error; where nobody reads that any more, it goes on untold."""
+    _write(lambda: print(line, file=sys.stderr, flush=True))
+
+
+def _write(do: Callable[[], None]) -> None:
+    """Do what writes to standard error; where that is a closed pipe, or a terminal that is gone, it is silenced."""
     try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:  # a pipe that is closed, or a terminal that is gone
+        do()
+    except OSError:
         silence(sys.stderr)
 
 
@@ -68,19 +73,12 @@ def _live(console: Console) -> Iterator[Callable[[str], None]]:
         redirect_stderr=True,
     )
     stop = progress.listen(table)
-
-    def draw(do: Callable[[], None]) -> None:
-        try:
-            do()
-        except OSError:  # the terminal is gone, and the work goes on
-            silence(sys.__stderr__ or sys.stderr)
-
-    draw(live.start)
+    _write(live.start)
     try:
-        yield lambda line: draw(lambda: console.print(escape(line), soft_wrap=True))
+        yield lambda line: _write(lambda: console.print(escape(line), soft_wrap=True))
     finally:
         stop()
-        draw(live.stop)
+        _write(live.stop)
 
 
 class LiveTable:

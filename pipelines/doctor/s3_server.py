@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from http import HTTPStatus
 from importlib.util import find_spec
 
 from pipelines.doctor.findings import Finding, fault, good, note
@@ -29,9 +30,6 @@ def endpoint() -> str | None:
     """The S3 that the environment names, if it is not AWS's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
-
-SERVER_FAILS = 500
-"""The first of HTTP's codes that say so."""
 
 _INSTALL = "Install it: pip install 'codecmill[services]'"
 
@@ -66,7 +64,7 @@ def _refused(address: str, status: int, code: str) -> Finding:
     if code == "AccessDenied":
         remedy = "If they are for single buckets: name one with CODECMILL_STORE, and look again."
         return note("S3", f"{address} answers, and does not let our credentials list its buckets", remedy)
-    if status >= SERVER_FAILS:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return fault("S3", f"{address} fails ({status}, {code})", "Look at what the server says of it.")
     text = f"{address} refuses our credentials ({status}, {code})"
     return fault("S3", text, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY as the server wants them.")

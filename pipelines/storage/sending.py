@@ -35,8 +35,8 @@ class _There:
     newest checkpoint.
     """
 
-    steps: int = 0
-    newest: int = -1
+    steps: int
+    newest: int
 
 
 class Sending:
@@ -62,7 +62,8 @@ class Sending:
         self._level: dict[Path, str] = {}
         """The sha256 of files that the store has by now; of an evaluation, that of its `evaluation.json`."""
         self._is_ours = self._has_shard_set = False
-        self._there = _There()
+        self._there: _There | None = None
+        """While it may be more than is here."""
 
     def send(self) -> None:
         """Send what the store has not got. The newest checkpoint goes first, also where it appears meanwhile.
@@ -78,8 +79,9 @@ class Sending:
             newest = max(keys.complete_steps(self._store, self._run.path.name), default=-1)
             self._there = _There(there.training.steps, newest)
         self._is_ours = True
-        if self._is_behind():
+        if self._there is not None and self._has_less_than(self._there):
             return
+        self._there = None
         self._send_changed(self._run.config_file, self._run.shard_set_file)
         self._send_growing(self._run.mlflow_file)  # wherever the training goes on, it goes on in that MLflow run
         self._send_checkpoints()
@@ -88,11 +90,10 @@ class Sending:
         self._send_evaluations()
         self._send_changed(self._run.promotion_file)
 
-    def _is_behind(self) -> bool:
-        """Whether the store has more of the run than is here: what was begun, or has gone on, while it was away."""
+    def _has_less_than(self, there: _There) -> bool:
+        """Whether less of the run is here: it was begun, or has gone on, while the store was away."""
         newest = max(checkpoints.steps_on_disk(self._run), default=-1)
-        steps = self._run.read_config().training.steps
-        return newest < self._there.newest or steps < self._there.steps
+        return newest < there.newest or self._run.read_config().training.steps < there.steps
 
     def _confirm(self) -> None:
         lease = lease_of(self._run)

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -22,9 +23,6 @@ REQUEST_SECONDS = 5
 """How long an unresponsive server is waited for, twice at most."""
 SLOWEST_UPLOAD = 1_000_000
 """Bytes a second below which a server counts as hanging."""
-
-SERVER_FAILS = 500
-"""The first of HTTP's codes that say so."""
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -179,27 +177,29 @@ def sent_once() -> Iterator[None]:
     A server that was only slow has made it: the same request again would make a second. Whoever calls looks first
     whether it is there.
     """
-    former = {name: os.environ.get(name, "") for name in (_RETRIES, _TIMEOUT)}
-    if former[_RETRIES] == _SETTINGS[_RETRIES] and former[_TIMEOUT] == _SETTINGS[_TIMEOUT]:
-        os.environ[_TIMEOUT] = str(2 * REQUEST_SECONDS)
-    os.environ[_RETRIES] = "0"
-    try:
+    is_usual = all(os.environ[name] == _SETTINGS[name] for name in (_RETRIES, _TIMEOUT))
+    with _set(_RETRIES, "0"), _set(_TIMEOUT, str(2 * REQUEST_SECONDS) if is_usual else os.environ[_TIMEOUT]):
         yield
-    finally:
-        os.environ |= former
 
 
 @contextmanager
 def patience_for(size: int) -> Iterator[None]:
     """Give a server time to store `size` bytes before it counts as hanging, unless the user chose a timeout."""
-    if os.environ.get(_TIMEOUT) != str(REQUEST_SECONDS):
+    if os.environ.get(_TIMEOUT) != _SETTINGS[_TIMEOUT]:
         yield
         return
-    os.environ[_TIMEOUT] = str(REQUEST_SECONDS + size // SLOWEST_UPLOAD)
+    with _set(_TIMEOUT, str(REQUEST_SECONDS + size // SLOWEST_UPLOAD)):
+        yield
+
+
+@contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    """Another value of a variable that is set, for the duration."""
+    former, os.environ[name] = os.environ[name], value
     try:
         yield
     finally:
-        os.environ[_TIMEOUT] = str(REQUEST_SECONDS)
+        os.environ[name] = former
 
 
 def _explained(error: BaseException, uri: str) -> CodecmillError:
@@ -236,7 +236,7 @@ def _is_bucket_away(error: BaseException) -> bool:
         return False
     answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return answer.get("HTTPStatusCode", 0) >= SERVER_FAILS or not kinds.isdisjoint(
+    return answer.get("HTTPStatusCode", 0) >= HTTPStatus.INTERNAL_SERVER_ERROR or not kinds.isdisjoint(
         {"ConnectionError", "HTTPClientError"}
     )
 
