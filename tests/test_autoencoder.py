@@ -4,12 +4,15 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipelines.config import LossConfig, ModelConfig, TrainingConfig
 from pipelines.data.images import Normalization
 from pipelines.errors import CodecmillError, InputError
+from pipelines.model import autoencoder
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.build import build_model, count_parameters, most_parameters
+from pipelines.model.layers import leaky_relu
 from pipelines.model.straight_through import nearest_centre
 from pipelines.training.codebooks import absorb, learned_parameters
 from pipelines.training.step import QUANTIZER_WEIGHTS, TrainingStep
@@ -283,3 +286,48 @@ def test_parameters_are_counted_without_a_model(entropy: str, sizes: dict[str, i
     config = ModelConfig.model_validate({"entropy": entropy, **sizes})
     count = sum(parameter.numel() for parameter in build_model(config).parameters())
     assert count_parameters(config) == count <= most_parameters(config)
+
+
+def test_the_activation_is_torchs_bit_for_bit_with_its_gradient():
+    special = torch.tensor([0.0, -0.0, 1e-45, -1e-45, torch.inf, -torch.inf, torch.nan, 3e38, -3e38])
+    for x in (
+        special,
+        pixels(2, 3, 4, 5),
+        pixels(2, 3, 4, 5).bfloat16(),
+        pixels(2, 3, 4, 5).half(),
+        pixels(7).double(),
+    ):
+        gradient = pixels(*x.shape, seed=1).to(x.dtype)
+        theirs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
+        expected, found = F.leaky_relu(theirs, 0.1), leaky_relu(ours, 0.1)
+        expected.backward(gradient)
+        found.backward(gradient)
+        assert theirs.grad is not None and ours.grad is not None
+        for one, other in ((expected, found), (theirs.grad, ours.grad)):
+            assert torch.equal(one.detach().view(torch.uint8), other.detach().view(torch.uint8))
+    torch.autograd.gradcheck(lambda x: leaky_relu(x, 0.1), pixels(2, 3, 4, 5).double().requires_grad_())
+
+
+def test_what_the_backward_pass_needs_is_kept_once(monkeypatch: pytest.MonkeyPatch):
+    """Torch's own activation keeps what goes into it beside what the next convolution keeps of the same numbers."""
+    model = changed(Autoencoder(SMALL.model_copy(update={"residual_blocks": 2})))
+    x = pixels(2, 3, 32, 32)
+
+    def kept() -> tuple[int, Tensor]:
+        storages: dict[int, Tensor] = {}
+
+        def note(each: Tensor) -> Tensor:
+            storages[each.untyped_storage().data_ptr()] = each
+            return each
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda each: each):
+            model(x).image.square().sum().backward()
+        gradients = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+        model.zero_grad()
+        return sum(each.untyped_storage().nbytes() for each in storages.values()), gradients
+
+    ours, found = kept()
+    monkeypatch.setattr(autoencoder, "leaky_relu", F.leaky_relu)
+    theirs, expected = kept()
+    assert torch.equal(found, expected)
+    assert ours < 0.7 * theirs

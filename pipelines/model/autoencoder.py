@@ -16,7 +16,7 @@ from pipelines.model.any_image import through
 from pipelines.model.checked_input import check_images
 from pipelines.model.initial_weights import initialise
 from pipelines.model.latent_quantizers import BitLatents, CodebookLatents, DrawnCodes, Quantised
-from pipelines.model.layers import convolution
+from pipelines.model.layers import convolution, leaky_relu
 from pipelines.model.straight_through import (
     FSQ,
     Binarizer,
@@ -52,7 +52,7 @@ class Reconstruction(NamedTuple):
 
 
 def _act(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, SLOPE)
+    return leaky_relu(x, SLOPE)
 
 
 class ResidualBlock(nn.Module):
