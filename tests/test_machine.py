@@ -26,8 +26,6 @@ from pipelines.training import machine
 def test_found_without_torch_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch):
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     assert machine.usable_gpus() == seen
-    capable = torch.cpu.get_capabilities()
-    assert machine.multiplies_bf16("cpu") == bool(capable.get("amx_bf16") or capable.get("avx512_bf16"))
     for has_driver in (True, False):
         monkeypatch.setattr(machine, "_has_gpu_driver", lambda has=has_driver: has)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -35,10 +33,35 @@ def test_found_without_torch_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch
         assert machine.usable_gpus() == (3 if has_driver else 0)
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "precision"),
+    [
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+        ("GenuineIntel", "avx512f avx512_bf16 avx512_fp16", "float32"),
+        ("AuthenticAMD", "avx512f avx512_bf16", "bf16"),
+        ("AuthenticAMD", "avx2 fma", "float32"),
+    ],
+)
+def test_bf16_is_chosen_where_it_is_the_faster_one(
+    vendor: str, flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpuinfo").write_text(2 * f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu sse2 {flags}\n\n")
+    monkeypatch.setattr(machine, "PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "usable_gpus", lambda: 0)
+    assert machine.resolve(RunConfig()).training.precision == precision
+    (told,) = [each for each in examine_machine() if each.about == "processor"]
+    assert ("bf16 in hardware" in told.text) == (precision == "bf16")
+
+
+def test_a_processor_that_is_said_to_have_bf16_has_it_for_torch():
+    capable = torch.cpu.get_capabilities()
+    assert not machine.bf16_pays("cpu") or capable.get("amx_bf16") or capable.get("avx512_bf16")
+
+
 def test_nothing_is_compiled_where_pythons_headers_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """As on a Debian without python3-dev: what is built to launch a kernel includes them."""
     monkeypatch.setattr(machine, "usable_gpus", lambda: 1)
-    monkeypatch.setattr(machine, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(machine, "bf16_pays", lambda device: False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     config = RunConfig.model_validate({"training": {"steps": 2000}})

@@ -44,7 +44,7 @@ class TrainingConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the ranks compute")
     precision: Literal["auto", "float32", "bf16", "fp16", "float64"] = Field(
-        default="auto", description="Arithmetic of the step; auto takes bf16 where the hardware multiplies it"
+        default="auto", description="Arithmetic of the step; auto: bf16 where hardware multiplies it faster"
     )
     compile: bool | Literal["auto"] = Field(
         default="auto", description="Compile the step with torch.compile; auto: on a GPU from 1000 steps on"

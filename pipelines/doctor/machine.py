@@ -79,10 +79,10 @@ def _compiler() -> Finding:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    from pipelines.training.machine import multiplies_bf16
+    from pipelines.training.machine import bf16_pays
 
     cores = len(os.sched_getaffinity(0))
-    kind = "bf16 in hardware" if multiplies_bf16("cpu") else "float32; bf16 would be emulated"
+    kind = "bf16 in hardware" if bf16_pays("cpu") else "float32, which is faster here than bf16"
     yield good("processor", f"{cores} cores, {kind}")
     if not torch.cuda.is_available():
         yield _no_gpu(torch.version.cuda)
