@@ -80,3 +80,24 @@ def descendants(pid: int) -> set[int]:
     except (FileNotFoundError, ProcessLookupError):
         return set()
     return {int(child) for child in children}.union(*(descendants(int(child)) for child in children))
+
+
+def _sockets(process: int) -> set[str]:
+    """The sockets that a process holds, as `socket:[number]`."""
+    try:
+        held = [str(each.readlink()) for each in Path(f"/proc/{process}/fd").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    return {each for each in held if each.startswith("socket:")}
+
+
+def listening_on(processes: set[int]) -> list[str]:
+    """Addresses that processes listen on, as in /proc/net."""
+    held = set().union(*map(_sockets, processes))
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    is_open = {"0A": "a TCP socket that listens", "07": "a UDP socket"}
+    return [line[1].partition(":")[0] for line in lines if line[3] in is_open and f"socket:[{line[9]}]" in held]

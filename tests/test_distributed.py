@@ -1,6 +1,7 @@
 """Real gloo ranks: sums that agree, and the proof that replicas are identical."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import make
+from processes import descendants, listening_on, wait_for
 from safetensors.torch import load_file
-from trainings import begin, train
+from trainings import begin, ranks_alive, start, steps_done, train
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.model.build import build_model
@@ -242,3 +244,18 @@ def test_ranks_share_out_the_cores_that_they_can_share(rank: int, ranks: int):
         found = alone.submit(lambda: (take_own_cores(rank, ranks), sorted(os.sched_getaffinity(0)))[1]).result()
     assert found == expected
     assert sorted(os.sched_getaffinity(0)) == cores
+
+
+def test_agent_and_ranks_listen_on_this_machine_alone(tiny: dict[str, Any]):
+    """torchrun's own rendezvous listens everywhere and unpickles what anybody writes there."""
+    directory = begin(make(tiny, training={"processes": 2, "steps": 100_000}))
+    process = start(directory)
+    try:
+        wait_for(lambda: steps_done(directory) >= 2)
+        found = listening_on(descendants(process.pid))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_for(lambda: not ranks_alive(directory))
+    assert len(found) >= 3
+    assert set(found) == {"0100007F"}, "127.0.0.1"

@@ -23,7 +23,7 @@ import httpx
 import pytest
 from browser import browser
 from conftest import make
-from processes import PROJECT, clean_environment, descendants, is_alive, wait_for, wait_gone
+from processes import PROJECT, clean_environment, descendants, is_alive, listening_on, wait_for, wait_gone
 from test_deployment import PREFECT
 from trainings import steps_done
 
@@ -455,29 +455,8 @@ def command_line(process: int) -> list[bytes]:
         return []
 
 
-def sockets(process: int) -> set[str]:
-    """The sockets that a process holds, as `socket:[number]`."""
-    try:
-        held = [str(each.readlink()) for each in Path(f"/proc/{process}/fd").iterdir()]
-    except (FileNotFoundError, ProcessLookupError):
-        return set()
-    return {each for each in held if each.startswith("socket:")}
-
-
-def listening(processes: set[int]) -> list[str]:
-    """Addresses that processes listen on, as in /proc/net."""
-    held = set().union(*map(sockets, processes))
-    lines = [
-        line.split()
-        for table in ("tcp", "tcp6", "udp", "udp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-    ]
-    is_open = {"0A": "a TCP socket that listens", "07": "a UDP socket"}
-    return [line[1].partition(":")[0] for line in lines if line[3] in is_open and f"socket:[{line[9]}]" in held]
-
-
 def test_all_listen_on_this_machine_alone(services: Running, runs: Runs):
-    found = listening(descendants(services.process.pid))
+    found = listening_on(descendants(services.process.pid))
     assert len(found) >= 4
     assert set(found) == {"0100007F"}, "127.0.0.1"
 

@@ -21,9 +21,10 @@ def main() -> None:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
 
-    from pipelines.training import membership
+    from pipelines.training import membership, one_host
 
     membership.register()
+    one_host.register()
     # Ranks that failed are told by `following.failure`, once.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:

@@ -14,7 +14,7 @@ from pipelines.process_lifetime import parent_environment, with_our_sources
 from pipelines.run_directory import RunDirectory
 from pipelines.training.following import ATTEMPT, LEAVE, Ending, Listen, RankOutput, StepProgress
 from pipelines.training.heartbeat import Watch
-from pipelines.training.rendezvous import Rendezvous, interface_of
+from pipelines.training.rendezvous import LOOPBACK, Rendezvous, interface_of
 
 GRACE_SECONDS = 25.0
 """How long ranks may take to save and end. Prefect kills a cancelled flow 30 s after it asked.
@@ -22,6 +22,10 @@ GRACE_SECONDS = 25.0
 A person who has typed Ctrl-C waits for them as long as `training.hang_timeout`, through a long validation perhaps: a
 second Ctrl-C ends at once.
 """
+
+
+ALONE = ("--rdzv-backend=codecmill-one-host", f"--local-addr={LOOPBACK}")
+"""How torchrun's agent is to meet nobody: see one_host."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _command(trainer: Trainer, folder: Path) -> list[str]:
     training = trainer.config.training
     return [
         *(sys.executable, "-m", "pipelines.training.agent"),
-        *(_meeting_arguments(trainer, trainer.meeting) if trainer.meeting else ("--standalone",)),
+        *(_meeting_arguments(trainer, trainer.meeting) if trainer.meeting else ALONE),
         *(f"--nproc-per-node={training.processes}", f"--max-restarts={training.max_restarts}"),
         f"--log-dir={os.devnull}",  # else each attempt leaves a folder of empty folders in /tmp
         *("-m", "pipelines.training.worker", str(trainer.directory.path.absolute()), str(folder.absolute())),
@@ -127,14 +131,13 @@ def _environment(folder: Path, meeting: Rendezvous | None) -> dict[str, str]:
     # caller says of waiting stands.
     yielding = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    between_hosts = _between_hosts(meeting) if meeting else {}
+    traffic = _between_hosts(meeting) if meeting else _interface(LOOPBACK)
     ours = deterministic | with_our_sources() | parent_environment() | {ATTEMPT: str(folder.absolute())}
-    return quiet | yielding | between_hosts | kept | ours
+    return quiet | yielding | traffic | kept | ours
 
 
 def _between_hosts(meeting: Rendezvous) -> dict[str, str]:
     """What torchrun and gloo need to know where there are other hosts; the caller's own choice stands over it."""
-    interface = interface_of(meeting.own_address())
     return {
         # Shared with the agents, the store would stay where it was in the first round, on a host that is gone perhaps.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -142,9 +145,14 @@ def _between_hosts(meeting: Rendezvous) -> dict[str, str]:
         "TORCH_ELASTIC_WORKER_IDENTICAL": "1",
         # Of each connection that breaks, libtorch would print its own stack.
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        # gloo would take the address that the host's name has, which may be 127.0.0.1.
-        **({"GLOO_SOCKET_IFNAME": interface} if interface else {}),
+        **_interface(meeting.own_address()),
     }
+
+
+def _interface(address: str) -> dict[str, str]:
+    """Has gloo take the interface of an address: else it takes that of the address which the host's name has."""
+    name = interface_of(address)
+    return {"GLOO_SOCKET_IFNAME": name} if name else {}
 
 
 def _end(process: subprocess.Popen[bytes], request: Path, patience: float) -> None:

@@ -15,12 +15,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.errors import CodecmillError, InputError
 from pipelines.process_lifetime import die_with_parent, parent_environment, with_our_sources
 
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
 VARIABLE = "CODECMILL_RENDEZVOUS"
+
+LOOPBACK = "127.0.0.1"
 
 DEFAULT_PORT = 29400
 """That of torchrun."""
@@ -139,6 +145,23 @@ def interface_of(address: str) -> str | None:
     return None
 
 
+def store_at(meeting: Rendezvous) -> "TCPStore":
+    """Torch's store, listening at an address of this machine and at no other, for as long as it is held.
+
+    Raises:
+        InputError: nothing can listen there.
+    """
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        listening = meeting.bound(meeting.port)
+        listening.listen(1024)
+    except OSError as error:
+        raise InputError(f"Nothing can listen at {meeting} on this machine: {error.strerror or error}.") from error
+    port = listening.getsockname()[1]
+    return TCPStore(meeting.host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+
+
 @contextmanager
 def served(meeting: Rendezvous) -> Iterator[None]:
     """Have the store run for the duration where it is to run on this machine and does not yet.
@@ -179,16 +202,7 @@ def serve(meeting: Rendezvous, ready: Callable[[], None] = lambda: None) -> None
     """
     if not meeting.is_here():
         raise InputError(f"{meeting} is no address of this machine.")
-    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
-
-    try:
-        listening = meeting.bound(meeting.port)
-        listening.listen(1024)
-    except OSError as error:
-        raise InputError(f"Nothing can listen at {meeting} on this machine: {error.strerror or error}.") from error
-    store = TCPStore(
-        meeting.host, meeting.port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
-    )
+    store = store_at(meeting)
     ready()
     signal.pause()
     del store
