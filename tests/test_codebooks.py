@@ -142,6 +142,22 @@ def test_the_entropy_loss_against_its_definition():
     assert binary_entropy_loss(sure_and_spread).item() == pytest.approx(-math.log(2), abs=1e-12)
 
 
+@pytest.mark.parametrize("value", [-100.0, -30.0, 0.0, 4.5, 30.0, 100.0])
+def test_bits_that_are_the_same_everywhere_have_a_gradient(value: float):
+    """As those of a flat picture: its sigmoid rounds to 1 in float32."""
+    x = torch.full((1, 2, 3, 3), value, requires_grad=True)
+    binary_entropy_loss(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_a_vector_that_is_no_number_has_no_code():
+    x = random(1, 6, 2, 2).float()
+    x[0, 3, 1, 0] = math.nan
+    for layer in (VectorQuantizer(4, 6), VectorQuantizer(4, 6, rotation=True), VectorQuantizer(4, 6, decay=0.9)):
+        assert layer(x).values[0, 3, 1, 0].isnan() and layer(x).loss.isnan()
+        assert layer(x).values[..., 0, :].isfinite().all()
+
+
 def test_bits_have_the_number_of_their_code():
     found = LFQ()(torch.tensor([[0.5, -2.0, 0.0]]))
     assert found.values.tolist() == [[1, -1, 1]] and found.indices.tolist() == [5]

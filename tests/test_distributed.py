@@ -83,6 +83,11 @@ except Exception as error:
     assert [line[: len(text) + 2] for line in said] == [f"0 {text}", f"1 {text}"]
 
 
+def test_ranks_that_hold_nothing_alike_have_nothing_to_differ_in(tmp_path: Path):
+    """As where weights are shared out and no step was taken."""
+    assert run_ranks(tmp_path, 2, "check_replicas({}, 1)\nsay('alike')") == ["0 alike", "1 alike"]
+
+
 def trained(directory: RunDirectory, spoil: str) -> str:
     """What a rank does that trains a run, once something was done to its `state`."""
     return f"""

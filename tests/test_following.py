@@ -23,8 +23,17 @@ from pipelines.training.following import Ending, StepProgress, failure
 ENDED = Ending(code=1, hung=(), spoken=())
 
 
-def fail(attempt: Path, rank: int, seconds_ago: float, message: str, explained: bool, restart: int = 0) -> None:
+def fail(
+    attempt: Path,
+    rank: int,
+    seconds_ago: float,
+    message: str,
+    explained: bool,
+    restart: int = 0,
+    may_pass: bool = False,
+) -> None:
     about = {"rank": rank, "restart": restart, "monotonic": time.monotonic() - seconds_ago, "explained": explained}
+    about |= {"exit_code": 3 if may_pass else 1, "may_pass": may_pass}
     content: dict[str, Any] = about | {"message": message, "traceback": f"Traceback of {message}"}
     write_json(attempt / f"failure_{restart}_rank_{rank}.json", content)
 
@@ -55,6 +64,21 @@ def test_after_a_restart_only_its_own_cause_counts(tmp_path: Path):
     fail(tmp_path, 0, 5, "The loss is not finite.", explained=True, restart=1)
     error = failure(tmp_path, Ending(code=1, hung=("Rank 1 gave no sign of life.",), spoken=()))
     assert str(error) == "The loss is not finite."
+
+
+def test_what_was_said_before_a_restart_is_no_cause_of_what_ended_the_ranks_after_it(tmp_path: Path):
+    fail(tmp_path, 0, 7200, "The disk is full.", explained=True)
+    write_json(tmp_path / "exit_codes.json", {"1": -9})
+    error = failure(tmp_path, Ending(code=1, hung=(), spoken=(), restart=1))
+    assert isinstance(error, RankFailure)
+    assert str(error).startswith("Rank 1 was killed by SIGKILL, for want of memory perhaps.")
+
+
+@pytest.mark.parametrize("may_pass", [True, False])
+def test_whether_it_may_pass_is_said_with_what_a_rank_explained(tmp_path: Path, may_pass: bool):
+    fail(tmp_path, 0, 5, "The store does not answer.", explained=True, may_pass=may_pass)
+    error = failure(tmp_path, ENDED)
+    assert (error.may_pass, error.exit_code) == (may_pass, 3 if may_pass else 1)
 
 
 WITHOUT_ROOM = """

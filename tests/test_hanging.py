@@ -60,7 +60,7 @@ BEATS = """
 import sys
 from pathlib import Path
 from pipelines.training.heartbeat import open_heartbeat
-beat = open_heartbeat(Path(sys.argv[1]), 0, 0)
+beat = open_heartbeat(Path(sys.argv[1]), 0, 0, restart=int(sys.argv[2]))
 print("beating", flush=True)
 while True:
     beat(1, "a step")
@@ -68,7 +68,9 @@ while True:
 
 
 def test_who_looks_in_the_midst_of_a_sign_sees_a_rank_that_is_alive(tmp_path: Path):
-    with subprocess.Popen([sys.executable, "-c", BEATS, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE) as rank:
+    with subprocess.Popen(
+        [sys.executable, "-c", BEATS, str(tmp_path), "1"], cwd=PROJECT, stdout=subprocess.PIPE
+    ) as rank:
         try:
             assert rank.stdout and rank.stdout.readline()
             watch = Watch(tmp_path, timeout=60, compiles=False)
@@ -82,7 +84,9 @@ def test_who_looks_in_the_midst_of_a_sign_sees_a_rank_that_is_alive(tmp_path: Pa
 
 def test_a_pause_of_the_whole_machine_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(heartbeat, "DUMP_SECONDS", 0.1)
-    with subprocess.Popen([sys.executable, "-c", BEATS, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE) as rank:
+    with subprocess.Popen(
+        [sys.executable, "-c", BEATS, str(tmp_path), "1"], cwd=PROJECT, stdout=subprocess.PIPE
+    ) as rank:
         try:
             assert rank.stdout and rank.stdout.readline()
             watch = Watch(tmp_path, timeout=1, compiles=False)
@@ -98,6 +102,8 @@ def test_a_pause_of_the_whole_machine_is_no_hang(tmp_path: Path, monkeypatch: py
             rank.send_signal(signal.SIGSTOP)
             wait_for(lambda: watch.look() or rank.poll() == -signal.SIGKILL, 20)
             assert re.search(r"\(process \d+, stopped\) gave no sign of life for 1 s", watch.found[0])
+            assert watch.restart == 1
+            assert (watch.found_of(1), watch.found_of(2)) == (watch.found, []), "of ranks that were started anew"
         finally:
             rank.kill()
 

@@ -55,6 +55,22 @@ def test_a_step_that_comes_out_otherwise_ends_what_was_said_of_it_and_of_those_a
     assert [(line["step"], line["train/loss"]) for line in read(path)] == [(1, 0.1), (2, 0.2), (3, 0.5), (4, 0.6)]
 
 
+def test_a_step_that_is_validated_when_it_is_done_again_has_the_figures_of_that(tmp_path: Path):
+    """The interval may change with a resume."""
+    path = tmp_path / "metrics.jsonl"
+    figures = {"samples": "1", "train/loss": 0.5}
+    with Journal(path) as journal:
+        for step in (1, 2, 3):
+            journal.append(step, figures)
+    with Journal(path, done=1) as journal:
+        journal.append(2, figures | {"validation/psnr": 30.0})
+        journal.append(3, figures)
+    assert [line.get("validation/psnr") for line in read(path)] == [None, 30.0, None]
+    with Journal(path, done=1) as journal:
+        journal.append(2, figures)
+    assert [line.get("validation/psnr") for line in read(path)] == [None, 30.0, None], "what was known stays"
+
+
 def test_what_goes_on_with_more_steps_says_of_those_done_again_what_they_are_now(tiny: dict[str, Any]):
     """Half a cosine over 12 steps, then over 20: the learning rate of steps 6 to 8 is another one."""
     run = begin(make(tiny))

@@ -49,10 +49,10 @@ with Journal(directory.journal, state.step) if ranks.is_first else nullcontext()
 """
 
 
-def train_spoilt(directory: RunDirectory, folder: Path, last: int = 0) -> None:
+def train_spoilt(directory: RunDirectory, folder: Path, last: int = 0, body: str = BODY) -> None:
     """Train on two ranks with the infinite loss in it, to the end or to a last step."""
     folder.mkdir()
-    run_ranks(folder, 2, BODY.replace("FOLDER", repr(str(directory.path))).replace("LAST", str(last)))
+    run_ranks(folder, 2, body.replace("FOLDER", repr(str(directory.path))).replace("LAST", str(last)))
 
 
 def key_of_the_bad_sample(directory: RunDirectory) -> str:
@@ -85,6 +85,17 @@ def test_what_does_not_get_better_by_skipping_stops_the_run(tiny: dict[str, Any]
     bad = [line for line in read(directory.journal) if "nonfinite" in line]
     assert len(bad) >= 9
     assert all(line["nonfinite"]["then"] == "skip" and "train/loss" not in line for line in bad)
+
+
+def test_a_step_in_fp16_whose_loss_alone_is_infinite_changes_no_weight(tiny: dict[str, Any], tmp_path: Path):
+    """Its scaler looks at gradients, which are finite here, as those of l1 are of a picture that overflowed."""
+    settings = {"processes": 2, "on_nonfinite": "skip", "keep_latest": 100, "checkpoint_interval": 1}
+    directory = begin(make(tiny, training=settings | {"precision": "fp16", "steps": BAD_STEP + 1}))
+    of_the_loss_alone = BODY.replace("output.loss * factor", "output.loss + torch.where(factor == 1, 0, factor)")
+    train_spoilt(directory, tmp_path / "ranks", body=of_the_loss_alone)
+    assert [line["step"] for line in read(directory.journal) if "nonfinite" in line] == [BAD_STEP]
+    assert weights_at(directory, BAD_STEP) == weights_at(directory, BAD_STEP - 1)
+    assert weights_at(directory, BAD_STEP + 1) != weights_at(directory, BAD_STEP)
 
 
 @pytest.mark.full

@@ -157,7 +157,7 @@ def test_what_went_on_in_another_precision_is_trained_again_in_both(tiny: dict[s
     training: dict[str, Any] = {"precision": "bf16", "on_nonfinite": "rollback"}
     run = begin(make(tiny, training=training))
     train(run, until=6)
-    changed = training | {"precision": "float32", "checkpoint_interval": 4}
+    changed = training | {"precision": "fp16", "checkpoint_interval": 4}
     go_on_with(run, merge(run.read_config(), make(tiny, training=changed), allow_inexact=True))
     last = train(run)
     said = [

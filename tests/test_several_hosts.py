@@ -361,6 +361,10 @@ def test_a_host_that_is_not_told_where_to_meet_says_so(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("training", "text"),
     [
+        (
+            {"nodes": 256, "processes": 8, "batch_size": 4096},
+            "training.processes 8 on training.nodes 256 is more than 1024",
+        ),
         ({"nodes": 2, "processes": 3}, r"training.processes 3 on training.nodes 2 is more than training.batch_size 4"),
         ({"nodes": 2, "virtual_ranks": 1}, r"virtual_ranks 1 is no multiple of the 2 ranks .*: take a multiple of 2"),
         ({"nodes": 3, "virtual_ranks": 4}, r"virtual_ranks 4 is no multiple of the 3 ranks .*: take a multiple of 6"),

@@ -291,7 +291,8 @@ def test_finite_scalars_take_each_of_their_levels_and_no_other(levels: int):
     symbols = FSQ([levels]).symbols(x)
     assert torch.equal(symbols.unique(), torch.arange(levels))
     torch.testing.assert_close((symbols - levels // 2) / (levels // 2), finite_scalar(x, [levels]).float())
-    assert finite_scalar_bound(torch.zeros(1, 1, dtype=torch.float64), [levels]).abs().item() < 1e-15
+    middle = finite_scalar_bound(torch.zeros(1, 1, dtype=torch.float64), [levels]).item()
+    assert middle == pytest.approx(-0.5 if levels == 2 else 0, abs=1e-15), "of two levels, the threshold"
 
 
 def test_finite_scalars_have_the_closed_form_gradient_of_their_bound():

@@ -13,7 +13,7 @@ from pipelines.config.evaluation import EvaluationConfig
 from pipelines.config.loss import SMALLEST_MS_SSIM, LossConfig
 from pipelines.config.model import ModelConfig
 from pipelines.config.section import Section
-from pipelines.config.training import TrainingConfig
+from pipelines.config.training import MOST_RANKS, TrainingConfig
 from pipelines.errors import InputError
 
 SMALLEST_CROP = {"checkerboard": 2, "nested": 3}
@@ -80,6 +80,8 @@ class RunConfig(Section):
         batch, virtual, nodes = self.training.batch_size, self.training.virtual_ranks, self.training.nodes
         processes = 1 if self.training.processes == "auto" else self.training.processes
         ranks = f"training.processes {processes}" + (f" on training.nodes {nodes}" if nodes > 1 else "")
+        if nodes * processes > MOST_RANKS:
+            raise ValueError(f"{ranks} is more than {MOST_RANKS} ranks")
         if nodes * processes > batch:
             raise ValueError(
                 f"{ranks} is more than training.batch_size {batch}: each rank needs at least one image of the global "

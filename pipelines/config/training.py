@@ -9,7 +9,10 @@ from pipelines.config.section import Section
 MOST_STEPS = 1_000_000_000
 """Of a training."""
 
-CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+MOST_RANKS = 1024
+"""On all hosts together."""
+
+CountOrAuto = Annotated[int, Field(ge=1, le=MOST_RANKS)] | Literal["auto"]
 """A count, or what the machine suggests; resolved at a run's first start."""
 
 

@@ -84,7 +84,8 @@ class Trainer:
             _end(process, folder / LEAVE if self.lock is None else self.directory.stop_request, patience)
             output.close()
         steps.report("")
-        return folder, Ending(process.returncode, watch.found, output.spoken)
+        restart = watch.restart
+        return folder, Ending(process.returncode, watch.found_of(restart), output.spoken, restart)
 
 
 def _new_folder(directory: RunDirectory) -> Path:

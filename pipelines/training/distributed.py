@@ -114,6 +114,8 @@ def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
     Raises:
         CodecmillError: on every rank, naming the first tensor that differs and the ranks' digests.
     """
+    if not tensors:  # as of shared weights before the first step
+        return
     own = torch.stack([digest(tensor) for tensor in tensors.values()])
     lowest, highest = own.clone(), own.clone()
     dist.all_reduce(lowest, dist.ReduceOp.MIN)

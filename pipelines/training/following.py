@@ -54,13 +54,15 @@ class Ending:
 
     Attributes:
         code: torchrun's exit code.
-        hung: a sentence for each rank that was killed because it hung.
+        hung: a sentence for each rank that was killed because it hung, since the last restart.
         spoken: failures that ranks could only say, as they would have been written down.
+        restart: how often torchrun had started the ranks anew.
     """
 
     code: int
     hung: Sequence[str]
     spoken: Sequence[dict[str, Any]]
+    restart: int = 0
 
 
 class RankOutput:
@@ -131,16 +133,20 @@ class StepProgress:
             self._values |= {shown: entry[name] for name, shown in SHOWN.items() if name in entry}
 
 
-def explanation(attempt: Path, ending: Ending) -> str | None:
+def explanation(attempt: Path, ending: Ending) -> CodecmillError | None:
     """What the first rank that knew why it ended has said of it."""
-    explained = (each for each in _failures(attempt, ending) if each["explained"])
-    return next((str(each["message"]) for each in explained), None)
+    said = next((each for each in _failures(attempt, ending) if each["explained"]), None)
+    if said is None:
+        return None
+    error = CodecmillError(str(said["message"]))
+    error.exit_code, error.may_pass = said["exit_code"], said["may_pass"]
+    return error
 
 
 def _failures(attempt: Path, ending: Ending) -> list[dict[str, Any]]:
     """Those of the last restart, in the order of time."""
     failures = [read_json(file) for file in attempt.glob("failure_*.json")] + list(ending.spoken)
-    last = max((each["restart"] for each in failures), default=0)
+    last = max(ending.restart, *(each["restart"] for each in failures), 0)
     return sorted((each for each in failures if each["restart"] == last), key=lambda each: each["monotonic"])
 
 
@@ -152,7 +158,7 @@ def failure(attempt: Path, ending: Ending) -> CodecmillError:
     output = f"All output is in {attempt / 'output.log'}."
     explained = explanation(attempt, ending)
     if explained is not None:
-        return CodecmillError(explained)
+        return explained
     failures = _failures(attempt, ending)
     if ending.hung:
         return RankFailure(f"{ending.hung[-1]} {output}")

@@ -16,7 +16,8 @@ Doing = Literal["warming up", "a step", "validating", "saving"]
 Beat = Callable[[int, Doing], None]
 """Say that this rank is alive, at which step, and what it is about to do."""
 
-_LAYOUT = struct.Struct("=qqqqd")  # rank, process, step, what it does, seconds of the clock that all processes share
+_LAYOUT = struct.Struct("=qqqqqd")
+"""Rank, torchrun's restart, process, step, what it does, seconds of the clock that all processes share."""
 WARM_UP_SECONDS, COMPILING_SECONDS = 300.0, 1800.0
 """How long a rank may take to its first step, without and with compilation; or training.hang_timeout if it is more."""
 PAUSED_SECONDS = 5.0
@@ -29,7 +30,7 @@ def silent(step: int, doing: Doing) -> None:
     """For ranks that nobody watches."""
 
 
-def open_heartbeat(attempt: Path, rank: int, place: int) -> Beat:
+def open_heartbeat(attempt: Path, rank: int, place: int, restart: int) -> Beat:
     """In a rank: the file of its signs of life, and a SIGUSR1 that has it print the stacks of its threads.
 
     To be called first of all: importing torch and finding the other ranks may hang as well.
@@ -44,7 +45,7 @@ def open_heartbeat(attempt: Path, rank: int, place: int) -> Beat:
 
     def beat(step: int, doing: Doing) -> None:
         # Not by pack_into: that clears all of it first, and who looks in that moment finds a time of zero.
-        memory[:] = _LAYOUT.pack(rank, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
+        memory[:] = _LAYOUT.pack(rank, restart, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
 
     beat(0, "warming up")
     return beat
@@ -55,6 +56,7 @@ class Sign:
     """The newest sign of life of a rank."""
 
     rank: int
+    restart: int
     process: int
     step: int
     doing: Doing
@@ -90,6 +92,7 @@ class Watch:
         self._looked = self._begun = time.monotonic()
         self.found: list[str] = []
         """A sentence for each rank that was found hanging."""
+        self._found_by: list[int] = []
 
     def look(self) -> None:
         """Kill the rank that hangs, if one does: a stopped one, else, where all are silent, the one that is so longest.
@@ -113,6 +116,7 @@ class Watch:
             _signal(sign.process, signal.SIGUSR1)
         time.sleep(DUMP_SECONDS)
         for sign in hanging:
+            self._found_by.append(sign.restart)
             self.found.append(
                 f"Rank {sign.rank} (process {sign.process}, {sign.state}) gave no sign of life for "
                 f"{sign.seconds:.0f} s, longer than training.hang_timeout, after it began {_what(sign)}. It was killed."
@@ -124,6 +128,15 @@ class Watch:
             if sign.doing == "warming up":
                 _signal(sign.process, signal.SIGKILL)
 
+    @property
+    def restart(self) -> int:
+        """How often torchrun has started the ranks anew."""
+        return max((sign.restart for sign in self._signs()), default=0)
+
+    def found_of(self, restart: int) -> list[str]:
+        """What was found since torchrun has started the ranks anew so often."""
+        return [sentence for sentence, of in zip(self.found, self._found_by, strict=True) if of == restart]
+
     def _is_silent(self, sign: Sign) -> bool:
         return sign.seconds > (self._warm_up if sign.doing == "warming up" else self._timeout)
 
@@ -132,11 +145,10 @@ class Watch:
         for file in sorted(self._attempt.glob("heartbeat_*")):
             content = file.read_bytes()
             if len(content) == _LAYOUT.size:
-                rank, process, step, doing, seen = _LAYOUT.unpack(content)
+                rank, restart, process, step, doing, seen = _LAYOUT.unpack(content)
                 if process:  # it has made its first
-                    signs.append(
-                        Sign(rank, process, step, get_args(Doing)[doing], self._looked - max(seen, self._begun))
-                    )
+                    silent_for = self._looked - max(seen, self._begun)
+                    signs.append(Sign(rank, restart, process, step, get_args(Doing)[doing], silent_for))
         return signs
 
 

@@ -63,7 +63,8 @@ class Rounds:
             return True
         if ending.code == LOST:
             return self._meet() and not self.is_finished()
-        if explanation(folder, ending) is not None:
+        explained = explanation(folder, ending)
+        if explained is not None and not explained.may_pass:
             return False  # it would come to that again
         newest = self._newest_step()
         self._fruitless = self._fruitless + 1 if newest <= self._newest else 1

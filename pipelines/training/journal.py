@@ -22,7 +22,9 @@ class _Former(NamedTuple):
     line: Mapping[str, Any]
 
     def is_as(self, figures: Mapping[str, Any]) -> bool:
-        return all(self.line.get(name) == figures.get(name) for name in COMPUTED)
+        """The same figures, and of a validation where there is one now: the interval may be another one."""
+        is_known = self.line["validated"] or not _is_validated(figures)
+        return is_known and all(self.line.get(name) == figures.get(name) for name in COMPUTED)
 
 
 class Journal:
@@ -47,6 +49,7 @@ class Journal:
                 # No step can come so far ahead of its line: a byte has changed.
                 if line and done < line["step"] <= done + number:
                     kept = {name: line.get(name) for name in ("samples", *COMPUTED)}
+                    kept["validated"] = _is_validated(line)
                     self._to_be_redone[line["step"]] = _Former(offset, kept)
                 offset += len(raw)
         self._file = path.open("ab")
@@ -93,6 +96,10 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_validated(figures: Mapping[str, Any]) -> bool:
+    return any(name.startswith("validation/") for name in figures)
 
 
 def _cut_torn_line(path: Path) -> None:

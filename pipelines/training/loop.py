@@ -157,10 +157,10 @@ class Training:
         is_bad = bool(agreed.nonfinite) or not (math.isfinite(norm) or scaled)
         if is_bad and training.on_nonfinite == "stop":
             raise self._bad.stop(agreed, self.step + 1)
-        if scaled or not is_bad:
+        if not is_bad:
             absorb(self.model, self.scaler.get_scale())
             self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.update()
         self.module.zero_grad(set_to_none=True)
         line: dict[str, Any] = {"samples": agreed.samples, "train/learning_rate": rate}
         if is_bad:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipelines.checkpoint_format import SHARDING, STATE_SCALARS, STATE_TENSORS, ScalerState
+from pipelines.checkpoint_format import SHARDING, STATE_TENSORS, ScalerState
 from pipelines.checkpoint_tensors import stored_state
 from pipelines.checkpoints import Checkpoint, read_training_state
 from pipelines.config import TrainingConfig
@@ -92,6 +92,5 @@ def restore(
 
 def _restore_scaler(scaler: torch.amp.GradScaler, checkpoint: Checkpoint) -> None:
     found = read_training_state(checkpoint).scaler
-    if not isinstance(found, ScalerState):
-        raise CodecmillError(f"{checkpoint.path / STATE_SCALARS} does not hold the state of fp16's scaler.")
-    scaler.load_state_dict(found.model_dump(by_alias=True))
+    if isinstance(found, ScalerState):  # else it was trained in another precision, and fp16 begins here
+        scaler.load_state_dict(found.model_dump(by_alias=True))

@@ -50,7 +50,7 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
     keep_freed_memory()
     collect_rarely()
-    beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]))
+    beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), _restart())
     directory = RunDirectory(run)
     stop_requested = StopSignals(directory.stop_request, attempt / LEAVE)
     _print_warnings()
@@ -135,18 +135,25 @@ def _in_words(error: Exception, directory: RunDirectory) -> Exception:
     return found
 
 
+def _restart() -> int:
+    """How often torchrun has started the ranks anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _record_failure(attempt: Path, error: Exception) -> None:
     """Leave the traceback where the launcher finds it: which rank failed first is told by the time.
 
     By that of the clock which all processes share and nobody sets: the other may jump.
     """
     rank = int(os.environ.get("RANK", "0"))
-    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    restart = _restart()
     failure = {
         "rank": rank,
         "restart": restart,
         "monotonic": time.monotonic(),
         "explained": isinstance(error, CodecmillError),
+        "exit_code": getattr(error, "exit_code", 1),
+        "may_pass": getattr(error, "may_pass", False),
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
     }

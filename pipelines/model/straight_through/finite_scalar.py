@@ -21,7 +21,8 @@ def finite_scalar_bound(x: Tensor, levels: Sequence[int]) -> Tensor:
     """`((L-1)/2 + margin) tanh(x + s) - o`: each channel into the range of its L levels, 0 to 0; the gradient its own.
 
     The offset o is 1/2 for an even number of levels and 0 for an odd one; the shift s makes up for it at 0. Mentzer
-    2023, arXiv:2309.15505, but for the margin's sign.
+    2023, arXiv:2309.15505, but for the margin's sign; and of two levels, which it would shift so far that nearly all
+    is rounded to one of them, 0 is the threshold.
 
     Args:
         x: (N, C, ...).
@@ -38,7 +39,8 @@ def finite_scalar_bound(x: Tensor, levels: Sequence[int]) -> Tensor:
         )
     half, offset = _halves(levels, x)
     with torch.autocast(x.device.type, enabled=False):
-        return half * torch.tanh(x + torch.atanh(offset / half)) - offset
+        shift = torch.where(half > 1, torch.atanh(offset / half), 0.0)
+        return half * torch.tanh(x + shift) - offset
 
 
 def finite_scalar(x: Tensor, levels: Sequence[int]) -> Tensor:

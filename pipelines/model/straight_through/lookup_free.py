@@ -41,7 +41,9 @@ def binary_entropy_loss(x: Tensor, temperature: float = 1.0) -> Tensor:
     """
     logits = wide(x)[..., None].flatten(2) * (4 / temperature)
     each = F.softplus(logits) - logits * torch.sigmoid(logits)
-    mean = torch.sigmoid(logits).mean(dim=2)
+    # Not quite 0 or 1, where x log x has no gradient: one flat picture is enough for a bit that is the same everywhere.
+    smallest = torch.finfo(logits.dtype).eps
+    mean = torch.sigmoid(logits).mean(dim=2).clamp(smallest, 1 - smallest)
     of_mean = -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
     return (each.mean(dim=2) - of_mean).sum(dim=1)
 

@@ -170,7 +170,7 @@ class VectorQuantizer(nn.Module):
         vectors = x.movedim(1, -1)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # in bf16 another code would be nearer
             indices = nearest_code(vectors.reshape(-1, vectors.shape[-1]), codebook).view(vectors.shape[:-1])
-        hard = codebook[indices]
+        hard = torch.where(vectors.isnan(), vectors.detach(), codebook[indices])
         distance = self.commitment * (hard.detach() - vectors).square()
         if self.decay is None:
             distance = distance + (hard - vectors.detach()).square()
