@@ -1,5 +1,6 @@
 """Starting a run, going on with one, and what may change in between."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -66,6 +67,27 @@ def start_or_continue(config: RunConfig) -> RunDirectory:
         config.must_suit_a_new_run()
         directory.write_config(resolve(with_own_steps(config)))
     return directory
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Say what is not there before anything is started, not hours after; sources are for the first stage to look for.
+
+    Raises:
+        InputError: no images to evaluate, no weights to start from, or no address at which hosts meet.
+    """
+    from pipelines.data.sources import check_images
+
+    if config.training.nodes > 1:
+        from pipelines.training import rendezvous
+
+        rendezvous.named()
+    if config.evaluation.images is not None:
+        check_images(config.evaluation.images, "evaluation.images", Root(config.root))
+    run = Root(config.root.absolute()).run(config.name)
+    source = config.training.start_from
+    begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
+    if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
+        raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
 
 
 def with_own_steps(config: RunConfig) -> RunConfig:

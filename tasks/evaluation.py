@@ -17,9 +17,6 @@ from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
 from tasks.values import CheckpointReference, EvaluationReference, HeldRun, ShardSetReference
 
-EVALUATION_SECONDS = 12 * 3600
-"""The most that one may take."""
-
 
 @contextmanager
 def loaded_meanwhile() -> Iterator[None]:
@@ -32,14 +29,14 @@ def loaded_meanwhile() -> Iterator[None]:
         thread.join()
 
 
-# A retry helps where a process was killed for want of memory; what is evaluated already is not evaluated again.
+# A retry helps where a process was killed for want of memory; what is evaluated already is not evaluated again. As long
+# as it takes: the more images, the longer, and with a limit a large test split would never be evaluated.
 @task(
     name="evaluate",
     task_run_name="evaluate {run.name} at step {checkpoint.step}",
     retries=1,
     retry_delay_seconds=10,
     retry_condition_fn=unless_explained,
-    timeout_seconds=EVALUATION_SECONDS,
     cache_policy=NO_CACHE,
     persist_result=False,
 )

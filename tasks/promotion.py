@@ -5,7 +5,6 @@ from prefect.cache_policies import NO_CACHE
 
 from pipelines import checkpoints
 from pipelines.config import EvaluationConfig
-from tasks.evaluation import EVALUATION_SECONDS
 from tasks.progress import logged
 from tasks.reporting import wait_until_heard
 from tasks.retrying import unless_explained
@@ -21,7 +20,6 @@ from tasks.values import CheckpointReference, EvaluationReference, HeldRun, Regi
     retries=5,
     retry_delay_seconds=[2, 10, 30, 60, 120],
     retry_condition_fn=unless_explained,
-    timeout_seconds=EVALUATION_SECONDS,
     cache_policy=NO_CACHE,
     persist_result=False,
 )

@@ -11,7 +11,7 @@ from pipelines import attendance
 from pipelines.config import RunConfig
 from pipelines.event_log import events
 from pipelines.run_directory import Root
-from pipelines.runs import start_or_continue
+from pipelines.runs import check_inputs, start_or_continue
 from pipelines.storage.bringing import catch_up, is_in_store
 from pipelines.storage.lease import leased
 from tasks.dead_runs import put_right_beside
@@ -102,6 +102,7 @@ def held(config: RunConfig) -> Iterator[HeldRun]:
     run = Root(config.root.absolute()).run(config.name)
     with run.locked() as lock, leased(run):
         catch_up(run)
+        check_inputs(config)
         path = start_or_continue(config).path
         with events(run):
             yield HeldRun(path=path, lock=lock)

@@ -56,7 +56,8 @@ def command(config: RunConfig, tmp_path: Path, *words: str) -> subprocess.Comple
     return subprocess.run(
         with_config(config, tmp_path, *words),
         cwd=PROJECT,
-        env=clean_environment(),
+        # What a shell may have for another server of Prefect.
+        env=clean_environment() | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:////dev/null/none.db"},
         capture_output=True,
         text=True,
         timeout=240,

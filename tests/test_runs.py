@@ -18,12 +18,29 @@ from pipelines.config import EvaluationConfig, RunConfig
 from pipelines.durable_files import write_json
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import evaluation_of, merge, start_or_continue
+from pipelines.runs import check_inputs, evaluation_of, merge, start_or_continue
 from pipelines.training.machine import usable_gpus
 
 
 def config(root: Path, **training: object) -> RunConfig:
     return RunConfig.model_validate({"name": "r", "root": str(root), "training": {"device": "cpu"} | training})
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"evaluation": {"images": "no-such-folder"}}, "evaluation.images 'no-such-folder'"),
+        ({"training": {"start_from": "no.safetensors"}}, "training.start_from 'no.safetensors' is no file or folder"),
+        ({"training": {"nodes": 2}}, "CODECMILL_RENDEZVOUS does not say where the hosts meet"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_started(
+    changed: dict[str, Any], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CODECMILL_RENDEZVOUS", raising=False)
+    with pytest.raises(InputError, match=text):
+        check_inputs(make({"name": "r", "root": str(tmp_path)}, **changed))
 
 
 def test_auto_is_resolved_once_and_kept(tmp_path: Path):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import clean_environment, descendants, is_alive, wait_gone
+from processes import clean_environment, descendants, is_alive, listening_on, wait_for, wait_gone
 
 from flows.cli.services import Service
 from pipelines.errors import CodecmillError
@@ -152,6 +152,64 @@ def start_flow(root: Path, *kill_the_server: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+LISTENS = """
+import socket, sys, time
+port, needed = map(int, sys.argv[1:])
+if needed:
+    time.sleep(2)
+    socket.create_connection(("127.0.0.1", needed)).close()
+listening = socket.create_server(("127.0.0.1", port))
+time.sleep(1000)
+"""
+
+SUPERVISED = f"""
+import socket, sys
+from pathlib import Path
+from flows.cli.services import Service
+from infra.services.supervision import Supervisor
+folder, first, second = Path(sys.argv[1]), *map(int, sys.argv[2:])
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+def starting(port, needed):
+    command = [sys.executable, "-c", {LISTENS!r}, str(port), str(needed)]
+    return lambda: Service(f"server {{port}}", command, {{}}, port, lambda: listens(port), folder / f"{{port}}.log")
+with Supervisor() as supervisor:
+    supervisor.start(starting(first, 0))
+    supervisor.start(starting(second, first))
+    print("ready", flush=True)
+    supervisor.watch()
+"""
+
+
+def test_what_dies_while_another_that_needs_it_starts_again_is_started_too(tmp_path: Path):
+    """As PostgreSQL under Prefect's server, where memory runs out."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        first, second = (str(each.getsockname()[1]) for each in (one, other))
+
+    def started(port: str) -> set[int]:
+        """Its processes, not their keepers."""
+        words = [sys.executable, "-c", LISTENS, port]
+        alive = (each for each in descendants(process.pid) if is_alive(each))
+        return {each for each in alive if Path(f"/proc/{each}/cmdline").read_text().split("\0")[:4] == words}
+
+    def serving(port: str) -> set[int]:
+        return {each for each in started(port) if listening_on({each})}
+
+    command = [sys.executable, "-c", SUPERVISED, str(tmp_path), first, second]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            (needed,), (needing,) = serving(first), serving(second)
+            os.kill(needing, signal.SIGKILL)
+            wait_for(lambda: bool(started(second) - {needing}))
+            os.kill(needed, signal.SIGKILL)
+            wait_for(lambda: process.poll() is not None or bool(serving(first) and serving(second)), 30)
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 @pytest.mark.full

@@ -129,7 +129,14 @@ def start_server(root: Root, port: int, settings: dict[str, str]) -> Service:
     return Service(
         name="Prefect's server",
         command=[sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)],
-        environment={**_QUIET, _CONSOLE_LEVEL: "WARNING", **settings, "PREFECT_HOME": str(root.prefect_home)},
+        environment={
+            **_QUIET,
+            _CONSOLE_LEVEL: "WARNING",
+            **settings,
+            "PREFECT_HOME": str(root.prefect_home),
+            # Prefect's own choice, said so that no database is taken which the environment names for another server.
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{root.prefect_home.absolute()}/prefect.db",
+        },
         port=port,
         health="/api/health",
         log=root.path / "logs" / f"prefect-server-{os.getpid()}.log",

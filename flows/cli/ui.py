@@ -84,7 +84,7 @@ def _start_mlflow(root: Root) -> Service:
 def _start_prefect(root: Root, starting: ExitStack) -> Service:
     starting.enter_context(start_lock(root))
     port = free_port(PREFECT_PORT)
-    return start_server(root, port, {"PREFECT_UI_API_URL": f"http://{HOST}:{port}/api"})
+    return start_server(root, port, {"PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"})
 
 
 def _page(address: str) -> str:

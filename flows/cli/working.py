@@ -14,7 +14,7 @@ from pipelines.config import RunConfig
 from pipelines.data.sources import check_images, check_sources
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import go_on_with, merge
+from pipelines.runs import check_inputs, go_on_with, merge
 from pipelines.storage.address import is_url, store_url
 
 if TYPE_CHECKING:
@@ -199,11 +199,7 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
     shards = status.run_status(run).stages[0] if run.config_file.is_file() else None
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
         check_sources(config)
-    _check_evaluation_images(config)
-    source = config.training.start_from
-    begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
-    if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
-        raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
+    check_inputs(config)
 
 
 def _check_evaluation_images(config: RunConfig) -> None:

@@ -96,10 +96,10 @@ def measure_ranks(place: Workplace, stored: Stored) -> Group:
     half = {"batch_size": BATCH // 2}
     two = {"processes": 2}
     programs = [
-        _training(place, stored, TWO_RANKS, training=two),
+        _training(place, stored, TWO_RANKS, cores=2, training=two),
         _training(place, stored, INDEPENDENT, copies=2, training=half),
         _training(place, stored, ONE_RANK, cores=1, training=half),
-        _training(place, stored, VIRTUAL, training=two | {"virtual_ranks": 2}),
+        _training(place, stored, VIRTUAL, cores=2, training=two | {"virtual_ranks": 2}),
     ]
     if place.scale.thorough:
         programs.append(_training(place, stored, ALONE))

@@ -74,7 +74,6 @@ class Places:
 class Configuration:
     ports: Ports
     bucket: str
-    work_pool: str
 
     @property
     def prefect_api(self) -> str:
@@ -106,7 +105,7 @@ def configured(environment: Mapping[str, str] | None = None, is_ours: bool = Tru
     }
     if len(set(ports.values())) < len(ports):
         raise InputError(f"Two services would share a port: {ports}. Give them different CODECMILL_*_PORT.")
-    return Configuration(Ports(**ports), values["CODECMILL_BUCKET"], values["CODECMILL_WORK_POOL"])
+    return Configuration(Ports(**ports), values["CODECMILL_BUCKET"])
 
 
 def _port(name: str, values: Mapping[str, str], given: Mapping[str, str], is_ours: bool) -> int:

@@ -17,6 +17,7 @@ from flows.cli.services import HOST, Service
 from infra.services.configuration import USER, Configuration, Places
 from infra.services.postgres import Cluster
 from infra.services.worker import Worker
+from pipelines.doctor.servers import WORK_POOL
 from pipelines.errors import InputError
 
 POSTGRES, S3, PREFECT, MLFLOW, WORKER = (
@@ -95,10 +96,10 @@ class Services:
         port = self.configuration.ports.prefect
         environment = {
             "PREFECT_HOME": str(self.places.prefect_home),
-            "PREFECT_API_DATABASE_CONNECTION_URL": self._database("postgresql+asyncpg", "prefect"),
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": self._database("postgresql+asyncpg", "prefect"),
             "PGPASSWORD": self.secrets["POSTGRES_PASSWORD"],
             "PREFECT_SERVER_API_AUTH_STRING": self.secrets["PREFECT_API_AUTH_STRING"],
-            "PREFECT_UI_API_URL": self.configuration.prefect_api,
+            "PREFECT_SERVER_UI_API_URL": self.configuration.prefect_api,
             "PREFECT_SERVER_METRICS_ENABLED": "true",
             "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "infra.services.event_order",
             "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": REMEMBERED,
@@ -132,10 +133,9 @@ class Services:
 
     def worker(self) -> Service:
         """Prefect's process worker, which makes the work pool where it is missing. Its runs work in this folder."""
-        pool = self.configuration.work_pool
         name = f"services-{socket.gethostname()}"
         environment = {**self.for_clients(), "PREFECT_HOME": str(self.places.prefect_home)}
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
         begun = datetime.now(UTC)
         return self._start(WORKER, [*command, "--name", name], environment, 0, lambda: self._is_online(name, begun))
 
@@ -170,7 +170,7 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
     def _is_online(self, worker: str, since: datetime) -> bool:
         """Whether the server has heard of the worker since then: of one that was killed it says so for a while, too."""
         pair = base64.b64encode(self.secrets["PREFECT_API_AUTH_STRING"].encode()).decode()
-        url = f"{self.configuration.prefect_api}/work_pools/{self.configuration.work_pool}/workers/filter"
+        url = f"{self.configuration.prefect_api}/work_pools/{WORK_POOL}/workers/filter"
         try:
             answer = httpx.post(url, json={}, headers={"Authorization": f"Basic {pair}"}, timeout=10)
         except httpx.HTTPError:

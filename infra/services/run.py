@@ -29,7 +29,16 @@ from tasks.dead_runs import put_right_beside
 DYING_SECONDS = 30.0
 """How long the services of a program that was killed are waited for."""
 
-_OF_OTHERS = ("PREFECT_API_", "PREFECT_PROFILE", "PREFECT_HOME", "MLFLOW_TRACKING_", "AWS_", "PG", "RCLONE_")
+_OF_OTHERS = (
+    "PREFECT_API_",
+    "PREFECT_SERVER_DATABASE_",
+    "PREFECT_PROFILE",
+    "PREFECT_HOME",
+    "MLFLOW_TRACKING_",
+    "AWS_",
+    "PG",
+    "RCLONE_",
+)
 """Variables that speak of other servers than ours, and would reach ours by the environment."""
 
 

@@ -77,25 +77,25 @@ class Supervisor:
             time.sleep(LOOK_SECONDS)
 
     def _start_again(self, kept: _Kept, death: CodecmillError) -> None:
-        while True:
-            begun = time.monotonic()
-            while kept.starts and begun - kept.starts[0] > WITHIN_SECONDS:
-                kept.starts.popleft()
-            if len(kept.starts) >= MOST_STARTS:
-                times = f"{len(kept.starts)} starts within {WITHIN_SECONDS / 60:.0f} minutes"
-                raise CodecmillError(f"{death}. These were {times}, so all ends.")
-            say(f"{death}. It is started again.")
-            kept.service.close()
-            time.sleep(PAUSE_SECONDS)
-            kept.starts.append(begun)
-            kept.service = kept.start()
-            try:
-                kept.service.wait_ready()
-            except CodecmillError as next_death:
-                death = next_death
-            else:
-                say(f"{kept.service.name} is ready again after {time.monotonic() - begun:.0f} s")
-                return
+        """Once: where that fails, what it needs may have died, too, and comes first when all are looked at again."""
+        begun = time.monotonic()
+        while kept.starts and begun - kept.starts[0] > WITHIN_SECONDS:
+            kept.starts.popleft()
+        if len(kept.starts) >= MOST_STARTS:
+            times = f"{len(kept.starts)} starts within {WITHIN_SECONDS / 60:.0f} minutes"
+            raise CodecmillError(f"{death}. These were {times}, so all ends.")
+        say(f"{death}. It is started again.")
+        kept.service.close()
+        time.sleep(PAUSE_SECONDS)
+        kept.starts.append(begun)
+        kept.service = kept.start()
+        try:
+            kept.service.wait_ready()
+        except CodecmillError as next_death:
+            say(str(next_death))
+            kept.service.close()  # where it only did not answer; whoever looks next finds it ended
+        else:
+            say(f"{kept.service.name} is ready again after {time.monotonic() - begun:.0f} s")
 
 
 def say(text: str) -> None:

@@ -67,7 +67,11 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(default=50, ge=0, le=1_000_000, description="Steps of linear warm-up, a count")
     gradient_clip: float = Field(default=1.0, ge=0, le=1e6, description="Largest gradient norm; 0 leaves it alone")
     checkpoint_interval: int = Field(default=500, ge=1, description="Steps between checkpoints, a count")
-    validation_interval: int = Field(default=500, ge=1, description="Steps between validations, a count")
+    validation_interval: int = Field(
+        default=500,
+        ge=1,
+        description="Steps between validations, a count; of those that are saved, too, the best is evaluated",
+    )
     replica_check_interval: int = Field(
         default=100, ge=1, description="Steps between proofs that all ranks hold the same bits, a count"
     )
