@@ -60,8 +60,8 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-Kind = Literal["403", "500", "503", "stall", "half", "trickle", "flip", "close", "lost"]
-"""`lost`: the request is carried out, and its answer lost."""
+Kind = Literal["403", "500", "503", "stall", "half", "trickle", "flip", "close", "lost", "page"]
+"""`lost`: the request is carried out, and its answer lost; `page`: a web page in place of one."""
 
 
 @dataclass
@@ -121,6 +121,14 @@ def proxy_to(upstream: str) -> Iterator[Proxy]:
                 self.send_response(int(fault.kind))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                return
+            if fault and fault.kind == "page":
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", "13")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(b"<html></html>")
                 return
             if fault and fault.kind == "close":
                 self.close_connection = True

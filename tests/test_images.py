@@ -230,8 +230,8 @@ def test_16_bit_pictures_are_turned_upright_too():
     assert np.array_equal(opened(content)[..., 0], rounded(DEEP[:10, :, 0])[::-1].T)
 
 
-def linear_profile() -> bytes:
-    """An ICC v2 matrix profile with sRGB's primaries and no gamma, built from the specification."""
+def linear_profile(grey: bool = False, padding: int = 0) -> bytes:
+    """An ICC v2 profile without gamma, built from the specification: of grey, or with sRGB's primaries."""
 
     def s15(*values: float) -> bytes:
         return struct.pack(f">{len(values)}i", *(round(v * 65536) for v in values))
@@ -243,8 +243,9 @@ def linear_profile() -> bytes:
         b"bXYZ": (0.14307, 0.06061, 0.71410),
         b"wtpt": (0.96420, 1.0, 0.82491),
     }
-    tags = {name: b"XYZ \0\0\0\0" + s15(*values) for name, values in xyz.items()}
-    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
+    tags = {name: b"XYZ \0\0\0\0" + s15(*values) for name, values in xyz.items() if name == b"wtpt" or not grey}
+    tags |= dict.fromkeys((b"kTRC",) if grey else (b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
+    tags[b"none"] = b"data" + bytes(8 + padding)
     tags[b"desc"] = b"desc\0\0\0\0" + struct.pack(">I", 7) + b"linear\0" + bytes(78 + 5)
     tags[b"cprt"] = b"text\0\0\0\0none\0\0\0\0"
     table, data, offset = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
@@ -253,7 +254,7 @@ def linear_profile() -> bytes:
         table += name + struct.pack(">II", offset + len(data), len(content))
         data += content
     size = offset + len(data)
-    header = struct.pack(">I4sI4s4s4s", size, b"\0\0\0\0", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    header = struct.pack(">I4sI4s4s4s", size, b"\0\0\0\0", 0x02400000, b"mntr", b"GRAY" if grey else b"RGB ", b"XYZ ")
     header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + s15(0.96420, 1.0, 0.82491) + bytes(48)
     return header + table + data
 
@@ -267,6 +268,16 @@ def test_an_embedded_profile_is_followed_to_srgb():
     found = opened(saved(Image.fromarray(COLOURS), icc_profile=linear_profile()))
     assert np.abs(found - 255 * srgb_encoded(COLOURS / 255)).max() <= 2
     assert np.abs(found.astype(int) - COLOURS).max() > 50
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "L with a transparent colour"])
+def test_a_profile_of_grey_is_followed_also_beside_transparency(kind: str):
+    grey = Image.fromarray(RAMP)
+    clear: dict[str, Any] = {"transparency": 3} if kind.startswith("L with") else {}
+    image = grey if kind != "LA" else Image.merge("LA", (grey, Image.new("L", grey.size, 255)))
+    found = opened(saved(image, icc_profile=linear_profile(grey=True), **clear))
+    is_light = RAMP > 32  # littleCMS takes grey through L*, which is a line near black
+    assert np.abs(found[..., 0] - 255 * srgb_encoded(RAMP / 255))[is_light].max() <= 2
 
 
 def test_pixels_with_an_srgb_profile_stay_as_they_are():

@@ -89,6 +89,15 @@ def test_a_picture_in_memory_keeps_the_colours_of_its_profile(tmp_path: Path):
         assert (content != encode(picture(30, 20), 100, model=codec)) == (number == 0)
 
 
+def test_a_picture_in_memory_may_have_a_large_profile(tmp_path: Path):
+    """Printers' are of some megabytes; Pillow takes those of a PNG for an attack."""
+    codec, profile = codec_of("factorized"), linear_profile(padding=2**21)
+    picture(30, 20).save(tmp_path / "x.jpg", icc_profile=profile, quality=100)
+    with Image.open(tmp_path / "x.jpg") as image:
+        content = encode(image, 100, model=codec)
+    assert content == as_a_file(tmp_path, "x.jpg", codec)
+
+
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", (0, 0, 0)), ("L", 0), ("P", 3)])
 def test_a_colour_that_counts_as_transparent_shows_white_in_memory(mode: str, colour: Any, tmp_path: Path):
     codec, image = codec_of("factorized"), picture(30, 20).convert(mode)

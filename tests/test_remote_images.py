@@ -107,6 +107,15 @@ def test_what_has_changed_is_fetched_again_and_what_is_gone_is_none(
     assert Path(found).read_bytes() == changed.read_bytes()
 
 
+def test_keys_with_names_of_ours_are_no_images(remote: str, photos: Path, tmp_path: Path):
+    for key in (".listing.json/x.png", "a/.tmp-b/x.png"):
+        the_store().send(photos / "photo 00.png", f"odd/{key}")
+    the_store().send(photos / "photo 00.png", "odd/x.png")
+    for _ in range(2):
+        found = find_images(f"{remote}/odd", "data.images", Root(tmp_path))
+        assert [image.name for image in found.images] == ["x.png"]
+
+
 def test_another_process_that_fetches_the_same_images_is_waited_for_and_it_is_said(remote: str, tmp_path: Path):
     root, said = Root(tmp_path), []
     root.images.mkdir()

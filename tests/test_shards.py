@@ -206,6 +206,12 @@ def test_splits_are_disjoint_and_by_content(config: RunConfig, folder: Path):
     assert again.path == shard_set.path, "paths and names are no part of what a set is"
 
 
+def test_an_earlier_set_that_is_damaged_is_passed_over(config: RunConfig, folder: Path):
+    (create_shards(config).path / "store.json").write_text("{")
+    next(folder.glob("*.png")).unlink()
+    assert create_shards(config).verify() == []
+
+
 @pytest.mark.parametrize("choices", [{}, {"patches": "random", "max_patches_per_image": 5}])
 def test_bytes_are_the_same_on_any_number_of_processes(config: RunConfig, tmp_path: Path, choices: dict[str, Any]):
     one = create_shards(varied(config, tmp_path / "one", workers=1, **choices))

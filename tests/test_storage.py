@@ -25,7 +25,7 @@ from flows.__main__ import main
 from flows.cli.syncing import sync
 from pipelines import checkpoints, storage, tracking
 from pipelines.checkpoint_format import MANIFEST, WEIGHTS
-from pipelines.data import shard_cache, shard_format
+from pipelines.data import other_manifests, shard_cache, shard_format
 from pipelines.data.shard_set import ShardSet
 from pipelines.doctor.object_store import examine_store
 from pipelines.doctor.s3_server import examine_s3
@@ -265,6 +265,10 @@ def test_a_set_that_two_machines_made_of_images_in_other_places_is_one_in_their_
     now = {each.key: each.etag for each in store.list("shards/")}
     assert {key: etag for key, etag in now.items() if key in sent} == sent, "nothing is written over"
     assert set(now) - set(sent) == {f"shards/{a.shard_set().name}/manifests/{manifests[1]}.json"}
+
+    with (brought := Root(tmp_path / "b").run("a")).locked():
+        bring(brought, store)
+    assert other_manifests.is_known_as(b.shard_set(), manifests[0]), "where the set was made already, too"
 
     d = Root(tmp_path / "d").run("b")
     with d.locked():
@@ -562,6 +566,28 @@ def test_a_store_that_fails_is_tried_again_and_then_named(
         proxy.break_(kind, "PUT", "x/object")
         with pytest.raises((StoreUnavailable, DamagedObject), match=of_send):
             store.send(file, "x/object")
+
+
+def test_what_answers_otherwise_than_s3_is_no_store(proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    """A console's address, or a proxy's page while the store is mended: each with a 200."""
+    impatient(monkeypatch)
+    store = the_store()
+    for method in ("HEAD", "GET", "PUT"):
+        proxy.break_("page", method, "")
+    for ask in (
+        lambda: store.find("x"),
+        lambda: list(store.list("")),
+        lambda: store.write_if("x", b"content", None),
+    ):
+        with pytest.raises(StoreUnavailable, match="what answers there does not answer as S3 does"):
+            ask()
+
+
+def test_what_this_disk_refuses_is_no_fault_of_a_key():
+    refused = PermissionError(errno.EACCES, "Permission denied", "/images/x")
+    with pytest.raises(CodecmillError) as said:
+        patience.patiently("s3://bucket/x", "fetched", lambda: (_ for _ in ()).throw(refused))
+    assert str(said.value) == "s3://bucket/x could not be fetched: /images/x: Permission denied."
 
 
 def test_what_no_further_try_changes_is_said_at_once(

@@ -101,6 +101,8 @@ def _as_rgb(image: "Image.Image") -> "Image.Image":
         )
     image = image.convert(PLAIN_ALPHA.get(image.mode, image.mode))
     format_ = next((name for name, modes in WRITTEN.items() if image.mode in modes), None)
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+        format_ = "TIFF"  # in a PNG a profile of over a megabyte is taken for an attack
     if format_ is None:  # without depth or transparency: Pillow's own way is the only one
         image, format_ = image.convert("RGB"), "PNG"
         if is_plain:

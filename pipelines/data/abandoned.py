@@ -13,10 +13,13 @@ ABANDONED_SECONDS = 7 * 24 * 3600.0
 
 
 def remove_abandoned(shards: Path) -> None:
-    """Delete working folders that no process holds, and that none has written into for a week."""
+    """Delete working folders that no process holds, and that none has written into for a week.
+
+    On a shared root those of others may not be ours to delete: they stay.
+    """
     for folder in shards.glob(".tmp-*/"):
         held = lock(folder.with_name(f"{folder.name}.lock"), folder.name, wait=0.0)
-        with suppress(BusyError, FileNotFoundError), held:
+        with suppress(BusyError, OSError), held:
             if time.time() - _last_written(folder) > ABANDONED_SECONDS:
                 shutil.rmtree(folder)
 

@@ -1,5 +1,7 @@
 """Complete shard sets of the same settings under the same root: what did not change is taken over from them."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from pipelines.data import remote_sets, suspects
-from pipelines.data.shard_format import Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
+from pipelines.data.shard_format import MANIFEST, Manifest, ShardRow, SourceRow, Split, is_whole, read_sources
 from pipelines.data.shard_index import read_index
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import file_sha256
@@ -42,12 +44,17 @@ class EarlierSets:
         for file in shards.glob("[0-9a-f]*/manifest.json"):
             try:
                 manifest = Manifest.read(file.parent)
+                # What lies in a store may be evicted here at any moment.
+                may_go = remote_sets.origin(file.parent) is not None
             except CodecmillError:
                 continue  # damaged, or of another version: nothing is taken from it
-            # What lies in a store may be evicted here at any moment.
-            if manifest.settings_digest == settings_digest and remote_sets.origin(file.parent) is None:
+            if manifest.settings_digest == settings_digest and not may_go:
                 found.append((file.stat().st_mtime_ns, file.parent, manifest))
-        for _, folder, manifest in sorted(found, key=lambda entry: entry[:2], reverse=True)[:NEWEST]:
+        newest = sorted(found, key=lambda entry: entry[:2], reverse=True)[:NEWEST]
+        for _, folder, _ in reversed(newest):
+            with suppress(OSError):  # another user's
+                os.utime(folder / MANIFEST)  # no cleaning takes it for unused meanwhile
+        for _, folder, manifest in newest:
             self._take(folder, manifest, verify)
 
     def _take(self, folder: Path, manifest: Manifest, verify: bool) -> None:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,10 @@ class HashCache:
         return digest, about.st_size
 
     def save(self) -> None:
+        """Keep what was found for the next time, where we may write there."""
         if self._fresh:
-            write_sealed(self._file, self._known | self._fresh)
+            with suppress(PermissionError):
+                write_sealed(self._file, self._known | self._fresh)
 
 
 def identify(sources: Sources, cache_file: Path, workers: int) -> tuple[list[Source], list[SetAside]]:

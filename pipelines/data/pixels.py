@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
-from pipelines.data.picture_limits import check_size, check_work
+from pipelines.data.picture_limits import check_beside, check_size, check_work
 from pipelines.data.plain_png import decode_plain_png
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM")
@@ -112,6 +112,7 @@ def _strip(
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:
+    check_beside(content)
     image = Image.open(BytesIO(content), formats=FORMATS)
     check_size(image)
     check_work(image, content)
@@ -131,7 +132,9 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         raise ValueError("its floating-point samples have no defined scale")
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
-        return with_alpha.convert("RGB"), with_alpha.getchannel("A")
+        is_grey = image.mode in ("1", "L", "LA")  # as its profile is
+        colours = with_alpha.getchannel("R") if is_grey else with_alpha.convert("RGB")
+        return colours, with_alpha.getchannel("A")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, None
     return image.convert("L" if image.mode == "1" else "RGB"), None

@@ -138,7 +138,8 @@ def _fetch(store: Store, folder: Path, named: list[Object], listing: _Listing) -
 def _is_plain(key: str) -> bool:
     """Whether a key, anybody's choice, is a path below a folder."""
     parts = key.split("/")
-    return not {"", ".", ".."} & set(parts) and "\0" not in key and not PurePosixPath(key).name.startswith(".tmp-")
+    ours = any(part.startswith(".tmp-") or part == LISTING for part in parts)
+    return not {"", ".", ".."} & set(parts) and "\0" not in key and not ours
 
 
 def _above(key: str, keys: set[str]) -> str | None:

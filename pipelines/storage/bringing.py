@@ -1,5 +1,6 @@
 """A run from the store: on a machine that has nothing of it, or less than another machine has sent since."""
 
+import hashlib
 import logging
 import re
 import tempfile
@@ -109,6 +110,8 @@ def _bring_newest(run: RunDirectory, store: Store, here: int) -> checkpoints.Che
 def _bring_shard_set(run: RunDirectory, store: Store) -> None:
     """Make the run's shard set known here: its manifest, and where the rest is."""
     if run.shard_set_file.is_file():
+        if (run.shard_set() / shard_format.MANIFEST).is_file():
+            _bring_other_manifests(run.shard_set(), store)
         return
     key = keys.of_run(run.path.name, run.shard_set_file.name)
     try:
@@ -136,13 +139,35 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
 
 
 def _bring_other_manifests(folder: Path, store: Store) -> None:
-    """Those that checkpoints from other machines name the set by."""
+    """Those that checkpoints from other machines name the set by: of the same images, which lay elsewhere there."""
+    _bring_stores_own(folder, store)
     prefix = keys.of_other_manifests(folder, "")
     for each in store.list(prefix):
         named = _OTHER_MANIFEST.fullmatch(each.key.removeprefix(prefix))
         if named and not (file := other_manifests.file_of(folder, named[1])).is_file():
             file.parent.mkdir(exist_ok=True)
             write_bytes(file, store.read(each.key))
+
+
+def _bring_stores_own(folder: Path, store: Store) -> None:
+    """The store's own manifest of a set that was made here, too."""
+    key = keys.of_shard_set(folder, shard_format.MANIFEST)
+    own = shard_format.Manifest.read(folder)
+    there = store.find(key)
+    if there is None or there.sha256 is None or other_manifests.is_known_as(folder, there.sha256):
+        return
+    try:
+        found = shard_format.Manifest.checked(store.read_object(key), store.address(key), "")
+    except StoreError:
+        raise
+    except CodecmillError as error:
+        log.warning("%s", error)
+        return
+    if other_manifests.equal_but_for_paths(found, own):
+        content = store.read(key)
+        file = other_manifests.file_of(folder, hashlib.sha256(content).hexdigest())
+        file.parent.mkdir(exist_ok=True)
+        write_bytes(file, content)
 
 
 def make_set_known(folder: Path, store: Store) -> None:

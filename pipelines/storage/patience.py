@@ -91,6 +91,10 @@ def patiently(url: str, verb: str, attempt: Callable[[], T], seconds: float | No
 def _raise_unless_passing(url: str, verb: str, error: Exception) -> None:
     if isinstance(error, CodecmillError):
         raise error
+    if isinstance(error, OSError) and error.filename is not None:  # of a file here: s3fs's own errors name none
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise CodecmillError(f"{url} could not be {verb}: {error.filename}: {error.strerror}.") from error
+        raise error
     if _is_damage(error):
         return
     concerns_us = type(error).__name__ in _REFUSALS or store_code(error) in _REFUSED_KEYS

@@ -1,5 +1,6 @@
 """S3 through s3fs: what a store asks of it, each request once and for a limited time."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class S3:
             about = self._ask("head_object", key)
         except FileNotFoundError:
             return None
+        if not {"ContentLength", "ETag", "LastModified"} <= set(about):
+            raise _unlike_s3()
         encrypted = about.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in about
         return Object(
             key=key,
@@ -77,6 +80,8 @@ class S3:
         if token:
             where["ContinuationToken"] = token
         answer = self._call(self._files._call_s3, "list_objects_v2", **where)
+        if "Name" not in answer and "KeyCount" not in answer:
+            raise _unlike_s3()
         found = [
             Object(each["Key"].removeprefix(below), each["Size"], each["ETag"].strip('"'), each["LastModified"])
             for each in answer.get("Contents", [])
@@ -110,11 +115,14 @@ class S3:
         condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {"IfNoneMatch": "*"}
         beside = {"sha256": hashlib.sha256(content).hexdigest()}
         try:
-            return self._ask("put_object", key, Body=content, Metadata=beside, **condition)["ETag"].strip('"')
+            answer = self._ask("put_object", key, Body=content, Metadata=beside, **condition)
         except OSError as error:
             if store_code(error) == "PreconditionFailed" or (etag and store_code(error) == "NoSuchKey"):
                 return None
             raise
+        if "ETag" not in answer:
+            raise _unlike_s3()
+        return answer["ETag"].strip('"')
 
     def remove(self, key: str) -> None:
         """Delete an object; that there is none is no error."""
@@ -133,6 +141,11 @@ class S3:
         from fsspec.asyn import sync
 
         return sync(self._files.loop, method, *args, timeout=seconds, **kwargs)
+
+
+def _unlike_s3() -> OSError:
+    """Of a proxy's page, or a console's, with which a client finds no fault."""
+    return OSError(errno.EPROTO, "what answers there does not answer as S3 does")
 
 
 @lru_cache(maxsize=1)

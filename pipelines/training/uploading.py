@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
-from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import open_store, store_url
 from pipelines.storage.sending import Sending
@@ -51,7 +50,7 @@ class Uploading:
         try:
             self._sending.send()
             self._failures = 0
-        except (CodecmillError, OSError) as error:  # of this disk, where it is full, say
+        except Exception as error:  # whatever it is, of this disk, say, where it is full: the training goes on
             if not self._failures:
                 self._warn(f"The store gets what it is missing later, or by {self._by_hand}: {error}")
             self._failures += 1
