@@ -42,6 +42,7 @@ from pipelines.storage import DamagedObject, MissingObject, StoreUnavailable, ob
 from pipelines.storage.bringing import bring, catch_up
 from pipelines.storage.keys import complete_steps
 from pipelines.storage.sending import Sending
+from pipelines.storage.sending_sets import send_shard_set
 from pipelines.storage.store import open_store
 from pipelines.tracking.marks import Marks, read_marks, write_marks
 from pipelines.training import launch
@@ -280,6 +281,29 @@ def test_a_set_that_two_machines_made_of_images_in_other_places_is_one_in_their_
     (other := next((d.shard_set() / "manifests").iterdir())).write_bytes(other.read_bytes().replace(b"a", b"b", 1))
     (problem,) = verify(found).problems
     assert problem.file == d.shard_set() / shard_format.MANIFEST
+
+
+def test_of_two_machines_that_send_the_same_set_at_once_one_sends_what_names_places(
+    tiny: dict[str, Any], photos: Path, tmp_path: Path, proxy: Proxy
+):
+    store = the_store()
+    shutil.copytree(photos, tmp_path / "photos of b")
+    a = begin(make(tiny, name="a", root=str(tmp_path / "a")))
+    b = begin(make(tiny, name="b", root=str(tmp_path / "b"), data={"images": str(tmp_path / "photos of b")}))
+    begun: list[None] = []
+
+    def meanwhile() -> None:
+        if not begun:
+            begun.append(None)
+            send_shard_set(store, b.shard_set())
+
+    send_shard_set(store, a.shard_set(), between=meanwhile)
+    there = {each.key.rpartition("/")[2]: each for each in store.list("shards/")}
+    for name, _, digest in (each for row in ShardSet.open(b.shard_set()).manifest.shards for each in row.files()):
+        sent = store.find(there[name].key)
+        assert sent is not None and sent.sha256 == digest
+    of_a = file_sha256(a.shard_set() / shard_format.MANIFEST)
+    assert f"{of_a}.json" in there, "its checkpoints name the set by it"
 
 
 def test_the_same_run_under_way_on_other_hardware_is_no_other(

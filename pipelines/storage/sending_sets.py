@@ -27,13 +27,19 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
     manifest_file = folder / shard_format.MANIFEST
     sha256 = file_sha256(manifest_file)
     key = keys.of_shard_set(folder, shard_format.MANIFEST)
-    there = store.find(key)
-    if there is not None and there.sha256 == sha256:
-        return
     manifest = shard_format.Manifest.read(folder)
-    if there is not None and _has_same_set(store, key, manifest):
+
+    def is_there() -> bool:
+        there = store.find(key)
+        if there is None or there.sha256 == sha256:
+            return there is not None
+        if not _has_same_set(store, key, manifest):
+            return False
         # Our checkpoints name it by ours.
         store.send(manifest_file, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
+        return True
+
+    if is_there():
         return
     files = [each for row in manifest.shards for each in row.files()]
     if source is not None and not all(shard_format.is_whole(folder / name, size) for name, size, _ in files):
@@ -42,9 +48,14 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
             f"{folder} and have the shards made here, by `codecmill shards` of the same choices; then: "
             "codecmill sync RUN"
         )
-    for name, _, digest in files:
-        store.send(folder / name, keys.of_shard_set(folder, name), digest)
-        between()
+    lists = {row.sources for row in manifest.shards}
+    for names_places in (False, True):
+        if names_places and is_there():
+            return  # another machine has sent the same set meanwhile: its lists go with its manifest
+        for name, _, digest in files:
+            if (name in lists) == names_places:
+                store.send(folder / name, keys.of_shard_set(folder, name), digest)
+                between()
     store.send(manifest_file, key, sha256)
 
 
