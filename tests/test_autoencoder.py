@@ -97,6 +97,17 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     assert not torch.equal(first["encoder.stages.0.down.weight"], third["encoder.stages.0.down.weight"])
 
 
+@pytest.mark.parametrize("quantizer", ["vq", "gumbel"])
+def test_another_seed_draws_other_codes(quantizer: str):
+    config = SMALL.model_copy(update={"quantizer": quantizer})
+    one, other = (
+        {name: value for name, value in Autoencoder(config, seed).state_dict().items() if name.endswith("codebook")}
+        for seed in (1, 2)
+    )
+    assert len(one) == 1
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_the_start_is_the_identity_where_the_latents_hold_everything():
     # With all 48 coefficients of 4x4 blocks, only the rounding to quarters is lost: uniform, of variance 1/12/16.
     model = Autoencoder(ModelConfig(channels=4, latent_channels=48, downsamplings=2))

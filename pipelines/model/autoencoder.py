@@ -139,7 +139,7 @@ def _widths(config: ModelConfig) -> list[int]:
     return [max(1, config.channels // 2)] + [config.channels] * (config.downsamplings - 1)
 
 
-def _quantizer(config: ModelConfig) -> nn.Module:
+def _quantizer(config: ModelConfig, seed: int) -> nn.Module:
     match config.quantizer:
         case "round":
             return Round()
@@ -158,11 +158,11 @@ def _quantizer(config: ModelConfig) -> nn.Module:
         case "fsq":
             return FSQ([config.levels] * config.latent_channels)
         case "vq":
-            return CodebookLatents(config)
+            return CodebookLatents(config, seed)
         case "lfq":
             return BitLatents()
         case "gumbel":
-            return DrawnCodes(config)
+            return DrawnCodes(config, seed)
 
 
 class Autoencoder(nn.Module):
@@ -188,7 +188,7 @@ class Autoencoder(nn.Module):
         self.config = config
         self.stride = 2**config.downsamplings
         self.encoder = Encoder(config)
-        self.quantizer = _quantizer(config)
+        self.quantizer = _quantizer(config, seed)
         self.decoder = Decoder(config)
         initialise(self, SLOPE, seed)
 

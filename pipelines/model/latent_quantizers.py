@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipelines.config import ModelConfig
 from pipelines.model.straight_through import LFQ, GumbelSoftmaxST, VectorQuantizer
+from pipelines.model.straight_through.vector import normal_vectors
 
 RESTART = 0.03
 """A code that is chosen less than this share of the mean is given up."""
@@ -29,7 +30,7 @@ class Quantised(NamedTuple):
 class CodebookLatents(nn.Module):
     """Latents as vectors of `code_channels` neighbouring channels, each replaced by the nearest of one codebook."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, seed: int):
         super().__init__()
         self.codes = VectorQuantizer(
             config.codes,
@@ -37,6 +38,7 @@ class CodebookLatents(nn.Module):
             rotation=config.rotation_trick,
             decay=config.codebook_decay,
             restart=RESTART,
+            seed=seed,
         )
 
     def forward(self, latents: Tensor) -> Quantised:
@@ -51,11 +53,9 @@ class DrawnCodes(nn.Module):
     The scores are `-|v - c|^2`; the codes learn through the softmax (Jang 2017, arXiv:1611.01144).
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0):
+    def __init__(self, config: ModelConfig, seed: int):
         super().__init__()
-        generator = torch.Generator("cpu").manual_seed(seed)
-        first = torch.randn(config.codes, config.code_channels, generator=generator, dtype=torch.float32)
-        self.codebook = nn.Parameter(first / config.code_channels**0.5)
+        self.codebook = nn.Parameter(normal_vectors(config.codes, config.code_channels, seed))
         self.choice = GumbelSoftmaxST(config.temperature)
 
     def forward(self, latents: Tensor, noise: Tensor | None = None) -> Quantised:

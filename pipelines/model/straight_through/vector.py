@@ -103,7 +103,7 @@ def rotation_trick(soft: Tensor, hard: Tensor) -> Tensor:
     return _Rotated.apply(soft, hard)
 
 
-def _normal_vectors(count: int, channels: int, seed: int) -> Tensor:
+def normal_vectors(count: int, channels: int, seed: int) -> Tensor:
     """Normal vectors of length 1 on average, (count, channels); the global generator is neither read nor advanced."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(count, channels, generator=generator, device="cpu", dtype=torch.float32) / channels**0.5
@@ -143,7 +143,7 @@ class VectorQuantizer(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        first, aside = (_normal_vectors(codes, channels, each) for each in (seed, ASIDE_SEED))
+        first, aside = (normal_vectors(codes, channels, each) for each in (seed, ASIDE_SEED))
         self.codebook = nn.Parameter(first, requires_grad=decay is None)
         self.statistics = nn.Parameter(torch.zeros(codes, 1 if decay is None else 1 + channels))
         self.register_buffer("count", torch.ones(codes))
