@@ -152,15 +152,17 @@ def _bring_other_manifests(folder: Path, store: Store) -> None:
 def _bring_stores_own(folder: Path, store: Store) -> None:
     """The store's own manifest of a set that was made here, too."""
     key = keys.of_shard_set(folder, shard_format.MANIFEST)
-    own = shard_format.Manifest.read(folder)
     there = store.find(key)
-    if there is None or there.sha256 is None or other_manifests.is_known_as(folder, there.sha256):
+    if there is None or there.sha256 is None:
         return
     try:
+        if other_manifests.is_known_as(folder, there.sha256):
+            return
+        own = shard_format.Manifest.read(folder)
         found = shard_format.Manifest.checked(store.read_object(key), store.address(key), "")
     except StoreError:
         raise
-    except CodecmillError as error:
+    except CodecmillError as error:  # one of the two is damaged: whoever needs it says so
         log.warning("%s", error)
         return
     if other_manifests.equal_but_for_paths(found, own):
