@@ -280,14 +280,14 @@ def test_a_recipe_that_is_not_there_is_one_sentence_of_gpu_check(tmp_path: Path)
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_runs_that_are_killed_anywhere_end_identical_to_one_that_is_left_alone(tmp_path: Path):
-    command = [sys.executable, "-m", "infra.chaos.run", "--kills", "4", "--seed", "1"]
+    command = [sys.executable, "-m", "infra.chaos.run", "--kills", "3", "--seed", "1"]
     command += ["--root", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "chaos" / "chaos.json").read_text())
     stages = report["stages"].values()
     assert report["failures"] == []
-    assert report["kills"] == sum(row["resumed"] for row in stages) == sum(row["identical"] for row in stages) == 4
+    assert report["kills"] == sum(row["resumed"] for row in stages) == sum(row["identical"] for row in stages) == 3
     assert (report["identical"], report["orphans"]) == (report["runs"], 0)
     assert max(row["most_steps_redone"] for row in stages) <= report["checkpoint_interval"]
     assert any(kill["redone"] is not None for kill in report["each_kill"]), "ranks went on after none of them"

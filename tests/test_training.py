@@ -118,7 +118,6 @@ def test_a_stop_between_checkpoints_does_not_change_which_is_the_best(tiny: dict
     ("settings", "kills"),
     [
         ({"precision": "bf16", "compile": True}, (4, 5, 6)),
-        ({"precision": "bf16", "processes": 2}, (4,)),
         ({"precision": "bf16", "compile": True, "processes": 3}, (5,)),
         ({"precision": "bf16", "processes": 4}, (6,)),
         ({"compile": True, "processes": 4}, (4,)),
