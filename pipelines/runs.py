@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from pipelines.config import LAMBDA_STEP_SQUARED, LARGEST_STEP, SMALLEST_STEP, EvaluationConfig, RunConfig
 from pipelines.config.dotted import flat, nested
+from pipelines.data.sources import check_images
 from pipelines.errors import InputError, first_fault
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.training import rendezvous
 
 CHANGEABLE = {
     "training.nodes",
@@ -75,19 +77,24 @@ def check_inputs(config: RunConfig) -> None:
     Raises:
         InputError: no images to evaluate, no weights to start from, or no address at which hosts meet.
     """
-    from pipelines.data.sources import check_images
-
     if config.training.nodes > 1:
-        from pipelines.training import rendezvous
-
         rendezvous.named()
-    if config.evaluation.images is not None:
-        check_images(config.evaluation.images, "evaluation.images", Root(config.root))
+    check_evaluation_images(config)
     run = Root(config.root.absolute()).run(config.name)
     source = config.training.start_from
     begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
     if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
         raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
+
+
+def check_evaluation_images(config: RunConfig) -> None:
+    """See that the images that a config names to evaluate are there.
+
+    Raises:
+        InputError: there are none.
+    """
+    if config.evaluation.images is not None:
+        check_images(config.evaluation.images, "evaluation.images", Root(config.root))
 
 
 def with_own_steps(config: RunConfig) -> RunConfig:

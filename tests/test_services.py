@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from processes import clean_environment, descendants, is_alive, listening_on, wait_for, wait_gone
 
-from flows.cli.services import Service
+from flows.cli.services import Service, free_port
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
 
@@ -186,8 +186,7 @@ with Supervisor() as supervisor:
 
 def test_what_dies_while_another_that_needs_it_starts_again_is_started_too(tmp_path: Path):
     """As PostgreSQL under Prefect's server, where memory runs out."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        first, second = (str(each.getsockname()[1]) for each in (one, other))
+    first, second = str(free_port()), str(free_port())
 
     def started(port: str) -> set[int]:
         """Its processes, not their keepers."""

@@ -248,14 +248,19 @@ def test_another_run_of_the_same_name_is_neither_taken_over_nor_written_over(
     assert {each.key: each.etag for each in store.list("")} == there
 
 
+def of_two_machines(tiny: dict[str, Any], photos: Path, tmp_path: Path) -> tuple[RunDirectory, RunDirectory]:
+    """Runs 'a' and 'b' with sets of the same images, which lie elsewhere on the second one."""
+    shutil.copytree(photos, tmp_path / "photos of b")
+    a = begin(make(tiny, name="a", root=str(tmp_path / "a")))
+    return a, begin(make(tiny, name="b", root=str(tmp_path / "b"), data={"images": str(tmp_path / "photos of b")}))
+
+
 def test_a_set_that_two_machines_made_of_images_in_other_places_is_one_in_their_store(
     tiny: dict[str, Any], photos: Path, tmp_path: Path, proxy: Proxy
 ):
     """It has the same tars, and two manifests: whoever reads by the first goes on, and checkpoints may name either."""
     store = the_store()
-    shutil.copytree(photos, tmp_path / "photos of b")
-    a = begin(make(tiny, name="a", root=str(tmp_path / "a")))
-    b = begin(make(tiny, name="b", root=str(tmp_path / "b"), data={"images": str(tmp_path / "photos of b")}))
+    a, b = of_two_machines(tiny, photos, tmp_path)
     train(b)
     manifests = [file_sha256(run.shard_set() / shard_format.MANIFEST) for run in (a, b)]
     assert a.shard_set().name == b.shard_set().name and manifests[0] != manifests[1]
@@ -287,9 +292,7 @@ def test_of_two_machines_that_send_the_same_set_at_once_one_sends_what_names_pla
     tiny: dict[str, Any], photos: Path, tmp_path: Path, proxy: Proxy
 ):
     store = the_store()
-    shutil.copytree(photos, tmp_path / "photos of b")
-    a = begin(make(tiny, name="a", root=str(tmp_path / "a")))
-    b = begin(make(tiny, name="b", root=str(tmp_path / "b"), data={"images": str(tmp_path / "photos of b")}))
+    a, b = of_two_machines(tiny, photos, tmp_path)
     begun: list[None] = []
 
     def meanwhile() -> None:

@@ -11,10 +11,10 @@ from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
 from pipelines import status
 from pipelines.config import RunConfig
-from pipelines.data.sources import check_images, check_sources
+from pipelines.data.sources import check_sources
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import check_inputs, go_on_with, merge
+from pipelines.runs import check_evaluation_images, check_inputs, go_on_with, merge
 from pipelines.storage.address import is_url, store_url
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _made_shards(config: RunConfig) -> "ShardSetReference | None":
 def evaluate(arguments: Arguments) -> None:
     _bring_from_store(arguments)
     config = _config_of_run(arguments)
-    _check_evaluation_images(config)
+    check_evaluation_images(config)
     result = run_flow(starting.evaluation, config, starting.REPEAT)
     if arguments.json:
         listing.print_json(result)
@@ -200,8 +200,3 @@ def _check_inputs(config: RunConfig, is_whole: bool) -> None:
     if shards is None or shards.state != "done":  # a run keeps the shard set that it began with
         check_sources(config)
     check_inputs(config)
-
-
-def _check_evaluation_images(config: RunConfig) -> None:
-    if config.evaluation.images is not None:
-        check_images(config.evaluation.images, "evaluation.images", Root(config.root))

@@ -1,6 +1,5 @@
 """A run from the store: on a machine that has nothing of it, or less than another machine has sent since."""
 
-import hashlib
 import logging
 import re
 import tempfile
@@ -11,6 +10,7 @@ from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_man
 from pipelines.data import other_manifests, remote_sets, shard_format
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError, DiskFullError
+from pipelines.file_digests import file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
@@ -139,37 +139,17 @@ def _bring_shard_set(run: RunDirectory, store: Store) -> None:
 
 
 def _bring_other_manifests(folder: Path, store: Store) -> None:
-    """Those that checkpoints from other machines name the set by: of the same images, which lay elsewhere there."""
-    _bring_stores_own(folder, store)
-    prefix = keys.of_other_manifests(folder, "")
-    for each in store.list(prefix):
-        named = _OTHER_MANIFEST.fullmatch(each.key.removeprefix(prefix))
+    """Those that checkpoints from other machines name the set by; the store's own too, where the set was made here."""
+    prefix, own = keys.of_other_manifests(folder, ""), keys.of_shard_set(folder, shard_format.MANIFEST)
+    there = {each.key.removeprefix(prefix): each.key for each in store.list(prefix)}
+    found = store.find(own)
+    if found is not None and found.sha256 != file_sha256(folder / shard_format.MANIFEST):
+        there[f"{found.sha256}.json"] = own
+    for name, key in there.items():
+        named = _OTHER_MANIFEST.fullmatch(name)
         if named and not (file := other_manifests.file_of(folder, named[1])).is_file():
             file.parent.mkdir(exist_ok=True)
-            write_bytes(file, store.read(each.key))
-
-
-def _bring_stores_own(folder: Path, store: Store) -> None:
-    """The store's own manifest of a set that was made here, too."""
-    key = keys.of_shard_set(folder, shard_format.MANIFEST)
-    there = store.find(key)
-    if there is None or there.sha256 is None:
-        return
-    try:
-        if other_manifests.is_known_as(folder, there.sha256):
-            return
-        own = shard_format.Manifest.read(folder)
-        found = shard_format.Manifest.checked(store.read_object(key), store.address(key), "")
-    except StoreError:
-        raise
-    except CodecmillError as error:  # one of the two is damaged: whoever needs it says so
-        log.warning("%s", error)
-        return
-    if other_manifests.equal_but_for_paths(found, own):
-        content = store.read(key)
-        file = other_manifests.file_of(folder, hashlib.sha256(content).hexdigest())
-        file.parent.mkdir(exist_ok=True)
-        write_bytes(file, content)
+            write_bytes(file, store.read(key))
 
 
 def make_set_known(folder: Path, store: Store) -> None:

@@ -27,20 +27,9 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
     manifest_file = folder / shard_format.MANIFEST
     sha256 = file_sha256(manifest_file)
     key = keys.of_shard_set(folder, shard_format.MANIFEST)
-    manifest = shard_format.Manifest.read(folder)
-
-    def is_there() -> bool:
-        there = store.find(key)
-        if there is None or there.sha256 == sha256:
-            return there is not None
-        if not _has_same_set(store, key, manifest):
-            return False
-        # Our checkpoints name it by ours.
-        store.send(manifest_file, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
-        return True
-
-    if is_there():
+    if _is_known_there(store, folder, sha256):
         return
+    manifest = shard_format.Manifest.read(folder)
     files = [each for row in manifest.shards for each in row.files()]
     if source is not None and not all(shard_format.is_whole(folder / name, size) for name, size, _ in files):
         raise CodecmillError(
@@ -49,14 +38,30 @@ def send_shard_set(store: Store, folder: Path, between: Callable[[], None] = lam
             "codecmill sync RUN"
         )
     lists = {row.sources for row in manifest.shards}
-    for names_places in (False, True):
-        if names_places and is_there():
-            return  # another machine has sent the same set meanwhile: its lists go with its manifest
-        for name, _, digest in files:
-            if (name in lists) == names_places:
-                store.send(folder / name, keys.of_shard_set(folder, name), digest)
-                between()
+    of_any_machine = [each for each in files if each[0] not in lists]
+    of_this_one = [each for each in files if each[0] in lists]
+    for name, _, digest in of_any_machine:
+        store.send(folder / name, keys.of_shard_set(folder, name), digest)
+        between()
+    if _is_known_there(store, folder, sha256):
+        return  # another has sent the same set meanwhile, with its lists
+    for name, _, digest in of_this_one:
+        store.send(folder / name, keys.of_shard_set(folder, name), digest)
+        between()
     store.send(manifest_file, key, sha256)
+
+
+def _is_known_there(store: Store, folder: Path, sha256: str) -> bool:
+    """Whether the store has the set, which it is then told to know by the manifest that is here, too."""
+    key = keys.of_shard_set(folder, shard_format.MANIFEST)
+    there = store.find(key)
+    if there is None or there.sha256 == sha256:
+        return there is not None
+    if not _has_same_set(store, key, shard_format.Manifest.read(folder)):
+        return False
+    # Our checkpoints name it by ours.
+    store.send(folder / shard_format.MANIFEST, keys.of_other_manifests(folder, f"{sha256}.json"), sha256)
+    return True
 
 
 def _has_same_set(store: Store, key: str, manifest: shard_format.Manifest) -> bool:

@@ -90,9 +90,7 @@ class Watch:
         self._warm_up = max(timeout, COMPILING_SECONDS if compiles else WARM_UP_SECONDS)
         self._judged: set[int] = set()
         self._looked = self._begun = time.monotonic()
-        self.found: list[str] = []
-        """A sentence for each rank that was found hanging."""
-        self._found_by: list[int] = []
+        self._found: list[tuple[int, str]] = []
 
     def look(self) -> None:
         """Kill the rank that hangs, if one does: a stopped one, else, where all are silent, the one that is so longest.
@@ -116,11 +114,11 @@ class Watch:
             _signal(sign.process, signal.SIGUSR1)
         time.sleep(DUMP_SECONDS)
         for sign in hanging:
-            self._found_by.append(sign.restart)
-            self.found.append(
+            sentence = (
                 f"Rank {sign.rank} (process {sign.process}, {sign.state}) gave no sign of life for "
                 f"{sign.seconds:.0f} s, longer than training.hang_timeout, after it began {_what(sign)}. It was killed."
             )
+            self._found.append((sign.restart, sentence))
             _signal(sign.process, signal.SIGKILL)
         # Who warms up has nothing to save, and may wait for the others in libtorch, where no SIGTERM is heard: torchrun
         # would give it 30 s.
@@ -133,9 +131,14 @@ class Watch:
         """How often torchrun has started the ranks anew."""
         return max((sign.restart for sign in self._signs()), default=0)
 
+    @property
+    def found(self) -> list[str]:
+        """A sentence for each rank that was found hanging."""
+        return [sentence for _, sentence in self._found]
+
     def found_of(self, restart: int) -> list[str]:
-        """What was found since torchrun has started the ranks anew so often."""
-        return [sentence for sentence, of in zip(self.found, self._found_by, strict=True) if of == restart]
+        """As `found`, since torchrun has started the ranks anew so often."""
+        return [sentence for of, sentence in self._found if of == restart]
 
     def _is_silent(self, sign: Sign) -> bool:
         return sign.seconds > (self._warm_up if sign.doing == "warming up" else self._timeout)

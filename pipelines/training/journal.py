@@ -20,10 +20,11 @@ class _Former(NamedTuple):
 
     offset: int
     line: Mapping[str, Any]
+    is_validated: bool
 
     def is_as(self, figures: Mapping[str, Any]) -> bool:
         """The same figures, and of a validation where there is one now: the interval may be another one."""
-        is_known = self.line["validated"] or not _is_validated(figures)
+        is_known = self.is_validated or not _is_validated(figures)
         return is_known and all(self.line.get(name) == figures.get(name) for name in COMPUTED)
 
 
@@ -49,8 +50,7 @@ class Journal:
                 # No step can come so far ahead of its line: a byte has changed.
                 if line and done < line["step"] <= done + number:
                     kept = {name: line.get(name) for name in ("samples", *COMPUTED)}
-                    kept["validated"] = _is_validated(line)
-                    self._to_be_redone[line["step"]] = _Former(offset, kept)
+                    self._to_be_redone[line["step"]] = _Former(offset, kept, _is_validated(line))
                 offset += len(raw)
         self._file = path.open("ab")
 
