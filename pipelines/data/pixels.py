@@ -63,9 +63,8 @@ def read_rgb(
         orientation = _orientation(image)
         profile = image.info.get("icc_profile") if manage_colour else None
         low = _low_bytes(content, deep) if deep else None
-        if image.mode == "RGB" and not (profile or low or image.has_transparency_data):
-            rgb = image.copy()
-        else:
+        rgb: Image.Image = image  # a copy would take as much memory again
+        if image.mode != "RGB" or profile or low or image.has_transparency_data:
             rgb = _converted(image, low, deep, _ToSrgb(profile, notes), background)
         del image, low
         if orientation in _UPRIGHT:
