@@ -17,6 +17,7 @@ SKIPPED_BY_RANKS = 5
 
 IMAGES = Column("images/s", images_per_second)
 CPU = Column("CPU ms/image", lambda each: None if "images_per_second" in each.more else each.cpu_milliseconds)
+IN_STEP = Column("images/s in step", lambda each: each.more.get("in_step"))
 WAIT = Column("wait for data, % of the step", lambda each: _percent(each, "data_wait"))
 DECODING = Column("decoding between steps, %", lambda each: _percent(each, "decoding"))
 STALL = Column("checkpoints, % of the time", lambda each: _percent(each, "checkpoint_stall"))
@@ -89,7 +90,8 @@ def _over_attainable(rounds: Rounds, cores: int) -> list[float]:
 
 
 RANKS_TEXT = """Whole trainings with one thread a rank and 16 images a rank and step. Two independent trainings, each
-pinned to a core, are what two ranks would reach if they had nothing to tell each other."""
+pinned to a core, are what two ranks would reach if they had nothing to tell each other, and `in step`, if of each two
+steps the shorter waited for the longer: no gradient of the whole batch is there before."""
 
 
 def measure_ranks(place: Workplace, stored: Stored) -> Group:
@@ -106,8 +108,11 @@ def measure_ranks(place: Workplace, stored: Stored) -> Group:
         programs.append(_training(place, stored, VIRTUAL_ALONE, training={"virtual_ranks": 2}))
     rounds = place.measured("ranks", programs, place.scale.trainings)
     group = Group("Several ranks", RANKS_TEXT)
-    group.add(rounds, [IMAGES, WAIT, DECODING, MEMORY])
+    group.add(rounds, [IMAGES, IN_STEP, WAIT, DECODING, MEMORY])
     group.figure("two_ranks_over_two_independent", rounds.ratios(TWO_RANKS, INDEPENDENT, images_per_second))
+    in_step = [each.more["in_step"] for each in rounds.of(INDEPENDENT)]
+    reached = rounds.values(TWO_RANKS, images_per_second)
+    group.figure("two_ranks_over_two_in_step", [a / b for a, b in zip(reached, in_step, strict=True)])
     group.figure("two_ranks_over_one", rounds.ratios(TWO_RANKS, ONE_RANK, images_per_second))
     group.figure("virtual_ranks_over_plain_two_processes", rounds.ratios(VIRTUAL, TWO_RANKS, images_per_second))
     if place.scale.thorough:

@@ -37,12 +37,15 @@ def prepare(parameters: Parameters) -> Measure:
         with empty_folder(parameters["folder"]) as folder, Stretch() as stretch:
             trainings = [begun(folder, f"bench-{copy}", shard_set, parameters) for copy in range(parameters["copies"])]
             _train_at_once(trainings, pinned=parameters["copies"] > 1)
-            speed, stall = _speeds([_stepping(run, parameters["skipped"]) for run in trainings])
+            stepping = [_stepping(run, parameters["skipped"]) for run in trainings]
+            speed, stall = _speeds(stepping)
             lines = [line for run in trainings for line in _counted(run, parameters)]
         shares = {
             name: statistics.fmean(line.get(f"train/{name}_fraction", 0) for line in lines) for name in DATA_SHARES
         }
         more = {**shares, "checkpoint_stall": stall}
+        if len(trainings) > 1:
+            more["in_step"] = _in_step(stepping)
         images = parameters["copies"] * parameters["training"]["steps"] * parameters["training"]["batch_size"]
         return figures(stretch, images, images_per_second=speed, **more)
 
@@ -95,6 +98,10 @@ class Stepping:
     interval: int
     batch: int
 
+    def durations(self) -> list[float]:
+        """Seconds of each step, one after the other, but for those that a checkpoint makes longer."""
+        return [self.times[b] - self.times[a] for a, b in pairwise(sorted(self.times)) if a % self.interval]
+
     def seconds(self, begin: float, end: float) -> tuple[float, float]:
         """Seconds of a step between two times, with what checkpoints add at the default interval; and that alone.
 
@@ -130,6 +137,12 @@ def _speeds(trainings: list[Stepping]) -> tuple[float, float]:
     end = min(max(each.times.values()) for each in trainings)
     found = [(each.batch, *each.seconds(begin, end)) for each in trainings]
     return sum(batch / step for batch, step, _ in found), statistics.fmean(stall / step for _, step, stall in found)
+
+
+def _in_step(trainings: list[Stepping]) -> float:
+    """Images a second of all together if each waited for the slowest at every step, and for nothing else."""
+    longest = [max(several) for several in zip(*(each.durations() for each in trainings), strict=False)]
+    return sum(each.batch for each in trainings) / statistics.fmean(longest)
 
 
 if __name__ == "__main__":
