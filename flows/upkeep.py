@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipelines.config import RunConfig
 from pipelines.run_directory import Root
+from tasks.turns import turn
 from tasks.upkeep import Cleaned, Verified, clean_up, verify_all
 
 ROOT = RunConfig().root
@@ -22,7 +23,8 @@ def verification(root: Path = ROOT, sources: bool = False) -> Verified:
         root: the folder that holds the runs.
         sources: read the source images as well.
     """
-    return verify_all(Root(root.absolute()), sources)
+    with turn(Root(root.absolute())) as ended:
+        return ended or verify_all(Root(root.absolute()), sources)
 
 
 @flow(name="clean-up", flow_run_name="clean-up of {root}")
@@ -35,4 +37,5 @@ def cleaning(root: Path = ROOT, days: Days = 30, runs: bool = False, dry_run: bo
         runs: finished runs, too, but the champion's.
         dry_run: only say what would go.
     """
-    return clean_up(Root(root.absolute()), days, runs, dry_run)
+    with turn(Root(root.absolute())) as ended:
+        return ended or clean_up(Root(root.absolute()), days, runs, dry_run)

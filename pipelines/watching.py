@@ -1,4 +1,4 @@
-"""Which images are new: to the champion, and to what went on from it and did not beat it."""
+"""Which images are new, to the champion and to what went on from it and did not beat it; and who is at work already."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from pipelines import checkpoints
 from pipelines.checkpoint_format import Manifest, read_manifest
 from pipelines.data.shard_set import ShardSet
+from pipelines.durable_files import owner
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
 from pipelines.storage import open_store, store_url
@@ -36,6 +37,11 @@ def new_images(shard_set: ShardSet, root: Root, champion: Version | None, warn: 
                 raise  # to take all of it for new, because a store does not answer now, would begin a training
             warn(f"What was learnt from a shard set counts as new, for it is not there. {error}")
     return len(_images(shard_set) - known)
+
+
+def runs_at_work(root: Root) -> tuple[str, ...]:
+    """The names of the runs that somebody holds at this moment."""
+    return tuple(run.path.name for run in root.all_runs() if owner(run.lock_file))
 
 
 def _trained_on(root: Root, champion: Version | None, warn: Warn) -> set[str]:

@@ -33,7 +33,9 @@ def named(config: RunConfig) -> RunConfig:
 def begun(config: RunConfig) -> RunConfig | None:
     """The config that a run of this name was begun with; None where there is none yet."""
     run = Root(config.root.absolute()).run(config.name)
-    return run.read_config() if run.config_file.is_file() else None
+    if not run.config_file.is_file():
+        return None
+    return run.read_config().model_copy(update={"root": config.root})  # a relative one may have been another folder's
 
 
 def flow_run_name() -> str:

@@ -22,6 +22,7 @@ from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_prefect
+from pipelines.durable_files import lock
 from pipelines.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -187,6 +188,30 @@ def test_all_deployments_are_there_with_forms_and_the_nightly_schedule(services:
     (schedule,) = by_name["nightly"]["schedules"]
     assert schedule["active"]
     assert schedule["schedule"]["cron"] == "0 2 * * *"
+    # Its lease would end what is at work where the server is away: see tasks/turns.py.
+    assert {each["global_concurrency_limit"] for each in found} == {None}
+
+
+def test_what_a_schedule_starts_while_its_former_is_at_work_is_cancelled(services: Services, tmp_path: Path):
+    found = ask(services.api, "GET", "deployments/name/clean-up/clean-up")
+    at_once = {"parameters": {"root": str(tmp_path)}, "state": {"type": "SCHEDULED"}}
+    (tmp_path / "at_work").mkdir()
+    with lock(tmp_path / "at_work" / f"{found['id']}.turn", "", wait=0):
+        changed = {"parameters": {"root": str(tmp_path)}, "schedules": [{"schedule": {"interval": 5}}]}
+        httpx.patch(f"{services.api}/deployments/{found['id']}", json=changed).raise_for_status()
+
+        def ended(how: str) -> list[Any]:
+            body = {"deployments": {"id": {"any_": [found["id"]]}}, "flow_runs": {"state": {"name": {"any_": [how]}}}}
+            return ask(services.api, "POST", "flow_runs/filter", body)
+
+        wait_for(lambda: bool(ended("Cancelled")), 120)
+        wanted = ask(services.api, "POST", f"deployments/{found['id']}/create_flow_run", at_once)["id"]
+        services.wait_for_state(wanted, "Completed", seconds=120)
+        assert {each["id"] for each in ended("Completed")} == {wanted}, "one that somebody wants is not in its turn"
+        message = ended("Cancelled")[0]["state"]["message"]
+        assert message.startswith(f"The turn of this schedule is in use by process {os.getpid()}.")
+    wait_for(lambda: len(ended("Completed")) > 1, 120)
+    httpx.patch(f"{services.api}/deployments/{found['id']}", json={"schedules": []}).raise_for_status()
 
 
 def test_the_doctor_finds_the_server_and_its_worker(services: Services, monkeypatch: pytest.MonkeyPatch):

@@ -24,11 +24,13 @@ from pipelines.config import RunConfig
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.durable_files import read_json, write_json
+from pipelines.errors import InputError
 from pipelines.promotion import Scores
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.storage import StoreUnavailable, patience
 from pipelines.tracking import Version
-from pipelines.watching import new_images
+from pipelines.watching import new_images, runs_at_work
+from tasks.watching import must_be_another_run
 
 WATCH = """
 import sys
@@ -193,6 +195,20 @@ def test_what_a_model_that_did_not_beat_the_champion_has_seen_starts_no_other_tr
     assert new_images(after, root, tuned, fail) == 1
     root.run("tuned").promotion_file.unlink()
     assert new_images(between, root, champion, fail) == 1, "one that has not ended says nothing yet"
+
+
+def test_a_look_sees_who_is_at_work_and_that_its_run_is_another_one(
+    grown: tuple[ShardSet, ShardSet, ShardSet], registered: Callable[..., Version], tiny: dict[str, Any]
+):
+    root = Root(Path(tiny["root"]))
+    registered("first", grown[0], None)
+    assert runs_at_work(root) == ()
+    with root.run("first").locked():
+        assert runs_at_work(root) == ("first",)
+    must_be_another_run(make(tiny, name="second"))
+    must_be_another_run(make(tiny, name="first-{date}"))
+    with pytest.raises(InputError, match=r"'first' is done.*name: first-\{date\}-\{time\}$"):
+        must_be_another_run(make(tiny, name="first"))
 
 
 def test_what_cannot_be_read_counts_as_new_and_is_named(
