@@ -41,4 +41,8 @@ def parent_environment() -> dict[str, str]:
 def with_our_sources() -> dict[str, str]:
     """What to add to a child's environment so that it imports these very sources, before all that it would find."""
     sources = str(Path(__file__).parents[1])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH"))))}
+    # `python -m` would look in the working directory first, where somebody may have a tasks.py of their own.
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, (sources, os.environ.get("PYTHONPATH")))),
+        "PYTHONSAFEPATH": "1",
+    }

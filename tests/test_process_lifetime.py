@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
+import pytest
 from processes import wait_gone
 from test_services import environment
+
+from pipelines.process_lifetime import with_our_sources
 
 CHILD = """
 import os, time
@@ -38,3 +42,14 @@ def test_a_child_whose_parent_died_while_it_began_ends():
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("module", ["pipelines.data.encoding_worker", "tasks.dead_runs", "flows.cli.keeper"])
+def test_a_child_takes_no_file_of_the_working_directory_for_ours(module: str, tmp_path: Path):
+    for name in ("flows", "pipelines", "tasks"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else')\n")
+    found = subprocess.run(
+        [sys.executable, "-m", module], env=os.environ | with_our_sources(), cwd=tmp_path, input="", capture_output=True
+    )
+    assert b"somebody else" not in found.stderr
+    assert b"No module named" not in found.stderr
