@@ -6,17 +6,29 @@ Real servers are looked at where they run anyway: test_tracking (MLflow), test_d
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from prefect.settings import (
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
+    temporary_settings,
+)
 from processes import PROJECT, codecmill
 
 from flows.cli.services import free_port
@@ -26,11 +38,15 @@ from pipelines.doctor.s3_server import examine_s3
 from pipelines.doctor.servers import examine_mlflow, examine_prefect
 from pipelines.doctor.storage import examine_storage, locks_of_other_hosts
 from pipelines.run_directory import Root
+from tasks.reporting import silence
 
 
 @contextmanager
-def answering(status: int, text: str, clock: str | None = None) -> Iterator[str]:
-    """A server on this machine that says the same to everything, with a `Date` of its own if one is given."""
+def answering(status: int, text: str, clock: str | None = None, certificate: Path | None = None) -> Iterator[str]:
+    """A server on this machine that says the same to everything, with a `Date` of its own if one is given.
+
+    With a certificate, and its key in the same file, it speaks TLS.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -47,10 +63,14 @@ def answering(status: int, text: str, clock: str | None = None) -> Iterator[str]
             """Says nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
@@ -217,6 +237,64 @@ def test_a_servers_clock_that_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, 
         (found,) = faults(examine_mlflow(Root(tmp_path)))
     assert found.about == "clock of MLflow"
     assert "behind this machine's" in found.text
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Of 127.0.0.1, signed by nobody else, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "us")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number()).not_valid_before(now)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    signed = builder.not_valid_after(now + timedelta(days=1)).add_extension(address, critical=False).sign(key, SHA256())
+    form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (file := tmp_path / "certificate.pem").write_bytes(signed.public_bytes(Encoding.PEM) + key.private_bytes(*form))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("server", "trusts", "all_are_trusted"),
+    [
+        ("Prefect", "PREFECT_API_SSL_CERT_FILE", "PREFECT_API_TLS_INSECURE_SKIP_VERIFY"),
+        ("MLflow", "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_INSECURE_TLS"),
+    ],
+)
+def test_a_certificate_is_believed_where_the_servers_own_client_believes_it(
+    server: str, trusts: str, all_are_trusted: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = server.lower()
+
+    def first() -> str:
+        (found, *_) = examine_prefect() if server == "Prefect" else examine_mlflow(Root(tmp_path))
+        return found.text
+
+    with answering(200, metadata.version(package), certificate=certificate) as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert "CERTIFICATE_VERIFY_FAILED" in first()
+        for name, value in ((trusts, str(certificate)), (all_are_trusted, "true")):
+            with monkeypatch.context() as setting:
+                setting.setenv(name, value)
+                assert f"is {server} {metadata.version(package)}" in first()
+
+
+def test_a_task_hears_a_server_whose_certificate_prefect_believes(certificate: Path):
+    with answering(200, "true", certificate=certificate) as address:
+        assert "CERTIFICATE_VERIFY_FAILED" in str(silence(address))
+        with temporary_settings({PREFECT_API_SSL_CERT_FILE: str(certificate)}):
+            assert silence(address) is None
+        with temporary_settings({PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True}):
+            assert silence(address) is None
+    assert "refused" in str(silence(address)), "it is gone"
+
+
+def test_a_server_behind_a_proxy_answers(monkeypatch: pytest.MonkeyPatch):
+    with answering(200, metadata.version("prefect")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+        assert "is Prefect" in next(examine_prefect()).text
 
 
 def test_a_server_that_never_answers_is_given_up_and_its_password_is_not_shown(

@@ -4,14 +4,20 @@ import base64
 import http.client
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+import certifi
 
 from pipelines import tracking
 from pipelines.doctor.findings import Finding, fault, good, note
@@ -95,7 +101,7 @@ class Server:
             Faulty: it does not answer, or with another status than it may.
         """
         try:
-            answer = _answer(method, self.address + path, self.headers, body)
+            answer = _answer(method, self.address + path, self.headers, body, _trusted(self.name))
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"{self.shown} does not answer: {error or type(error).__name__}"
             remedy = "Start it, or correct its address in the environment or services.env."
@@ -126,24 +132,53 @@ class Answer:
     clock: float | None
 
 
-def _answer(method: str, url: str, headers: Mapping[str, str], body: Any) -> Answer:
+class _AsItIs(HTTPRedirectHandler):
+    """Lets a redirection be the answer: the clients' requests would not all survive it."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        return None
+
+
+def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, trusted: ssl.SSLContext) -> Answer:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         raise ValueError("that is no address of the form http://host:port")
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    content = None if body is None else json.dumps(body).encode()
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # its password is in the headers
+    all_headers = {"Content-Type": "application/json", **headers}
+    request = Request(address, content, all_headers, method=method)  # noqa: S310  # http(s), see above
+    opener = build_opener(HTTPSHandler(context=trusted), _AsItIs)
     try:
-        content = None if body is None else json.dumps(body)
-        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        connection.request(method, path, content, {"Content-Type": "application/json", **headers})
-        response = connection.getresponse()
+        response = opener.open(request, timeout=TIMEOUT_SECONDS)
+    except HTTPError as refusal:
+        response = refusal
+    except URLError as error:  # says so in its reason
+        raise error.reason if isinstance(error.reason, OSError) else ValueError(error.reason) from error
+    with response:
         text = response.read(2**20).decode("utf-8", "replace")
-        date = response.getheader("Date")
-        clock = parsedate_to_datetime(date).timestamp() - time.time() if date else None
-    finally:
-        connection.close()
-    return Answer(response.status, text, clock)
+        date = response.headers.get("Date")
+    clock = parsedate_to_datetime(date).timestamp() - time.time() if date else None
+    return Answer(response.status or 0, text, clock)
+
+
+def _trusted(server: str) -> ssl.SSLContext:
+    """Whose certificates a server may have, as its client reads it from the environment."""
+    anyone, files = _TRUST[server]
+    if os.environ.get(anyone, "").lower() in ("1", "true", "t", "yes", "y", "on"):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+    file = next((found for name in files if (found := os.environ.get(name))), certifi.where())
+    return ssl.create_default_context(capath=file) if Path(file).is_dir() else ssl.create_default_context(cafile=file)
+
+
+_TRUST = {
+    "Prefect": ("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", ("PREFECT_API_SSL_CERT_FILE", "SSL_CERT_FILE")),
+    "MLflow": (
+        "MLFLOW_TRACKING_INSECURE_TLS",
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    ),
+}
 
 
 def _prefect_credentials() -> dict[str, str]:
