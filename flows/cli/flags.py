@@ -78,8 +78,7 @@ def add_flags(command: argparse.ArgumentParser, name: str) -> None:
     if name in HAVE_CONFIG:
         _add_choices(command, offered(name))
     else:
-        wanted: dict[str, Any] = {"dest": "root_folder", "default": argparse.SUPPRESS, "metavar": "PATH"}
-        command.add_argument("--root", type=Path, help=_help(choices()["root"]), **wanted)
+        command.add_argument("--root", default=argparse.SUPPRESS, metavar="PATH", help=_help(choices()["root"]))
 
 
 def _add_files(command: argparse.ArgumentParser, name: str) -> None:

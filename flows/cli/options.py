@@ -138,11 +138,11 @@ def parse(typed: Sequence[str]) -> Arguments:
         raise InputError(_about_unknown(found.command, unknown))
     given = vars(found)
     overrides = nested({name: choices()[name].parse(text) for name, text in given.items() if name in choices()})
-    root = overrides.get("root", given.get("root_folder", RunConfig().root))
+    named = {key: value for key, value in overrides.items() if key == "root"}
     file = given.get("config")
     return Arguments(
         command=found.command,
-        root=Path(root),
+        root=checked(named, None, named).root,
         run=given.get("run", ""),
         what=given.get("what", ""),
         address=given.get("address", ""),

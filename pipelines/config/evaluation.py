@@ -11,7 +11,9 @@ class EvaluationConfig(Section):
     """What is evaluated, and what makes a champion."""
 
     images: str | None = Field(
-        default=None, description="Images to evaluate instead of the test split: a glob, a folder or a .txt list"
+        default=None,
+        min_length=1,
+        description="Other images to evaluate, too (by `evaluate` them alone): as data.images",
     )
     tile_size: int = Field(
         default=1024,

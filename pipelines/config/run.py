@@ -3,16 +3,16 @@
 import math
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.config.data import DataConfig
 from pipelines.config.evaluation import EvaluationConfig
 from pipelines.config.loss import SMALLEST_MS_SSIM, LossConfig
 from pipelines.config.model import ModelConfig
-from pipelines.config.section import Section
+from pipelines.config.section import Section, at_home
 from pipelines.config.training import MOST_RANKS, TrainingConfig
 from pipelines.errors import InputError
 
@@ -32,6 +32,12 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_root(root: Any) -> Any:
+    if root == "":
+        raise ValueError("it is empty; the working directory is '.'")
+    return at_home(root) if isinstance(root, str) else root
+
+
 class RunConfig(Section):
     """A whole run, from images to a registered model."""
 
@@ -39,7 +45,9 @@ class RunConfig(Section):
         default="run-{date}-{time}", description="The run's name and folder; {date}, {time} and {id} are filled in once"
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random choice")
-    root: Path = Field(default=Path("codecmill-data"), description="Folder that holds shards, runs and MLflow's files")
+    root: Annotated[Path, BeforeValidator(_check_root)] = Field(
+        default=Path("codecmill-data"), description="Folder that holds shards, runs and MLflow's files"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

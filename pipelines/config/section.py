@@ -1,5 +1,6 @@
 """What the sections of a config have in common."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -22,6 +23,20 @@ class Section(BaseModel):
             if kinds & {int, float} and bool not in kinds:
                 raise PydanticCustomError("number_type", "Input should be a number")
         return value
+
+
+def at_home(path: str) -> str:
+    """A path with a home for its `~`, which a shell leaves alone behind `--flag=`, and a file anywhere.
+
+    Raises:
+        ValueError: it is none that is known here.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:  # pathlib's word for it
+        raise ValueError("it is in the home of a user unknown here; write the path out") from error
 
 
 def _kinds(annotation: Any) -> set[Any]:
