@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def main(typed: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 failed, 2 input, 3 busy, 130 SIGINT, 143 SIGTERM."""
+    """Run a command; returns the exit code: 0 done, 1 failed, 2 input, 3 busy, 129 SIGHUP, 130 SIGINT, 143 SIGTERM."""
     try:
         from flows.cli.endings import carry_out  # a quarter of a second, in which Ctrl-C may come, too
 

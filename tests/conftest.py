@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,6 +30,10 @@ from pipelines.training import rendezvous
 # threads spin while they wait for each other. What is about threads sets their number itself.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Started by & in a script they would ignore it, and so would all that they start and stop by it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Those of whoever starts the tests: a test that is about them names its own.
 for variable in (storage.STORE, rendezvous.VARIABLE):

@@ -1,18 +1,20 @@
 """The command line as a program: what it prints, where, and with which exit code."""
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from processes import PROJECT, clean_environment, codecmill, codecmill_here
+from processes import PROJECT, clean_environment, codecmill, codecmill_here, wait_for
 from test_checkpoints import save
 
 from flows.cli.choices import choices
@@ -21,12 +23,14 @@ from flows.cli.demo import find_photographs
 from flows.cli.endings import Terminated
 from flows.cli.flags import SPEAK_JSON
 from flows.cli.options import COMMANDS, parse
+from flows.cli.services import free_port
 from flows.cli.starting import stops_explained
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.data.shards import create_shards
 from pipelines.errors import InputError, Interrupted
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.run_directory import Root
+from pipelines.training import rendezvous
 from pipelines.weights import load_weights
 
 PICTURE = Path(__file__).parents[1] / "infra" / "report.jpg"
@@ -72,7 +76,7 @@ def test_help_fits_the_terminal_and_names_all_commands_and_exit_codes(columns: i
     assert result.returncode == 0
     for command in COMMANDS:
         assert re.search(rf"^  {command} ", result.stdout, re.MULTILINE)
-    for code in ("0 done", "1 failed", "3 run is busy", "130 Ctrl-C", "143 SIGTERM"):
+    for code in ("0 done", "1 failed", "3 run is busy", "129 terminal lost", "130 Ctrl-C", "143 SIGTERM"):
         assert code in result.stdout
     if columns >= 80:
         assert max(map(len, result.stdout.splitlines())) <= columns
@@ -495,7 +499,7 @@ def test_a_root_that_lets_nobody_in_is_one_sentence(typed: str, tmp_path: Path):
 
 
 def test_the_readme_names_all_commands_that_speak_json():
-    said = re.search(r"143 SIGTERM\. ([^.]*) and the stages speak\s+`--json`\.", (PROJECT / "README.md").read_text())
+    said = re.search(r"143\s+SIGTERM\.\s+([^.]*) and the stages speak\s+`--json`\.", (PROJECT / "README.md").read_text())
     assert said
     assert set(re.findall(r"`(\w+)`", said[1])) == SPEAK_JSON - {"shards", "train", "evaluate"}
 
@@ -581,7 +585,9 @@ def test_export_takes_the_place_of_no_pipe_and_no_device(tmp_path: Path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143), (Terminated(signal.SIGHUP), 129)]
+)
 def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: Path, stop: BaseException, code: int):
     with (
         pytest.raises(Interrupted, match="the same command goes on from there") as found,
@@ -589,6 +595,36 @@ def test_who_stops_a_stage_without_a_run_reads_that_the_work_is_kept(tmp_path: P
     ):
         raise stop
     assert found.value.exit_code == code
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_command_ends_with_its_terminal_unless_its_caller_ignores_that(is_kept: bool, tmp_path: Path):
+    ours, theirs = os.openpty()
+    meeting = f"127.0.0.1:{free_port()}"
+
+    def begin() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if is_kept:  # as by nohup, and by & in a script
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows", "rendezvous", meeting],
+        cwd=PROJECT,
+        env=clean_environment(),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=begin,
+    ) as process:
+        os.close(theirs)
+        wait_for(rendezvous.parse(meeting).answers)
+        os.close(ours)
+        if is_kept:
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == (143 if is_kept else 129)
 
 
 @pytest.mark.parametrize(

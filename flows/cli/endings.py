@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, one clear message, and what Ctrl-C and SIGTERM do."""
+"""How a command ends: its exit code, one clear message, and what Ctrl-C, SIGTERM and a lost terminal do."""
 
 import errno
 import io
@@ -24,7 +24,11 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Terminated(BaseException):
-    """SIGTERM has come. No Exception, so that no handler of failures takes it for one."""
+    """SIGTERM has come, or SIGHUP, for the terminal is gone. No Exception, so that nobody takes it for a failure."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def carry_out(typed: Sequence[str]) -> int:
@@ -53,9 +57,9 @@ def carry_out(typed: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say("Interrupted.")
         return 128 + signal.SIGINT
-    except Terminated:
+    except Terminated as stop:
         _say("Terminated.")
-        return 128 + signal.SIGTERM
+        return stop.exit_code
     except BrokenPipeError as error:
         if not _is_unread(sys.stdout):  # some other pipe, in the midst of the work
             _say(_unexpected(error, arguments))
@@ -74,7 +78,7 @@ def carry_out(typed: Sequence[str]) -> int:
 def _say(message: str) -> None:
     try:
         print(f"codecmill: {message}", file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:  # a pipe that nobody reads, a terminal that is gone
         silence(sys.stderr)
 
 
@@ -122,20 +126,25 @@ def _unexpected(error: Exception, arguments: Arguments | None) -> str:
 
 @contextmanager
 def _stopping_by_signals() -> Iterator[None]:
-    """The first SIGINT or SIGTERM is raised where the work is, so that it can save; the second ends at once.
+    """The first SIGINT, SIGTERM or SIGHUP is raised where the work is, so that it can save; the second ends at once.
 
-    Children die with this process, see process_lifetime.
+    Children die with this process, see process_lifetime. What the caller ignores, as `nohup` and `&` in a script do,
+    stays ignored.
     """
     came: set[int] = set()
 
     def stop(number: int, _: FrameType | None) -> None:
+        if came and number == signal.SIGHUP:
+            return  # the shell says so, and then the terminal
         if came:
             os.write(2, (_SHOW_CURSOR if os.isatty(2) else b"") + b"\ncodecmill: Ended at once.\n")
             os._exit(128 + number)
         came.add(number)
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in stopping if signal.getsignal(number) != signal.SIG_IGN]
+    former = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:

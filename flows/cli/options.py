@@ -63,9 +63,9 @@ Start with `codecmill demo`, or with your own images:
 `codecmill COMMAND --help` lists a command's flags with their bounds.
 
 Exit codes: 0 done, 1 failed, 2 something given cannot be used, 3 run is busy,
-130 Ctrl-C, 143 SIGTERM. Servers that MLFLOW_TRACKING_URI or PREFECT_API_URL
-name are used, else those of services.env under --root, which `make services`
-writes; without it everything lies under --root."""
+129 terminal lost, 130 Ctrl-C, 143 SIGTERM. Servers that MLFLOW_TRACKING_URI or
+PREFECT_API_URL name are used, else those of services.env under --root, which
+`make services` writes; without it everything lies under --root."""
 
 
 @dataclass(frozen=True)

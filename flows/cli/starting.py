@@ -120,12 +120,12 @@ def repeat_by_name(name: str) -> str:
 
 
 def _exit_code(stop: BaseException) -> int:
-    return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+    return stop.exit_code if isinstance(stop, Terminated) else 128 + signal.SIGINT
 
 
 @contextmanager
 def going_on_by_repeating() -> Iterator[None]:
-    """Say of Ctrl-C and SIGTERM that the same command goes on from there."""
+    """Say of Ctrl-C, SIGTERM and SIGHUP that the same command goes on from there."""
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
@@ -134,7 +134,7 @@ def going_on_by_repeating() -> Iterator[None]:
 
 @contextmanager
 def stops_explained(run: RunDirectory, again: str | None = None) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a sentence that says what is saved and how to go on.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a sentence that says what is saved and how to go on.
 
     Args:
         again: said of commands that `codecmill resume` does not go on with: it does the rest of a run, which is more
