@@ -7,6 +7,7 @@ from prefect import flow
 from pydantic import Field
 
 from pipelines.config import RunConfig
+from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from tasks.turns import turn
 from tasks.upkeep import Cleaned, Verified, clean_up, verify_all
@@ -23,8 +24,9 @@ def verification(root: Path = ROOT, sources: bool = False) -> Verified:
         root: the folder that holds the runs.
         sources: read the source images as well.
     """
-    with turn(Root(root.absolute())) as ended:
-        return ended or verify_all(Root(root.absolute()), sources)
+    place = _existing(root)
+    with turn(place) as ended:
+        return ended or verify_all(place, sources)
 
 
 @flow(name="clean-up", flow_run_name="clean-up of {root}")
@@ -37,5 +39,12 @@ def cleaning(root: Path = ROOT, days: Days = 30, runs: bool = False, dry_run: bo
         runs: finished runs, too, but the champion's.
         dry_run: only say what would go.
     """
-    with turn(Root(root.absolute())) as ended:
-        return ended or clean_up(Root(root.absolute()), days, runs, dry_run)
+    place = _existing(root)
+    with turn(place) as ended:
+        return ended or clean_up(place, days, runs, dry_run)
+
+
+def _existing(root: Path) -> Root:
+    if not root.is_dir():  # else all would be well there, each week, while nobody looks where the runs are
+        raise InputError(f"There is no root {root.absolute()}: name the folder that holds the runs.")
+    return Root(root.absolute())

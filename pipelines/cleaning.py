@@ -6,6 +6,7 @@ killed builds of shard sets have left goes by itself: see pipelines.data.abandon
 """
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -64,10 +65,13 @@ def find_removable(root: Root, days: float, runs: bool) -> list[Removable]:
 def remove(found: Removable) -> bool:
     """Delete a folder; whether it is gone: it stays if somebody is at work in it now, or it is wanted since.
 
-    It is renamed first, so that nobody ever finds half of it.
+    It is renamed first, so that nobody ever finds half of it. Why it stays is told.
     """
     if found.kind == "rest":
         return _delete(found.path)
+    if found.path.is_symlink() or not os.access(found.path, os.W_OK):
+        log.warning("%s stays: it is a link, or may not be written", found.path)
+        return False
     going = found.path.with_name(f"{GOING}{found.path.name}")
     held = (
         RunDirectory(found.path).locked(wait=0)
@@ -79,9 +83,16 @@ def remove(found: Removable) -> bool:
             found.path.rename(going)
             if found.kind == "shard set" and _is_wanted(going, found):
                 going.rename(found.path)
+                log.warning("%s stays: a run has begun to use it", found.path)
                 return False
             return _delete(going)
-    except (BusyError, FileNotFoundError):  # another cleaning was here first
+    except FileNotFoundError:  # another cleaning was here first
+        return False
+    except BusyError:
+        log.warning("%s stays: somebody is at work in it", found.path)
+        return False
+    except OSError as error:  # another user's, perhaps
+        log.warning("%s stays: %s", found.path, error.strerror)
         return False
 
 

@@ -83,8 +83,18 @@ def check_inputs(config: RunConfig) -> None:
     run = Root(config.root.absolute()).run(config.name)
     source = config.training.start_from
     begun = run.start_weights.is_dir() or any(run.checkpoints.glob("step_*"))
-    if source and not begun and not source.startswith(("runs:/", "models:/")) and not Path(source).exists():
+    if source and not begun and not source.startswith(("runs:/", "models:/")):
+        _check_weights(Path(source))
+
+
+def _check_weights(source: Path) -> None:
+    if not source.exists():
         raise InputError(f"training.start_from '{source}' is no file or folder (looked from {Path.cwd()}).")
+    if source.is_dir() and not (source / "checkpoint.json").is_file():
+        raise InputError(
+            f"training.start_from '{source}' is no checkpoint: name a run's, such as "
+            "RUN/checkpoints/step_00002000, or a file of weights."
+        )
 
 
 def check_evaluation_images(config: RunConfig) -> None:

@@ -122,3 +122,11 @@ def read_variables(file: Path) -> dict[str, str]:
             raise InputError(f"Line {number} of {file} is not of the form NAME=value. Correct it, or remove the file.")
         values[name.strip()] = value.strip()
     return values
+
+
+def prefect_at(home: Path) -> dict[str, str]:
+    """The environment of a Prefect that works over a home's own database, also where another one's is named."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home.absolute()}/prefect.db",
+    }

@@ -20,6 +20,7 @@ from pipelines.durable_files import lock
 from pipelines.errors import BusyError
 from pipelines.process_lifetime import parent_environment, with_our_sources
 from pipelines.run_directory import Root
+from pipelines.service_addresses import prefect_at
 
 LONGEST_SECONDS = 120
 _QUIET = {
@@ -85,7 +86,7 @@ def _ask_prefect(place: str, claims: list[Claim]) -> "subprocess.Popen[str]":
     runs = [each.entry.flow_run for each in claims if each.entry.flow_run is not None]
     is_server = place.startswith(("http://", "https://"))
     named = [f"{run.id}:{run.run_count}" for run in runs]
-    settings = {"PREFECT_API_URL" if is_server else "PREFECT_HOME": place} | _QUIET
+    settings = ({"PREFECT_API_URL": place} if is_server else prefect_at(Path(place))) | _QUIET
     if is_server and os.environ.get("PREFECT_API_URL", place) != place:
         # The environment speaks of another server, whose password is none of this one's business.
         settings |= dict.fromkeys(("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"), "")

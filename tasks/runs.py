@@ -120,6 +120,7 @@ def held_as_it_is(config: RunConfig) -> Iterator[HeldRun]:
         BusyError: another process holds it, here or on another machine that uses the same store.
         InputError: there is no such run, neither here nor in the store.
     """
+    config = named(config)
     root = Root(config.root.absolute())
     run = root.run(config.name)
     if not run.config_file.is_file() and not is_in_store(config.name):

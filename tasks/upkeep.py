@@ -94,7 +94,7 @@ def clean_up(root: Root, days: float, runs: bool, dry_run: bool) -> Cleaned:
             )
             gone.append(each)
         else:
-            log.warning("Left %s, where somebody is at work", each.path)
+            log.warning("Left %s", each.path)
     cleaned = Cleaned(folders=tuple(each.path for each in gone), bytes=sum(each.bytes for each in gone))
     said = f"{len(gone)} folders ({cleaned.bytes:,} bytes) {'would go' if dry_run else 'were removed'}"
     rows = [{"kind": each.kind, "folder": str(each.path), "days": each.days, "bytes": each.bytes} for each in gone]

@@ -204,6 +204,24 @@ def test_what_went_on_from_the_champion_stays_so_that_a_watch_does_not_try_it_ag
     assert [each for each in find_removable(root, days=30, runs=True) if each.kind == "run"] == []
 
 
+def test_a_run_that_is_a_link_or_that_its_lock_keeps_out_stays_whole_and_is_told(
+    tiny: dict[str, Any], root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    linked, closed, old = (finished(tiny, name) for name in ("linked", "closed", "old"))
+    linked.path.rename(tmp_path / "other disk")
+    linked.path.symlink_to(tmp_path / "other disk")
+    closed.lock_file.unlink(missing_ok=True)
+    closed.lock_file.mkdir()  # nobody may open it to write, not even root
+    age(closed.path, 40)
+    found = find_removable(root, days=30, runs=True)
+    assert {each.path for each in found} == {linked.path, closed.path, old.path}
+    assert [each.path for each in found if remove(each)] == [old.path]
+    assert checkpoints.latest(linked)
+    assert checkpoints.latest(closed)
+    assert f"{linked.path} stays: it is a link" in caplog.text
+    assert f"{closed.path} stays: Is a directory" in caplog.text
+
+
 def test_a_folder_that_cannot_be_removed_keeps_no_other(
     tiny: dict[str, Any], root: Root, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

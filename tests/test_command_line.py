@@ -214,6 +214,7 @@ def test_the_environment_is_no_config(tmp_path: Path):
     ("typed", "message"),
     [
         ("rnu", "There is no command 'rnu'. Did you mean run? There are: run, shards, train"),
+        ("--root=x list", "Flags follow the command, as in: codecmill list --root=x. See codecmill --help."),
         ("run --training.stps 3", "codecmill run has no flag --training.stps. Did you mean --training.steps"),
         ("run --steps 3", "codecmill run has no flag --steps. Did you mean --training.steps?"),
         ("run --training.batch-size=3", "has no flag --training.batch-size. Did you mean --training.batch_size"),
@@ -499,7 +500,9 @@ def test_a_root_that_lets_nobody_in_is_one_sentence(typed: str, tmp_path: Path):
 
 
 def test_the_readme_names_all_commands_that_speak_json():
-    said = re.search(r"143\s+SIGTERM\.\s+([^.]*) and the stages speak\s+`--json`\.", (PROJECT / "README.md").read_text())
+    said = re.search(
+        r"143\s+SIGTERM\.\s+([^.]*) and the stages speak\s+`--json`\.", (PROJECT / "README.md").read_text()
+    )
     assert said
     assert set(re.findall(r"`(\w+)`", said[1])) == SPEAK_JSON - {"shards", "train", "evaluate"}
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import make
 from pydantic import ValidationError
 
+from flows.upkeep import cleaning, verification
 from pipelines.config import EvaluationConfig, RunConfig
 from pipelines.durable_files import write_json
 from pipelines.errors import BusyError, InputError
@@ -31,6 +32,7 @@ def config(root: Path, **training: object) -> RunConfig:
     [
         ({"evaluation": {"images": "no-such-folder"}}, "evaluation.images 'no-such-folder'"),
         ({"training": {"start_from": "no.safetensors"}}, "training.start_from 'no.safetensors' is no file or folder"),
+        ({"training": {"start_from": "."}}, "training.start_from '.' is no checkpoint: name a run's"),
         ({"training": {"nodes": 2}}, "CODECMILL_RENDEZVOUS does not say where the hosts meet"),
     ],
 )
@@ -41,6 +43,26 @@ def test_what_is_not_there_is_said_before_anything_is_started(
     monkeypatch.delenv("CODECMILL_RENDEZVOUS", raising=False)
     with pytest.raises(InputError, match=text):
         check_inputs(make({"name": "r", "root": str(tmp_path)}, **changed))
+
+
+def test_a_home_is_found_for_root_and_first_weights_and_empty_ones_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = config(Path("~/data"), start_from="~/first.safetensors")
+    assert found.root == tmp_path / "data"
+    assert found.training.start_from == str(tmp_path / "first.safetensors")
+    assert config(tmp_path, start_from="models:/x@y").training.start_from == "models:/x@y"
+    for values in ({"root": ""}, {"root": "~nobody-at-all/x"}, {"training": {"start_from": ""}}):
+        with pytest.raises(ValidationError):
+            RunConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("flow", [verification, cleaning])
+def test_a_root_that_is_not_there_is_not_found_in_order(flow: Any, tmp_path: Path):
+    with pytest.raises(InputError, match=r"There is no root .*/nowhere: name the folder"):
+        flow.fn(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_is_resolved_once_and_kept(tmp_path: Path):

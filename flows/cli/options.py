@@ -133,6 +133,8 @@ def parse(typed: Sequence[str]) -> Arguments:
         raise InputError(
             f"There is no command '{typed[0]}'.{nearest(typed[0], COMMANDS)} There are: {', '.join(COMMANDS)}."
         )
+    if typed and typed[0].startswith("-") and typed[0] not in ("-h", "--help"):
+        raise InputError(f"Flags follow the command, as in: codecmill list {typed[0]}. See codecmill --help.")
     found, unknown = _parser(set(typed)).parse_known_args(typed)
     if unknown:
         raise InputError(_about_unknown(found.command, unknown))

@@ -15,6 +15,7 @@ from flows.cli.services import HOST, Service, free_port
 from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
+from pipelines.service_addresses import prefect_at
 
 # What schedules, cancels late runs or reacts to events has nothing to do beside a single flow run. The recorder of
 # task runs and the persister of events stay: without them Prefect's pages would show no tasks.
@@ -133,9 +134,7 @@ def start_server(root: Root, port: int, settings: dict[str, str]) -> Service:
             **_QUIET,
             _CONSOLE_LEVEL: "WARNING",
             **settings,
-            "PREFECT_HOME": str(root.prefect_home),
-            # Prefect's own choice, said so that no database is taken which the environment names for another server.
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{root.prefect_home.absolute()}/prefect.db",
+            **prefect_at(root.prefect_home),
         },
         port=port,
         health="/api/health",
