@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.config import Section
-from pipelines.durable_files import json_bytes, open_to_lock, owner, sync_folder
+from pipelines.durable_files import is_at, json_bytes, open_to_lock, owner, room_for, sync_folder
 from pipelines.run_directory import Root
 
 
@@ -66,15 +66,17 @@ def sign_in(root: Root, entry: Entry) -> None:
 
     One that a dead owner of the same id has left is taken over; while somebody puts it right, for seconds, this waits.
     """
-    root.attendance.mkdir(parents=True, exist_ok=True)
     file = _file(root, entry.id)
-    # Where Prefect itself retries a flow run, in the same process, that is signed in already and would wait for itself.
-    descriptor = _signed_in.get(file) or _locked(file, fcntl.LOCK_EX, is_made=True)
-    assert descriptor is not None  # noqa: S101  # it is made where it is missing
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json_bytes(entry.model_dump(mode="json")), 0)
-    os.fsync(descriptor)
-    sync_folder(root.attendance)
+    with room_for(root.attendance, file.name, 0):
+        root.attendance.mkdir(parents=True, exist_ok=True)
+        # Where Prefect itself retries a flow run, in the same process, that is signed in already and would wait for
+        # itself.
+        descriptor = _signed_in.get(file) or _locked(file, fcntl.LOCK_EX, is_made=True)
+        assert descriptor is not None  # noqa: S101  # it is made where it is missing
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json_bytes(entry.model_dump(mode="json")), 0)
+        os.fsync(descriptor)
+        sync_folder(root.attendance)
     _signed_in[file] = descriptor
 
 
@@ -140,7 +142,7 @@ def _locked(file: Path, how: int, is_made: bool) -> int | None:
         try:
             fcntl.flock(descriptor, how)
             # Whoever had the lock may have removed the file: then there is another one of that name by now, or none.
-            if _is_at(file, descriptor):
+            if is_at(file, descriptor):
                 return descriptor
         except BlockingIOError:
             if time.monotonic() > patience:
@@ -148,12 +150,6 @@ def _locked(file: Path, how: int, is_made: bool) -> int | None:
                 return None
             time.sleep(0.01)
         os.close(descriptor)
-
-
-def _is_at(file: Path, descriptor: int) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(file.stat(), os.fstat(descriptor))
-    return False
 
 
 def _is_free(file: Path) -> bool:

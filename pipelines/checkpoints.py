@@ -141,9 +141,9 @@ def check_file(path: Path, expected: FileRecord | None, only_size: bool = False)
 
 def steps_on_disk(run: RunDirectory) -> list[int]:
     """The steps that have a checkpoint folder, sound or not, ascending."""
-    names = [folder.name for folder in run.checkpoints.glob("step_*")]
-    steps = {int(name[5:]): name for name in names if name[5:].isdecimal()}
-    return sorted(step for step, name in steps.items() if name == step_name(step))  # `step_10` is somebody else's
+    names = {folder.name for folder in run.checkpoints.glob("step_*")}
+    steps = {int(name[5:]) for name in names if name[5:].isdecimal()}
+    return sorted(step for step in steps if step_name(step) in names)  # `step_10` is somebody else's
 
 
 def readable_manifests(run: RunDirectory) -> Iterator[Manifest]:
@@ -244,10 +244,18 @@ def retain(run: RunDirectory, newest: Checkpoint, keep_latest: int, spared: Coll
         if step not in kept:
             doomed = run.checkpoints / f".tmp-former-{step_name(step)}-{os.getpid()}"
             folder_of(run, step).rename(doomed)
-            shutil.rmtree(doomed)
+            _remove(doomed)
 
 
 def remove_leftovers(run: RunDirectory) -> None:
     """Delete what a killed process left half-written; only for the holder of the run's lock."""
     for leftover in run.checkpoints.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
+
+
+def _remove(folder: Path) -> None:
+    """Delete what is out of sight already; what cannot go now, as what somebody reads on NFS, goes another time."""
+    if folder.is_symlink():
+        folder.unlink()  # what was moved to another disk stays there
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

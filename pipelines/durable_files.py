@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,20 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
     Raises:
         BusyError: another process still holds it after `wait` seconds.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + wait
+    with room_for(path.parent, path.name, 0):
+        while (descriptor := _locked(path, what, deadline)) is None:
+            path.parent.mkdir(parents=True, exist_ok=True)  # it may have gone with its folder
     try:
-        deadline = time.monotonic() + wait
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, what: str, deadline: float) -> int | None:
+    """The descriptor of a locked file, on which its owner stands; None where it was deleted while it was waited for."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # who else may use it, the umask says
+    try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,11 +47,22 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
                         f"{what} is in use by process {_said_owner(descriptor)}. Wait for it to end, or stop it."
                     ) from error
                 time.sleep(0.1)
+        if not is_at(path, descriptor):
+            os.close(descriptor)
+            return None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-        yield descriptor
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at a path, and not one that was deleted since."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
 
 
 def open_to_lock(path: Path) -> int:
@@ -52,6 +75,10 @@ def open_to_lock(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except PermissionError:  # another user's, on a file system that locks what is open for reading, too
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+LONGEST_NAME = 200
+"""Bytes of a file's name, of the 255 that most file systems allow."""
 
 
 class Owner(NamedTuple):
@@ -105,9 +132,10 @@ def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterat
             raise
         estimated = needed if isinstance(needed, int) else needed()
         size = f"{'' if isinstance(needed, int) else 'about '}{estimated:,} bytes" if estimated else "more"
+        free = shutil.disk_usage(_existing(folder)).free
         raise DiskFullError(
-            f"There is no room in {folder}: {what} needs {size}, and {shutil.disk_usage(folder).free:,} bytes are left "
-            "on its disk. What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"
+            f"There is no room in {folder}: {what} needs {size}, and {free:,} bytes are left on its disk. "
+            "What was saved before is untouched. Make room there, then go on with: codecmill resume RUN"
         ) from error
 
 
@@ -119,6 +147,8 @@ def told_where(path: Path) -> Iterator[None]:
         InputError: an OSError came of it, or a device or a pipe is there, which a new file would take the place of.
     """
     try:
+        if not path.name:
+            raise InputError(f"{path} is a folder. Name a file with -o.")
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} cannot be written: it is no regular file. Name another place with -o.")
         yield
@@ -137,8 +167,8 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     Raises:
         CodecmillError: the disk is full.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with room_for(_existing(path.parent), path.name, len(content)):
+    temporary = path.with_name(f".tmp-{short_name(path.name)}-{os.getpid()}")
+    with room_for(path.parent, path.name, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -149,6 +179,12 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def short_name(name: str) -> str:
+    """A name, or, where what is put around it would make it too long for a file, its digest."""
+    content = os.fsencode(name)
+    return name if len(content) <= LONGEST_NAME else hashlib.sha256(content).hexdigest()
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -215,7 +251,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CodecmillError(f"{path} cannot be read: {error}.") from error
+        raise CodecmillError(f"{path} cannot be read: {reason_of(error)}.") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, without its name, which whoever says so has said."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def sync_file(path: Path) -> None:

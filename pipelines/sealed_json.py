@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipelines.durable_files import json_bytes, write_bytes
+from pipelines.durable_files import json_bytes, reason_of, write_bytes
 from pipelines.errors import CodecmillError
 
 SEAL = "seal"
@@ -43,7 +43,7 @@ def read_sealed(path: Path, largest: int = LARGEST) -> tuple[Any, bool]:
         content = path.read_bytes()
         value = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise CodecmillError(f"{path} cannot be read: {error}.") from error
+        raise CodecmillError(f"{path} cannot be read: {reason_of(error)}.") from error
     if not isinstance(value, dict) or SEAL not in value:
         return value, False
     if not _holds(content):

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,18 @@ def test_the_newest_and_the_best_are_kept(run: RunDirectory):
 
 
 ROLLBACK = {"on_nonfinite": "rollback", "checkpoint_interval": 500}
+
+
+def test_copies_beside_a_checkpoint_hide_it_not_and_one_on_another_disk_stays_there(run: RunDirectory, tmp_path: Path):
+    first, newest = (save(run, step, step) for step in (10, 20))
+    for name in ("step_10", "step_000000010", "step_x"):
+        shutil.copytree(first.path, run.checkpoints / name)
+    assert checkpoints.steps_on_disk(run) == [10, 20]
+    first.path.rename(tmp_path / "moved")
+    first.path.symlink_to(tmp_path / "moved")
+    checkpoints.retain(run, newest, keep_latest=1)
+    assert checkpoints.steps_on_disk(run) == [20]
+    assert (tmp_path / "moved" / "checkpoint.json").is_file()
 
 
 def test_the_checkpoint_that_a_loss_takes_the_run_back_to_is_kept(run: RunDirectory):

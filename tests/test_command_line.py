@@ -585,6 +585,9 @@ def test_export_takes_the_place_of_no_pipe_and_no_device(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     said = refused("export", "small", "-o", "pipe", "--root", str(tmp_path), cwd=tmp_path)
     assert said == "codecmill: pipe cannot be written: it is no regular file. Name another place with -o.\n"
+    for folder in (".", "/"):
+        said = refused("export", "small", "-o", folder, "--root", str(tmp_path), cwd=tmp_path)
+        assert said == f"codecmill: {folder} is a folder. Name a file with -o.\n"
     assert (tmp_path / "pipe").is_fifo()
 
 

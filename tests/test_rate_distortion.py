@@ -224,7 +224,7 @@ def test_where_pixels_bound_the_curves_the_number_of_images_says_so(
 
 def test_curves_are_of_the_first_images_until_there_are_enough_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(curve_images, "MOST_PIXELS", 2 * 60 * 50)
-    codec, config = codec_of("factorized", spread=0.0), EvaluationConfig(pictures=0)
+    codec, config = codec_of("factorized", spread=0.0), EvaluationConfig(pictures=4)
     named = [("wide", picture(LARGEST_SIDE + 1, 1)), *((name, picture(60, 50)) for name in "abc"), ("d", picture(8, 8))]
     found = evaluate(codec.model, HALF, named, tmp_path / "e", config, {"run": "r", "step": 3}, codec)
     assert found.rate_distortion is not None and found.rate_distortion.images == ["a", "b"]
@@ -232,6 +232,7 @@ def test_curves_are_of_the_first_images_until_there_are_enough_pixels(tmp_path: 
     assert "means over 2 images at each setting, the first ones, of 64 megapixels together at most." in (
         found.report.read_text()
     )
+    assert found.report.read_text().count("<strong>Original</strong>") == 2, "pieces are of as many pixels at most"
 
 
 def test_the_largest_picture_fits_every_format():

@@ -233,6 +233,8 @@ def test_the_histogram_counts_every_image_once(values: list[float]) -> None:
 
 def test_names_are_shown_on_one_line() -> None:
     assert printable("a\nb\tc") == "a\\nb\\tc"
+    for name in ("写真\u3000一.png", "Screenshot at 9.41\u202fAM.png", "a\u200cb\u200d.png"):
+        assert printable(name) == name
     assert printable("\udcff\u202e\x00é 日本") == "\\udcff\\u202e\\x00é 日本"
 
 

@@ -2,22 +2,27 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make
+from processes import wait_for
 from pydantic import ValidationError
 
 from flows.upkeep import cleaning, verification
 from pipelines.config import EvaluationConfig, RunConfig
-from pipelines.durable_files import write_json
-from pipelines.errors import BusyError, InputError
+from pipelines.durable_files import lock, write_json
+from pipelines.errors import BusyError, CodecmillError, InputError
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import check_inputs, evaluation_of, merge, start_or_continue
 from pipelines.training.machine import usable_gpus
@@ -239,5 +244,39 @@ def test_an_unknown_run_is_named_with_those_that_are_known(tmp_path: Path):
 def test_a_config_of_another_make_is_one_clear_error(tmp_path: Path):
     run = Root(tmp_path).run("r")
     write_json(run.config_file, {"name": "r", "colour": "red"})
-    with pytest.raises(Exception, match=r"config.json is no config of this version: colour: Extra inputs"):
+    with pytest.raises(
+        CodecmillError, match=r"config.json is no config of this version: colour: Extra inputs"
+    ) as found:
         run.read_config()
+    assert str(found.value).endswith(f"if it has a checkpoint, says: codecmill verify r{run.root.flag()}")
+    run.config_file.unlink()
+    with pytest.raises(CodecmillError, match=r"config.json cannot be read: No such file or directory. How to restore"):
+        run.read_config()
+
+
+def test_a_lock_is_of_the_file_that_is_there_and_for_whom_the_umask_lets_in(tmp_path: Path):
+    file = tmp_path / "folder" / "lock"
+    file.parent.mkdir()
+    former = os.umask(0o002)
+    try:
+        with ThreadPoolExecutor() as threads, ExitStack() as second:
+            with lock(file, "It", wait=0):
+                assert stat.S_IMODE(file.stat().st_mode) == 0o664
+                waiting = threads.submit(second.enter_context, lock(file, "It", wait=30))
+                wait_for(lambda: len(opened(file)) == 2)
+                shutil.rmtree(file.parent)
+            waiting.result()
+            with pytest.raises(BusyError, match="It is in use"), lock(file, "It", wait=0):
+                pass
+    finally:
+        os.umask(former)
+
+
+def opened(file: Path) -> list[Path]:
+    """The descriptors of this process that are of a file."""
+    return [each for each in Path("/proc/self/fd").iterdir() if each.resolve() == file]
+
+
+def test_a_file_with_a_long_name_is_written(tmp_path: Path):
+    write_json(tmp_path / ("\N{HIRAGANA LETTER A}" * 84), {})
+    assert len(list(tmp_path.iterdir())) == 1

@@ -10,7 +10,7 @@ from pipelines.codec.container import parse
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel
 from pipelines.evaluation.formats import FORMATS, read_format
-from pipelines.evaluation.metrics import psnr
+from pipelines.evaluation.metrics import LARGEST_PSNR, psnr
 from pipelines.evaluation.rate_distortion import OURS
 
 SIDE = 192
@@ -53,7 +53,10 @@ def at_equal_rates(codec: PictureCodec, name: str, image: Image.Image) -> Pieces
         found = _nearest(image, target, each.write, *each.reach)
         whole[each.name] = bits_per_pixel(found, image), read_format(found)
     box = worst_box(image, ours)
-    pieces = (Piece(key, rate, psnr(image, decoded), decoded.crop(box)) for key, (rate, decoded) in whole.items())
+    pieces = (
+        Piece(key, rate, min(psnr(image, decoded), LARGEST_PSNR), decoded.crop(box))
+        for key, (rate, decoded) in whole.items()
+    )
     return Pieces(name, image.crop(box), tuple(pieces))
 
 

@@ -21,7 +21,7 @@ from pipelines.data.images import ImageError, Normalization, decode_png, to_imag
 from pipelines.durable_files import built_folder, write_bytes, write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.contents import PICTURES, POINTS, REPORT, RESULT, TABLE, contents_of
-from pipelines.evaluation.curve_images import fits_every_format
+from pipelines.evaluation.curve_images import fits_every_format, is_within
 from pipelines.evaluation.equal_rates import Pieces, at_equal_rates
 from pipelines.evaluation.metrics import Quality, compare, means
 from pipelines.evaluation.pictures import Previews, folder_name, write_pictures
@@ -99,8 +99,16 @@ def _parameters(model: Model) -> int:
 
 def _pieces(codec: PictureCodec, result: Evaluation, folder: Path) -> Iterator[Pieces]:
     """Pieces of the worst images that pictures were written of and that fit every format."""
-    fitting = [row for row in result.ranked if row.pictures and fits_every_format(row.width, row.height)]
-    worst = fitting[:MOST_PIECES]
+    worst, pixels = [], 0
+    for row in result.ranked:
+        size = row.width * row.height
+        if (
+            row.pictures
+            and fits_every_format(row.width, row.height)
+            and is_within(pixels + size, len(worst), MOST_PIECES)
+        ):
+            worst.append(row)
+            pixels += size
     for place, row in enumerate(worst):
         report(Progress("evaluation", place, len(worst), "pieces at equal rates", printable(row.name)))
         original = decode_png((folder / PICTURES / str(row.pictures) / "original.png").read_bytes())

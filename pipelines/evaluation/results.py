@@ -1,6 +1,7 @@
 """What an evaluation found, as values and as `evaluation.json`."""
 
 import re
+import unicodedata
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -214,7 +215,12 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 def printable(name: str) -> str:
     """A file's name on one line: what cannot be shown, or would turn the line around, is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name)
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape", "backslashreplace").decode() for c in name)
+
+
+def _is_shown(character: str) -> bool:
+    """Python takes no space but one for printable, nor what joins Persian's and Hindi's letters or keeps them apart."""
+    return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
 
 
 def code(text: str) -> str:

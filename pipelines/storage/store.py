@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.durable_files import room_for, sync_file
+from pipelines.durable_files import room_for, short_name, sync_file
 from pipelines.errors import CodecmillError
 from pipelines.file_digests import difference
 from pipelines.storage.address import checked_url
@@ -18,9 +18,6 @@ from pipelines.storage.s3 import S3, Page
 
 SMALL_BYTES = 2**30
 """The largest object that is read into memory."""
-
-LONGEST_NAME = 200
-"""Bytes of a file's name, of the 255 that most file systems allow."""
 
 
 def open_store(url: str) -> "Store":
@@ -113,7 +110,7 @@ class Store:
             MissingObject: there is none; DamagedObject: it is another one; StoreUnavailable: the store fails.
             CodecmillError: the disk is full.
         """
-        temporary = target.with_name(f".tmp-{_short(target.name)}-{os.getpid()}-{threading.get_ident()}")
+        temporary = target.with_name(f".tmp-{short_name(target.name)}-{os.getpid()}-{threading.get_ident()}")
 
         def attempt() -> None:
             self._s3.fetch(key, temporary, size)
@@ -196,9 +193,3 @@ class Store:
         if about.has_plain_etag and "-" not in about.etag and found.md5 != about.etag:
             return f"has MD5 {found.md5[:16]}... instead of {about.etag[:16]}..."
         return None
-
-
-def _short(name: str) -> str:
-    """A file's name, or, where there is no room to put anything before and after it, its digest."""
-    content = os.fsencode(name)
-    return name if len(content) <= LONGEST_NAME else hashlib.sha256(content).hexdigest()
