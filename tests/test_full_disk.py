@@ -122,3 +122,42 @@ def test_it_says_where_room_is_needed_and_goes_on_to_the_same_bits(
     assert found["saved"] == {"checkpoints": found["steps"] - 2, "run": first}.get(what)
     assert found["saved"] is None or first <= found["saved"] < found["steps"] < training["steps"]
     assert found["result"] == undisturbed(config)
+
+
+# As BODY, of who signs in where not a byte is left.
+SIGN_IN = """
+import sys
+from pathlib import Path
+from pipelines.attendance import Entry, sign_in
+from pipelines.durable_files import lock
+from pipelines.errors import DiskFullError
+from pipelines.run_directory import Root
+root = Root(Path(sys.argv[1]))
+root.attendance.mkdir()
+with (root.path / "filler").open("ab", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError:
+        pass
+for attempt in (lambda: sign_in(root, Entry(id="1", process=1)), lock(root.path / "lock", "It", wait=0).__enter__):
+    try:
+        attempt()
+    except DiskFullError as error:
+        print(error)
+"""
+
+
+def test_who_comes_when_not_a_byte_is_left_reads_where(tmp_path: Path):
+    (place := tmp_path / "small").mkdir()
+    script = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(place), sys.executable, SIGN_IN],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    signed_in, locked = done.stdout.splitlines()
+    assert signed_in.startswith(f"There is no room in {place}/at_work: 1.json needs more, and 0 bytes are left"), done
+    assert locked.startswith(f"There is no room in {place}: lock needs more, and 0 bytes are left")

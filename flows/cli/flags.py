@@ -51,9 +51,8 @@ def add_flags(command: argparse.ArgumentParser, name: str) -> None:
         where = "an address of this machine that all hosts reach; the port may be left out: 29400"
         command.add_argument("address", metavar="HOST:PORT", help=where)
     if name in TAKE_FILE:
-        command.add_argument(
-            "--config", type=Path, metavar="FILE", help="YAML file with any of the choices below; flags go over it"
-        )
+        values = "YAML file with any of the choices below; flags go over it"
+        command.add_argument("--config", dest="config_file", type=Path, metavar="FILE", help=values)
     if name in SPEAK_JSON:
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     if name == "resume":

@@ -11,7 +11,7 @@ import errno
 import reprlib
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,25 +85,25 @@ class Arguments:
 
     command: str
     root: Path
-    run: str
-    what: str
-    address: str
-    config_file: Path | None
-    output: Path | None
-    files: tuple[Path, ...]
-    model: str | None
-    quality: float | None
-    target_bpp: float | None
-    json: bool
-    sources: bool
-    allow_inexact: bool
-    store: str | None
-    older_than: float
-    runs: bool
-    dry_run: bool
-    debug: bool
-    file_values: Values
-    overrides: Values
+    run: str = ""
+    what: str = ""
+    address: str = ""
+    config_file: Path | None = None
+    output: Path | None = None
+    files: Sequence[Path] = ()
+    model: str | None = None
+    quality: float | None = None
+    target_bpp: float | None = None
+    json: bool = False
+    sources: bool = False
+    allow_inexact: bool = False
+    store: str | None = None
+    older_than: float = 0.0
+    runs: bool = False
+    dry_run: bool = False
+    debug: bool = False
+    file_values: Values = field(default_factory=dict)
+    overrides: Values = field(default_factory=dict)
 
     def config(self) -> RunConfig:
         """The config of the file, or the defaults, with the flags over it.
@@ -141,29 +141,12 @@ def parse(typed: Sequence[str]) -> Arguments:
     given = vars(found)
     overrides = nested({name: choices()[name].parse(text) for name, text in given.items() if name in choices()})
     named = {key: value for key, value in overrides.items() if key == "root"}
-    file = given.get("config")
+    own = {each.name for each in fields(Arguments)} - {"root"}
     return Arguments(
-        command=found.command,
         root=checked(named, None, named).root,
-        run=given.get("run", ""),
-        what=given.get("what", ""),
-        address=given.get("address", ""),
-        config_file=file,
-        output=given.get("output"),
-        files=tuple(given.get("files", ())),
-        model=given.get("model"),
-        quality=given.get("quality"),
-        target_bpp=given.get("target_bpp"),
-        json=given.get("json", False),
-        sources=given.get("sources", False),
-        allow_inexact=given.get("allow_inexact", False),
-        store=given.get("store"),
-        older_than=given.get("older_than", 0.0),
-        runs=given.get("runs", False),
-        dry_run=given.get("dry_run", False),
-        debug=given.get("debug", False),
-        file_values=read_config_file(file) if file else {},
+        file_values=read_config_file(found.config_file) if given.get("config_file") else {},
         overrides=overrides,
+        **{name: value for name, value in given.items() if name in own},
     )
 
 
