@@ -124,6 +124,22 @@ def test_what_comes_next_is_fetched_before_it_is_read(made: Made, elsewhere: Pat
         ahead.reached(third_begin)
 
 
+def test_a_disk_that_fails_for_a_moment_does_not_end_the_fetching_ahead(
+    made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As a full one does, which has no room for a lock either."""
+    monkeypatch.setattr(read_ahead, "PAUSE_SECONDS", 0.05)
+    cached = ShardSet.open(elsewhere)
+    order = SampleOrder(cached.counts("train"), made[1].seed, 3)
+    _, first = next(order.windows(0))
+    names = [cached.rows("train")[each].name for each in first]
+    (in_the_way := elsewhere / f".tmp-{names[0]}.tar.lock").mkdir()
+    with cached.read_ahead(order, 0):
+        wait_for(lambda: "A shard could not be fetched ahead: [Errno 21] Is a directory" in caplog.text, 20)
+        in_the_way.rmdir()
+        wait_for(lambda: set(names) <= set(tars(elsewhere)), 20)
+
+
 @pytest.mark.parametrize(("used", "idle"), [(1, 2), (2, 1)])
 def test_what_is_open_is_not_evicted_and_the_rest_goes_by_its_last_use(
     used: int, idle: int, made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,7 +90,7 @@ class ReadAhead:
             self._cache.bring(row, wait=0, spared={each.name for each in self._plan})
         except (BusyError, NoRoomError):
             return False
-        except CodecmillError as error:
+        except (CodecmillError, OSError) as error:  # of this disk, where it is full for a moment, say
             log.warning("A shard could not be fetched ahead: %s", error)
             return False
         return True
