@@ -111,12 +111,12 @@ def test_the_windows_of_the_order_hold_the_shards_that_are_read_in_them(made: Ma
 
 
 def test_what_comes_next_is_fetched_before_it_is_read(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
-    bound(made, 6.5, monkeypatch)
+    bound(made, 7.5, monkeypatch)
     cached = ShardSet.open(elsewhere)
     order = SampleOrder(cached.counts("train"), made[1].seed, 3)
     windows = order.windows(0)
     (_, first), (second_begin, second), (third_begin, third) = islice(windows, 3)
-    with cached.read_ahead(order, 0) as ahead:
+    with cached.read_ahead(order, 0, 10 * order.total) as ahead:
         assert ahead is not None
         wait_for(lambda: {cached.rows("train")[each].name for each in first + second} <= set(tars(elsewhere)), 20)
         ahead.reached(second_begin)
@@ -128,16 +128,80 @@ def test_a_disk_that_fails_for_a_moment_does_not_end_the_fetching_ahead(
     made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """As a full one does, which has no room for a lock either."""
-    monkeypatch.setattr(read_ahead, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(read_ahead, "LONG_PAUSE_SECONDS", 0.05)
     cached = ShardSet.open(elsewhere)
     order = SampleOrder(cached.counts("train"), made[1].seed, 3)
     _, first = next(order.windows(0))
     names = [cached.rows("train")[each].name for each in first]
     (in_the_way := elsewhere / f".tmp-{names[0]}.tar.lock").mkdir()
-    with cached.read_ahead(order, 0):
+    with cached.read_ahead(order, 0, order.total):
         wait_for(lambda: "A shard could not be fetched ahead: [Errno 21] Is a directory" in caplog.text, 20)
         in_the_way.rmdir()
         wait_for(lambda: set(names) <= set(tars(elsewhere)), 20)
+
+
+def test_nothing_is_fetched_ahead_that_no_step_reads(made: Made, elsewhere: Path):
+    cached, cache = ShardSet.open(elsewhere), ShardSet.open(elsewhere)._cache
+    order = SampleOrder(cached.counts("train"), made[1].seed, 3)
+    (_, first), (begin, _), (next_but_one, _) = islice(order.windows(0), 3)
+    names = {cached.rows("train")[each].name for each in first}
+    training = made[1].training.model_copy(update={"steps": begin // made[1].training.batch_size})
+    with training_batches(cached, made[1].model_copy(update={"training": training}), 1, 0, 1):
+        assert cached._cache is not None and set(cached._cache.needed) == names
+    assert cache is not None
+    with read_ahead.ReadAhead(cache, cached.rows("train"), order, 0, begin) as ahead:
+        ahead.reached(next_but_one)
+        assert not ahead._moved.is_set()
+        wait_for(lambda: names <= set(tars(elsewhere)), 20)
+    assert set(cache.needed) == set(tars(elsewhere)) == names
+
+
+def test_a_validation_evicts_nothing_that_is_needed_next(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(read_ahead, "LONG_PAUSE_SECONDS", 0.1)
+    bound(made, 6.0, monkeypatch)
+    cached = ShardSet.open(elsewhere)
+    order = SampleOrder(cached.counts("train"), made[1].seed, 3)
+    _, first = next(order.windows(0))
+    with cached.read_ahead(order, 0, order.total):
+        assert cached._cache is not None
+        needed = set(cached._cache.needed)
+        assert len(needed) > len(first)
+        wait_for(lambda: needed <= set(tars(elsewhere)), 20)
+        for _ in validation_batches(cached, made[1], 0, 1):
+            assert needed <= set(tars(elsewhere))
+        (elsewhere / f"{min(needed)}.tar").unlink()  # as another process may, which needs others
+        wait_for(lambda: needed <= set(tars(elsewhere)), 20)
+
+
+def test_a_window_that_does_not_fit_is_told_of_once_and_no_more_of_it_is_asked_for(
+    made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    limit = bound(made, 1.0, monkeypatch)
+    cached = ShardSet.open(elsewhere)
+    order = SampleOrder(cached.counts("train"), made[1].seed, 3)
+    _, first = next(order.windows(0))
+    assert cached._cache is not None
+    ahead = read_ahead.ReadAhead(cached._cache, cached.rows("train"), order, 0, order.total)
+    for _ in range(2):
+        ahead._look()
+        assert ahead._fetch() == read_ahead.LONG_PAUSE_SECONDS
+    assert set(tars(elsewhere)) == {cached.rows("train")[first[0]].name}
+    assert len(list(elsewhere.glob(".tmp-*.tar.lock"))) == 2, "the third was not asked for when the second had no room"
+    (said,) = caplog.messages
+    assert f"CODECMILL_CACHE_BYTES is {limit}, but the 3 shards that samples are mixed across at a time have" in said
+
+
+def test_of_what_is_needed_the_latest_is_evicted_first(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    bound(made, 3.0, monkeypatch)
+    cache = ShardSet.open(elsewhere)._cache
+    assert cache is not None
+    rows = sorted(made[0].rows("train"), key=lambda row: -row.bytes)
+    cache.needed = {row.name: ahead for ahead, row in enumerate(rows[:3])}
+    for row in rows[:4]:
+        cache.bring(row)
+    assert set(tars(elsewhere)) == {rows[0].name, rows[1].name, rows[3].name}
+    cache.bring(rows[4])
+    assert set(tars(elsewhere)) == {rows[0].name, rows[1].name, rows[4].name}
 
 
 @pytest.mark.parametrize(("used", "idle"), [(1, 2), (2, 1)])

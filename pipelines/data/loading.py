@@ -50,7 +50,7 @@ def training_batches(
     size = config.training.batch_size
     requests = _training_requests(order, size, first_step, rank, world_size)
     with (
-        shard_set.read_ahead(order, (first_step - 1) * size) as ahead,
+        shard_set.read_ahead(order, (first_step - 1) * size, config.training.steps * size) as ahead,
         batches(Recipe(config, patches, drawn, noise_shape), _told(requests, ahead)) as ready,
     ):
         yield ready

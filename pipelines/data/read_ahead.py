@@ -3,33 +3,42 @@
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import islice, takewhile
 from typing import Self
 
 from pipelines.data.order import SampleOrder
-from pipelines.data.shard_cache import NoRoomError, ShardCache
+from pipelines.data.shard_cache import CACHE_BYTES, NoRoomError, ShardCache
 from pipelines.data.shard_format import ShardRow
 from pipelines.errors import BusyError, CodecmillError
 
 log = logging.getLogger("codecmill.storage")
 
 PAUSE_SECONDS = 0.5
-"""Between two looks at what is here, while something is missing."""
+"""Between two looks at what is here, while another process fetches some of it."""
+
+LONG_PAUSE_SECONDS = 10.0
+"""Between two looks where nothing is missing, or something could not be fetched: to find no room among 10,000 shards
+takes 60 ms, in which nobody else can look for it."""
 
 
 class ReadAhead:
     """While the `with` block runs, a thread keeps the window that is read and those that follow it in the cache.
 
-    As many as fit: there should be room for two windows of `data.shuffle_window` shards, the one that is read and the
-    next. It never fails: a shard that it could not fetch is fetched by whoever reads it.
+    As many as fit beside one shard of another split, which a validation reads: there should be room for two windows of
+    `data.shuffle_window` shards, the one that is read and the next. It never fails: a shard that it could not fetch is
+    fetched by whoever reads it.
 
     Args:
         rows: the training shards, as the order numbers them.
         position: in the order, from which on samples are read.
+        end: in the order, before which reading ends.
     """
 
-    def __init__(self, cache: ShardCache, rows: Sequence[ShardRow], order: SampleOrder, position: int):
+    def __init__(self, cache: ShardCache, rows: Sequence[ShardRow], order: SampleOrder, position: int, end: int):
         self._cache, self._rows, self._order = cache, rows, order
-        self._position = position
+        self._position, self._end = position, end
+        self._filled = sum(row.samples > 0 for row in rows)
+        self._is_told = False
         self._moved = threading.Event()
         self._ending = False
         self._thread = threading.Thread(target=self._work, name="read-ahead", daemon=True)
@@ -47,50 +56,59 @@ class ReadAhead:
     def reached(self, position: int) -> None:
         """Samples are read from a position on."""
         self._position = position
-        if position >= self._until:
+        if self._until <= position < self._end:  # a few batches are read that no step takes
             self._moved.set()
 
     def _look(self) -> None:
         """Find out what is needed next: all shards of this window, then of the following ones while there is room."""
-        windows = self._order.windows(self._position)
-        _, current = next(windows)
-        plan = dict.fromkeys(current)
-        begin, following = next(windows)
-        self._until = begin
+        (_, current), (self._until, _) = islice(self._order.windows(self._position), 2)
+        following = takewhile(lambda window: window[0] < self._end, self._order.windows(self._until))
+        plan = dict.fromkeys(current, 0)
         size = sum(self._rows[shard].bytes for shard in plan)
-        while len(plan) < len(self._rows):
-            for shard in following:
-                if shard not in plan and size + self._rows[shard].bytes <= self._cache.limit:
-                    plan[shard] = None
-                    size += self._rows[shard].bytes
-                elif shard not in plan:
-                    self._plan = [self._rows[each] for each in plan]
-                    return self._tell(current)
-            _, following = next(windows)
-        self._plan = [self._rows[each] for each in plan]
-        return self._tell(current)
+        self._tell(len(plan), size)
+        for ahead, shard in ((ahead, shard) for ahead, (_, shards) in enumerate(following, 1) for shard in shards):
+            if len(plan) == self._filled:
+                break
+            if shard in plan:
+                continue
+            size += self._rows[shard].bytes
+            if size > self._cache.limit - self._cache.largest:
+                break
+            plan[shard] = ahead
+        self._plan = [self._rows[shard] for shard in plan]
+        self._cache.needed = {self._rows[shard].name: ahead for shard, ahead in plan.items()}
 
-    def _tell(self, current: Sequence[int]) -> None:
-        self._cache.needed_soon = frozenset(self._rows[shard].name for shard in current)
+    def _tell(self, shards: int, size: int) -> None:
+        """Say once that a window does not fit."""
+        if size > self._cache.limit and not self._is_told:
+            self._is_told = True
+            log.warning(
+                "%s is %d, but the %d shards that samples are mixed across at a time have %d bytes: they are fetched "
+                "again and again. Set it higher.",
+                *(CACHE_BYTES, self._cache.limit, shards, size),
+            )
 
     def _work(self) -> None:
         while not self._ending:
             self._moved.clear()
             self._look()
-            missing = [row for row in self._plan if not (self._ending or self._fetched(row))]
-            self._moved.wait(PAUSE_SECONDS if missing else None)
+            self._moved.wait(self._fetch())
 
-    def _fetched(self, row: ShardRow) -> bool:
-        """Fetch a shard unless another process does; whether it is here."""
-        if self._cache.is_here(row):
-            return True
-        if self._moved.is_set():
-            return False  # the plan is of yesterday
-        try:
-            self._cache.bring(row, wait=0, spared={each.name for each in self._plan})
-        except (BusyError, NoRoomError):
-            return False
-        except (CodecmillError, OSError) as error:  # of this disk, where it is full for a moment, say
-            log.warning("A shard could not be fetched ahead: %s", error)
-            return False
-        return True
+    def _fetch(self) -> float:
+        """Fetch what is missing, as far as there is room and nobody else does; returns seconds until the next look."""
+        pause = LONG_PAUSE_SECONDS
+        for row in self._plan:
+            if self._ending or self._moved.is_set():
+                break  # the plan is of yesterday
+            if self._cache.is_here(row):
+                continue
+            try:
+                self._cache.bring(row, wait=0, spared=self._cache.needed)
+            except BusyError:
+                pause = PAUSE_SECONDS
+            except NoRoomError:
+                return LONG_PAUSE_SECONDS
+            except (CodecmillError, OSError) as error:  # of this disk, where it is full for a moment, say
+                log.warning("A shard could not be fetched ahead: %s", error)
+                return LONG_PAUSE_SECONDS
+        return pause

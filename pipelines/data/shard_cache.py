@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,13 +56,16 @@ class ShardCache:
     def __init__(self, folder: Path, url: str, rows: Collection[ShardRow], limit: int):
         self.folder = folder
         self.limit = limit
-        self.needed_soon: frozenset[str] = frozenset()
-        """Names of the shards that the next samples are read from, which are evicted last."""
+        self.needed: Mapping[str, int] = {}
+        """Names of the shards that the next samples are read from, which are evicted last, and how many windows from
+        now they are: the most distant go first."""
         self._url = url
         self._bytes = {row.name: row.bytes for row in rows}
-        largest = max(self._bytes.values(), default=0)
-        if largest > limit:
-            raise InputError(f"{CACHE_BYTES} is {limit}, but a shard of {folder} has {largest} bytes. Set it higher.")
+        self.largest = max(self._bytes.values(), default=0)
+        if self.largest > limit:
+            raise InputError(
+                f"{CACHE_BYTES} is {limit}, but a shard of {folder} has {self.largest} bytes. Set it higher."
+            )
 
     def is_here(self, row: ShardRow) -> bool:
         return is_whole(self.folder / row.tar, row.bytes)
@@ -156,7 +159,8 @@ class ShardCache:
             claim.unlink(missing_ok=True)
 
     def _make_room(self, wanted: ShardRow, spared: Collection[str]) -> None:
-        """Evict what was used least recently; what will be needed soon only where nothing else is left."""
+        """Evict what was used least recently; what is needed next only where nothing else is left, its end first."""
+        needed = self.needed
         # Claims first: one that ends meanwhile has left its tar by then; the other way round it would be in neither.
         claimed = self._being_fetched()
         here: dict[str, int] = {}
@@ -166,7 +170,7 @@ class ShardCache:
         used = sum(self._bytes.get(name, 0) for name in {*here, *claimed} - {wanted.name})
         candidates = sorted(
             (name for name in here if name != wanted.name and name not in spared),
-            key=lambda name: (name in self.needed_soon, here[name]),
+            key=lambda name: (name in needed, -needed.get(name, 0), here[name]),
         )
         for name in candidates:
             if used + wanted.bytes <= self.limit:

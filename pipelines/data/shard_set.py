@@ -141,15 +141,15 @@ class ShardSet:
                     "Delete the file and run: codecmill shards"
                 )
 
-    def read_ahead(self, order: SampleOrder, position: int) -> AbstractContextManager[ReadAhead | None]:
+    def read_ahead(self, order: SampleOrder, position: int, end: int) -> AbstractContextManager[ReadAhead | None]:
         """Fetch training shards before they are read, for the duration; None where all are here.
 
         Args:
-            order: of the training samples; `position`: in it, from which on they are read.
+            order: of the training samples; `position`, `end`: in it, from which on and before which they are read.
         """
         if self._cache is None:
             return nullcontext()
-        return ReadAhead(self._cache, self.rows("train"), order, position)
+        return ReadAhead(self._cache, self.rows("train"), order, position, end)
 
     def samples(self, split: Split) -> Iterator[Sample]:
         """All samples of a split, in stored order."""
