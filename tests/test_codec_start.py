@@ -13,7 +13,8 @@ from torch import Tensor
 from trainings import begin
 
 from pipelines.config import ModelConfig
-from pipelines.data.block_statistics import MOST_PATCHES, block_transform
+from pipelines.data import block_statistics
+from pipelines.data.block_statistics import block_transform
 from pipelines.data.images import decode_png, to_tensor
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import ShardSet
@@ -33,7 +34,7 @@ def shard_set(tiny: dict[str, Any]) -> ShardSet:
 
 def patches(shard_set: ShardSet) -> list[Tensor]:
     found = [to_tensor(decode_png(sample.image)) for sample in shard_set.samples("train")]
-    assert len(found) <= MOST_PATCHES, "all of them are looked at"
+    assert len(found) <= 512, "all of them are looked at"
     return found
 
 
@@ -61,6 +62,15 @@ def test_the_transform_is_that_of_the_principal_components_of_the_patches(shard_
     np.testing.assert_allclose(rows @ rows.T, np.eye(COUNT), atol=1e-6)
     np.testing.assert_allclose(expected @ rows.T, rows.T * values[:COUNT], atol=1e-5 * values[0])
     assert (rows[np.arange(COUNT), np.abs(rows).argmax(axis=1)] > 0).all()
+
+
+@pytest.mark.parametrize("most", [5, 7, 20, 1000])
+def test_of_few_shards_every_nth_patch_is_looked_at(shard_set: ShardSet, most: int, monkeypatch: pytest.MonkeyPatch):
+    """As ever: the first weights of a run that is begun again are those that it had."""
+    monkeypatch.setattr(block_statistics, "MOST_PATCHES", most)
+    found, every = list(block_statistics._patches(shard_set)), patches(shard_set)
+    assert len(shard_set.counts("train")) <= block_statistics.FEW_SHARDS
+    assert torch.equal(torch.stack(found), torch.stack(every[:: -(-len(every) // most)]))
 
 
 def test_an_untrained_codec_loses_what_its_transform_leaves_out_and_no_more(shard_set: ShardSet):
@@ -93,17 +103,19 @@ from pipelines.run_directory import RunDirectory
 from pipelines.training import preparation
 directory = RunDirectory(Path({str(directory.path)!r}))
 shard_set = ShardSet.open(Path(read_json(directory.shard_set_file)["path"]))
-if ranks.rank == 1:  # as another processor would, by more than it would
-    own = preparation.block_transform
-    preparation.block_transform = lambda *given: tuple(2 * part for part in own(*given))
-state = preparation.prepare(directory, directory.read_config(), shard_set, ranks)
+if ranks.rank == 1:  # another processor may find another one, and fetches the shards for it
+    del preparation.block_transform
+beats = []
+state = preparation.prepare(directory, directory.read_config(), shard_set, ranks, lambda *given: beats.append(given))
+say(beats)
 tensors = {{name: tensor.contiguous() for name, tensor in state.model.state_dict().items()}}
 save_file(tensors, f"{{os.path.dirname(__file__)}}/start_{{ranks.rank}}.safetensors")
 """
-    run_ranks(tmp_path, 2, body)
+    said = run_ranks(tmp_path, 2, body)
+    shard_set = create_shards(directory.read_config())
+    assert said == [f"0 {[(0, 'warming up')] * len(patches(shard_set))}", "1 []"], "a sign of life for each patch"
     first, second = (load_file(tmp_path / f"start_{rank}.safetensors") for rank in (0, 1))
     assert all(torch.equal(second[name], value) for name, value in first.items())
-    shard_set = create_shards(directory.read_config())
     rows, deviation = block_transform(shard_set, SIZE, COUNT)
     levels = 255 * torch.tensor(shard_set.measured.std).repeat_interleave(SIZE**2)
     torch.testing.assert_close(first["encoder.transform.given"][..., 0, 0], rows * levels)

@@ -18,7 +18,8 @@ from processes import wait_for
 
 from pipelines import storage
 from pipelines.config import RunConfig
-from pipelines.data import read_ahead, remote_sets, shard_cache, suspects
+from pipelines.data import block_statistics, read_ahead, remote_sets, shard_cache, suspects
+from pipelines.data.block_statistics import block_transform
 from pipelines.data.loading import training_batches, validation_batches
 from pipelines.data.order import SampleOrder
 from pipelines.data.shard_cache import NoRoomError
@@ -189,6 +190,19 @@ def test_a_window_that_does_not_fit_is_told_of_once_and_no_more_of_it_is_asked_f
     assert len(list(elsewhere.glob(".tmp-*.tar.lock"))) == 2, "the third was not asked for when the second had no room"
     (said,) = caplog.messages
     assert f"CODECMILL_CACHE_BYTES is {limit}, but the 3 shards that samples are mixed across at a time have" in said
+
+
+def test_a_codec_looks_at_patches_of_a_few_shards_alone(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of many small ones at more: no fewer patches are looked at."""
+    few, counts = block_statistics.FEW_SHARDS, made[0].counts("train")
+    assert few < len(counts)
+    for most, shards in ((64, few), (sum(counts) * (few + 1) // len(counts), few + 1)):
+        monkeypatch.setattr(block_statistics, "MOST_PATCHES", most)
+        cached = ShardSet.open(elsewhere)
+        block_transform(cached, 4, 8)
+        assert len(tars(elsewhere)) == shards
+        for name in tars(elsewhere):
+            (elsewhere / f"{name}.tar").unlink()
 
 
 def test_of_what_is_needed_the_latest_is_evicted_first(made: Made, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):

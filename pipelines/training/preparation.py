@@ -43,7 +43,7 @@ def prepare(
         if checkpoint
         else Normalization.resolve(config.data.normalization, shard_set.measured)
     )
-    model = _built(config, normalization, shard_set, ranks, is_fresh=checkpoint is None)
+    model = _built(config, normalization, shard_set, ranks, beat, is_fresh=checkpoint is None)
     is_child = checkpoint is None and bool(training.start_from)
     parent = _start_from(directory, training, model, ranks) if is_child else None
     if training.parallel == "ddp":
@@ -76,7 +76,9 @@ def prepare(
     return prepared
 
 
-def _built(config: RunConfig, normalization: Normalization, shard_set: ShardSet, ranks: Ranks, is_fresh: bool) -> Model:
+def _built(
+    config: RunConfig, normalization: Normalization, shard_set: ShardSet, ranks: Ranks, beat: Beat, is_fresh: bool
+) -> Model:
     """The model with its first weights, on the CPU: where it is not fresh, a checkpoint's take their place."""
     training = config.training
     dtype = torch.float64 if training.precision == "float64" else torch.float32
@@ -85,7 +87,7 @@ def _built(config: RunConfig, normalization: Normalization, shard_set: ShardSet,
     layout = torch.channels_last if is_last else torch.contiguous_format
     model = build_model(config.model, config.seed).to(dtype).to(memory_format=layout)
     if is_fresh and isinstance(model, TransformCodec):
-        _start_from_transform(model, normalization, shard_set, config.seed, ranks)
+        _start_from_transform(model, normalization, shard_set, config.seed, ranks, beat)
     return model
 
 
@@ -161,10 +163,15 @@ def _warm_up(prepared: Training) -> float:
 
 
 def _start_from_transform(
-    model: TransformCodec, normalization: Normalization, shard_set: ShardSet, seed: int, ranks: Ranks
+    model: TransformCodec, normalization: Normalization, shard_set: ShardSet, seed: int, ranks: Ranks, beat: Beat
 ) -> None:
-    """Give a codec the transform that fits its photographs best, the same bits on every rank."""
-    transform = block_transform(shard_set, model.stride, model.config.latent_channels)
+    """Give a codec the transform that fits its photographs best, which the first rank finds: the same bits on all."""
+    length = 3 * model.stride**2
+    count = min(model.config.latent_channels, length)
+    if ranks.is_first:
+        transform = block_transform(shard_set, model.stride, count, lambda: beat(0, "warming up"))
+    else:
+        transform = torch.empty(count, length), torch.empty(count)
     for tensor in transform:
         dist.broadcast(on_device := tensor.to(ranks.device), src=0)
         tensor.copy_(on_device)
