@@ -26,8 +26,9 @@ from pipelines.data.shard_set import RawSample, Sample, ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.transforms import draw
 from pipelines.errors import CodecmillError
+from pipelines.processor_cores import usable_cores
 
-ALL_CORES = max(2, len(os.sched_getaffinity(0)))
+ALL_CORES = max(2, usable_cores())
 WAYS = {"beside steps": 1, "between steps": ALL_CORES}
 """A step with one thread has batches decoded beside it, one that takes all cores has them decoded between two steps."""
 

@@ -17,7 +17,10 @@ from flows.cli.config_file import effective_config
 from flows.cli.options import parse
 from infra.bench.programs import small_run
 from infra.chaos.small_runs import SmallRun
+from pipelines import processor_cores
 from pipelines.config import RunConfig
+from pipelines.data import batch_making
+from pipelines.doctor import machine as doctor_machine
 from pipelines.doctor.machine import examine_machine
 from pipelines.errors import InputError
 from pipelines.training import machine
@@ -56,6 +59,45 @@ def test_bf16_is_chosen_where_it_is_the_faster_one(
 def test_a_processor_that_is_said_to_have_bf16_has_it_for_torch():
     capable = torch.cpu.get_capabilities()
     assert not machine.bf16_pays("cpu") or capable.get("amx_bf16") or capable.get("avx512_bf16")
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 64),
+        ("0::/", {"cpu.max": "400000 100000"}, 4),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("0::/", {"cpu.max": "12800000 100000"}, 64),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+        ("0::/on/the host/docker-1f", {"cpu.max": "200000 50000"}, 4),
+        ("0::/../../x", {"cpu.max": "300000 100000"}, 3),
+        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ("9:cpuset:/\n4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "250000", "cpu/a/cpu.cfs_period_us": "100000"}, 3),
+        ("9:cpuset:/\n0::/", {"cpuset/cpu.max": "100000 100000"}, 64),
+        (None, {}, 64),
+    ],
+)
+def test_cores_are_those_of_the_containers_quota(
+    own: str | None, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As the kernel shows them inside, with and without a namespace for control groups."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    shown = {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
+    for name, content in (shown | ({"proc/self/cgroup": own} if own else {})).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert processor_cores.usable_cores(tmp_path) == cores
+
+
+def test_threads_loading_and_doctor_go_by_the_usable_cores(monkeypatch: pytest.MonkeyPatch):
+    for module in (machine, batch_making, doctor_machine):
+        monkeypatch.setattr(module, "usable_cores", lambda: 3)
+    monkeypatch.setattr(machine, "usable_gpus", lambda: 0)
+    training = machine.resolve(RunConfig()).training
+    assert training.threads == batch_making.threads_between_steps(training) == 3
+    (told,) = [each for each in examine_machine() if each.about == "processor"]
+    assert told.text.startswith("3 cores, ")
 
 
 def test_nothing_is_compiled_where_pythons_headers_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -102,6 +144,7 @@ print("LOADED", sorted({"torch", "torch._dynamo", "torchvision"} & set(sys.modul
 
 BEGIN = """
 from pathlib import Path
+from pipelines import processor_cores
 from pipelines.config import RunConfig
 from pipelines.runs import start_or_continue
 start_or_continue(RunConfig.model_validate_json(Path("config.json").read_text()))

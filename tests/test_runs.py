@@ -23,6 +23,7 @@ from flows.upkeep import cleaning, verification
 from pipelines.config import EvaluationConfig, RunConfig
 from pipelines.durable_files import lock, write_json
 from pipelines.errors import BusyError, CodecmillError, InputError
+from pipelines.processor_cores import usable_cores
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import check_inputs, evaluation_of, merge, start_or_continue
 from pipelines.training.machine import usable_gpus
@@ -76,7 +77,7 @@ def test_auto_is_resolved_once_and_kept(tmp_path: Path):
     gpus = usable_gpus()
     assert resolved.device == ("cuda" if gpus else "cpu")
     assert resolved.processes == max(1, gpus)
-    assert resolved.threads == (1 if gpus > 1 else len(os.sched_getaffinity(0)))
+    assert resolved.threads == (1 if gpus > 1 else usable_cores())
     assert resolved.precision in ("float32", "bf16")
     assert resolved.compile in (True, False)
     before = run.config_file.read_bytes()

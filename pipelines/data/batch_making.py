@@ -1,6 +1,5 @@
 """Batches in the making: threads read ahead what they are made of, and decode it where that costs the step least."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +19,7 @@ from pipelines.data.decoded_patches import DecodedPatches, Patch
 from pipelines.data.randomness import random_generator
 from pipelines.data.shard_set import RawSample
 from pipelines.data.transforms import Draw
+from pipelines.processor_cores import usable_cores
 
 AHEAD = 3
 """Batches made, or at least read, ahead of the one that is trained on."""
@@ -104,7 +104,7 @@ def threads_between_steps(training: TrainingConfig) -> int | None:
     the step either way.
     """
     threads = training.threads
-    if training.device != "cpu" or threads == "auto" or threads < max(2, len(os.sched_getaffinity(0))):
+    if training.device != "cpu" or threads == "auto" or threads < max(2, usable_cores()):
         return None
     return threads
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from pipelines.doctor.findings import Finding, fault, good, note
+from pipelines.processor_cores import usable_cores
 
 OURS = "codecmill"
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -81,9 +82,8 @@ def _devices() -> Iterator[Finding]:
 
     from pipelines.training.machine import bf16_pays
 
-    cores = len(os.sched_getaffinity(0))
     kind = "bf16 in hardware" if bf16_pays("cpu") else "float32, which is faster here than bf16"
-    yield good("processor", f"{cores} cores, {kind}")
+    yield good("processor", f"{usable_cores()} cores, {kind}")
     if not torch.cuda.is_available():
         yield _no_gpu(torch.version.cuda)
         return

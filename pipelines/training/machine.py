@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.errors import InputError
+from pipelines.processor_cores import usable_cores
 
 # A command resolves a new run before its first stage. torch, whose import takes seconds, is asked only where it may see
 # a GPU; the ranks load it for themselves.
@@ -37,7 +38,7 @@ def resolve(config: RunConfig) -> RunConfig:
         processes = _most_ranks(gpus, training) if device == "cuda" and gpus else 1
     threads = training.threads
     if threads == "auto":
-        threads = 1 if processes * training.nodes > 1 or training.virtual_ranks else len(os.sched_getaffinity(0))
+        threads = 1 if processes * training.nodes > 1 or training.virtual_ranks else usable_cores()
     precision = training.precision
     if precision == "auto":
         precision = "bf16" if bf16_pays(device) else "float32"
