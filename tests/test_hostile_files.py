@@ -229,6 +229,17 @@ def test_an_index_under_its_own_digest(run: RunDirectory, data: st.DataObject):
         read_shard_set(run)
 
 
+@pytest.mark.parametrize("sizes", [(2**63, 2**63), (2**64 - 1, 513, 2**64 - 512), (600, 500)])
+def test_an_index_whose_samples_are_larger_than_the_tar_is_refused(sizes: tuple[int, ...], tmp_path: Path):
+    """Also where 64 bits would make 0 or 1,000 of their sum."""
+    spans = np.zeros(len(sizes), dtype=SPAN)
+    spans["size"] = sizes
+    spans["offset"] = np.cumsum(spans["size"]) - spans["size"]
+    write_index(tmp_path / "train.index", spans)
+    with pytest.raises(CodecmillError, match=f"it has {sum(sizes)} bytes of samples, the tar 1000. Delete the file"):
+        read_index(tmp_path / "train.index", len(sizes), 1000)
+
+
 def test_an_index_that_claims_much_takes_little(run: RunDirectory):
     file = shard_file(run, "train-*.index")
     with kept(file, file.parent / "manifest.json"):

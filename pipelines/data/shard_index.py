@@ -71,9 +71,9 @@ def parsed_index(content: bytes, samples: int, tar_bytes: int) -> np.ndarray:
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
     if spans is None or shape != spans.shape or spans.shape != (samples,):
         raise ValueError(f"it has {shape} rows of {dtype.itemsize} bytes in {len(content)}, the tar {samples} samples")
-    sizes = spans["size"].astype(object)  # Python's integers, which do not wrap around
-    if sum(sizes) > tar_bytes:
-        raise ValueError(f"it has {sum(sizes)} bytes of samples, the tar {tar_bytes}")
+    sizes = spans["size"]
+    if (sizes > tar_bytes).any() or int(sizes.sum()) > tar_bytes:  # of such sizes no sum wraps around
+        raise ValueError(f"it has {sum(sizes.tolist())} bytes of samples, the tar {tar_bytes}")
     if not np.array_equal(spans["offset"], np.cumsum(spans["size"]) - spans["size"]):
         raise ValueError("its samples do not lie one behind the other")
     for part in ("json", "mask", "image"):
