@@ -11,8 +11,10 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from pipelines.config import RunConfig
+from pipelines.data import shard_set as shard_set_module
 from pipelines.data import suspects
 from pipelines.data.encoding import EncodingOrder
 from pipelines.data.encoding_worker import run_here
@@ -692,6 +695,39 @@ def test_a_tar_that_is_cut_while_it_is_open_is_an_error_not_a_crash(config: RunC
     os.truncate(shard_set.path / shard_set.rows("train")[0].tar, 4096)
     with pytest.raises(CodecmillError, match=f"Sample {last} of .* is damaged"):
         shard_set.read("train", 0, last)
+
+
+def test_an_index_is_read_once_also_where_its_tar_is_not_kept_open(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    """Samples of a window lie anywhere in it, and it may have more shards than a process may open."""
+    monkeypatch.setattr(shard_set_module, "OPEN_TARS", 1)
+    shard_set = create_shards(config)
+    samples = [list(shard_set.samples(split)) for split in SPLITS]
+    for row in shard_set.manifest.shards:
+        (shard_set.path / row.index).unlink()
+    assert [list(shard_set.samples(split)) for split in SPLITS] == samples
+    open_files = [each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert [each.suffix for each in open_files if each.parent == shard_set.path] == [".tar"]
+    monkeypatch.setattr(shard_set_module, "INDEX_BYTES", 1)
+    bounded = create_shards(config)
+    assert [list(bounded.samples(split)) for split in SPLITS] == samples
+    assert len(bounded._indexes) == 1
+
+
+def test_while_an_index_is_read_others_read_what_is_known(config: RunConfig):
+    known = threading.Event()
+
+    class Slow(ShardSet):
+        def _read_index(self, row: ShardRow) -> np.ndarray:
+            assert row.split != "test" or known.wait(20)
+            return super()._read_index(row)
+
+    shard_set = Slow.open(create_shards(config).path)
+    expected = shard_set.read("train", 0, 0)
+    with ThreadPoolExecutor(1) as other:
+        reading = other.submit(shard_set.read, "test", 0, 0)
+        assert shard_set.read("train", 0, 0) == expected
+        known.set()
+        assert reading.result().image
 
 
 def test_manifests_that_cannot_be_used_are_explained(config: RunConfig, tmp_path: Path):

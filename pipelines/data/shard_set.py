@@ -24,8 +24,12 @@ from pipelines.errors import CodecmillError
 from pipelines.file_digests import difference
 
 AGAIN = "It is made again, and no other, by: codecmill resume RUN (or codecmill shards). Or restore it from a copy."
-OPEN_SHARDS = 128
-"""Shards kept open at a time by one set: more than the default shuffle window, far fewer than a process may open."""
+OPEN_TARS = 128
+"""Tars kept open at a time by one set: more than the default shuffle window, far fewer than a process may open."""
+
+INDEX_BYTES = 128 * 2**20
+"""Of indexes that one set keeps: a window of 1.8 million samples, far more than the default one has. To read one again
+takes as long as to read hundreds of samples."""
 
 
 class Sample(NamedTuple):
@@ -52,20 +56,14 @@ class RawSample(NamedTuple):
     content: bytes
 
 
-class _OpenShard:
-    """A tar's descriptor and its index. Reading by `pread` meets a file cut short with an error, not with SIGBUS.
+class _OpenTar:
+    """A tar's descriptor. Reading by `pread` meets a file cut short with an error, not with SIGBUS."""
 
-    A tar that lies in a store has no descriptor here: it is held for as long as a sample is read, so that it may be
-    evicted between two.
-    """
-
-    def __init__(self, descriptor: int | None, index: np.ndarray):
+    def __init__(self, descriptor: int):
         self.descriptor = descriptor
-        self.index = index
 
     def __del__(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 class _DamagedError(Exception):
@@ -80,7 +78,9 @@ class ShardSet:
         self.manifest = manifest
         self._cache = cache
         self._rows = {split: [row for row in manifest.shards if row.split == split] for split in SPLITS}
-        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._tars: OrderedDict[str, _OpenTar] = OrderedDict()
+        self._indexes: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._most_indexes = max(1, INDEX_BYTES // max((1, *(row.index_bytes for row in manifest.shards))))
         self._lock = threading.Lock()
 
     @classmethod
@@ -191,7 +191,7 @@ class ShardSet:
                 raise self._marked(row, str(error)) from None
         # Damaged after it was fetched: the store has it as it was.
         with self._lock:
-            self._open.pop(row.name, None)
+            self._indexes.pop(row.name, None)
         self._cache.discard(row)
         try:
             return self._checked(row, index, self._raw(row, index))
@@ -199,10 +199,9 @@ class ShardSet:
             raise CodecmillError(f"{error}, and so is what the store gives. See codecmill verify.") from None
 
     def _raw(self, row: ShardRow, index: int) -> RawSample:
-        opened = self._opened(row)
-        span = opened.index[index]
+        span = self._index(row)[index]
         try:
-            with self._descriptor(row, opened) as descriptor:
+            with self._descriptor(row) as descriptor:
                 return RawSample(span, os.pread(descriptor, int(span["size"]), int(span["offset"])))
         except OSError as error:
             raise CodecmillError(f"{self.path / row.tar} cannot be read: {error.strerror}.") from error
@@ -219,42 +218,55 @@ class ShardSet:
         image, mask, told = (_member(content, span, name) for name in ("image", "mask", "json"))
         return Sample(key, image, mask or None, told)
 
-    def _opened(self, row: ShardRow) -> _OpenShard:
-        if self._cache and row.name not in self._open:  # without the lock: other threads read what is open
-            self._cache.small(row.index, row.index_bytes, row.index_sha256)
+    def _index(self, row: ShardRow) -> np.ndarray:
         with self._lock:
-            if row.name in self._open:
-                self._open.move_to_end(row.name)
-            else:
-                self._open[row.name] = self._open_shard(row)
-                if len(self._open) > OPEN_SHARDS:
-                    self._open.popitem(last=False)
-            return self._open[row.name]
+            if row.name in self._indexes:
+                self._indexes.move_to_end(row.name)
+                return self._indexes[row.name]
+        index = self._read_index(row)  # without the lock: other threads read what is known
+        with self._lock:
+            self._indexes[row.name] = index
+            if len(self._indexes) > self._most_indexes:
+                self._indexes.popitem(last=False)
+        return index
 
-    @contextmanager
-    def _descriptor(self, row: ShardRow, opened: _OpenShard) -> Iterator[int]:
-        """Of a shard's tar, for as long as a sample is read."""
-        if opened.descriptor is not None:
-            yield opened.descriptor
-        elif self._cache:
-            descriptor = self._cache.hold(row)
-            try:
-                yield descriptor
-            finally:
-                os.close(descriptor)
-
-    def _open_shard(self, row: ShardRow) -> _OpenShard:
+    def _read_index(self, row: ShardRow) -> np.ndarray:
+        if self._cache:
+            self._cache.small(row.index, row.index_bytes, row.index_sha256)
         how = difference(self.path / row.index, row.index_bytes, row.index_sha256)
         if how:
             raise _DamagedError(f"{self.path / row.index} {how}")
-        index = read_index(self.path / row.index, row.samples, row.bytes)
-        if self._cache:
-            return _OpenShard(None, index)
+        return read_index(self.path / row.index, row.samples, row.bytes)
+
+    @contextmanager
+    def _descriptor(self, row: ShardRow) -> Iterator[int]:
+        """Of a shard's tar, for as long as a sample is read: one that lies in a store may be evicted between two."""
+        if self._cache is None:
+            tar = self._tar(row)  # which another thread may cease to keep open
+            yield tar.descriptor
+            return
+        descriptor = self._cache.hold(row)
         try:
-            descriptor = os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _tar(self, row: ShardRow) -> _OpenTar:
+        """A tar that is on disk, open as long as somebody has this."""
+        with self._lock:
+            if row.name in self._tars:
+                self._tars.move_to_end(row.name)
+            else:
+                self._tars[row.name] = self._open_tar(row)
+                if len(self._tars) > OPEN_TARS:
+                    self._tars.popitem(last=False)
+            return self._tars[row.name]
+
+    def _open_tar(self, row: ShardRow) -> _OpenTar:
+        try:
+            return _OpenTar(os.open(self.path / row.tar, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise CodecmillError(f"{error.filename} cannot be opened: {error.strerror}. {AGAIN}") from error
-        return _OpenShard(descriptor, index)
 
     def _marked(self, row: ShardRow, what: str) -> CodecmillError:
         is_marked = suspects.mark(self.path, row.name)
