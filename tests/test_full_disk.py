@@ -12,6 +12,8 @@ from conftest import make
 from processes import PROJECT
 from trainings import Undisturbed
 
+from pipelines.training.following import SPOKEN
+
 # Runs where a small disk is mounted: trains to a step, fills the disk but for some bytes, expects the error, makes
 # room, and goes on. For shards the disk is full before there is anything.
 BODY = """
@@ -62,17 +64,21 @@ def on_a_small_disk(
 ) -> dict[str, Any]:
     place.mkdir(parents=True)
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    script = 'mount -t tmpfs -o size="$2" tmpfs "$1" && shift 2 && exec "$@"'
     program = [sys.executable, "-c", BODY, str(place), str(left), str(tmp_path / "config.json"), what, str(first)]
-    done = subprocess.run(
+    done = with_disk(place, size, program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def with_disk(place: Path, size: str, program: list[str]) -> subprocess.CompletedProcess[str]:
+    script = 'mount -t tmpfs -o size="$2" tmpfs "$1" && shift 2 && exec "$@"'
+    return subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(place), size, *program],
         cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.full
@@ -124,7 +130,31 @@ def test_it_says_where_room_is_needed_and_goes_on_to_the_same_bits(
     assert found["result"] == undisturbed(config)
 
 
-# As BODY, of who signs in where not a byte is left.
+RANK_ON_A_FULL_DISK = """
+import os, sys
+from pathlib import Path
+from pipelines.training import worker
+attempt = Path(sys.argv[1])
+with (attempt / "filler").open("ab", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError:
+        pass
+os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
+worker.main(attempt / "run", attempt)
+"""
+
+
+@pytest.mark.full
+def test_a_rank_that_has_no_room_for_its_signs_of_life_says_so(tmp_path: Path):
+    done = with_disk(tmp_path, "64k", [sys.executable, "-c", RANK_ON_A_FULL_DISK, str(tmp_path)])
+    assert done.returncode == 1, done.stderr
+    failure = json.loads(done.stdout.encode().removeprefix(SPOKEN))
+    assert failure["explained"]
+    assert failure["message"].startswith(f"There is no room in {tmp_path}: heartbeat_0 needs 48 bytes, and 0 bytes are")
+
+
 SIGN_IN = """
 import sys
 from pathlib import Path
@@ -149,15 +179,7 @@ for attempt in (lambda: sign_in(root, Entry(id="1", process=1)), lock(root.path 
 
 
 def test_who_comes_when_not_a_byte_is_left_reads_where(tmp_path: Path):
-    (place := tmp_path / "small").mkdir()
-    script = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
-    done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(place), sys.executable, SIGN_IN],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = with_disk(tmp_path, "64k", [sys.executable, "-c", SIGN_IN, str(tmp_path)])
     signed_in, locked = done.stdout.splitlines()
-    assert signed_in.startswith(f"There is no room in {place}/at_work: 1.json needs more, and 0 bytes are left"), done
-    assert locked.startswith(f"There is no room in {place}: lock needs more, and 0 bytes are left")
+    assert signed_in.startswith(f"There is no room in {tmp_path}/at_work: 1.json needs more, and 0 bytes"), done
+    assert locked.startswith(f"There is no room in {tmp_path}: lock needs more, and 0 bytes are left")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from pipelines.durable_files import room_for
+
 Doing = Literal["warming up", "a step", "validating", "saving"]
 Beat = Callable[[int, Doing], None]
 """Say that this rank is alive, at which step, and what it is about to do."""
@@ -37,10 +39,15 @@ def open_heartbeat(attempt: Path, rank: int, place: int, restart: int) -> Beat:
 
     Args:
         place: among the ranks of this host: when hosts come and go, the next rank at the same place has another number.
+
+    Raises:
+        DiskFullError: there is no room for it.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    with (attempt / f"heartbeat_{place}").open("w+b") as file:
-        file.truncate(_LAYOUT.size)
+    file_name = f"heartbeat_{place}"
+    with room_for(attempt, file_name, _LAYOUT.size), (attempt / file_name).open("w+b") as file:
+        file.write(bytes(_LAYOUT.size))  # a hole has no room of its own: where a disk is full, to touch it is SIGBUS
+        file.flush()
         memory = mmap.mmap(file.fileno(), _LAYOUT.size)
 
     def beat(step: int, doing: Doing) -> None:

@@ -50,11 +50,11 @@ def main(run: Path, attempt: Path, until: int | None = None) -> None:
     die_with_parent()
     keep_freed_memory()
     collect_rarely()
-    beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), _restart())
     directory = RunDirectory(run)
-    stop_requested = StopSignals(directory.stop_request, attempt / LEAVE)
-    _print_warnings()
     try:
+        beat = open_heartbeat(attempt, int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), _restart())
+        stop_requested = StopSignals(directory.stop_request, attempt / LEAVE)
+        _print_warnings()
         with events(directory, int(os.environ["RANK"])) as log:
             if _train(directory, beat, stop_requested, until, log):
                 (attempt / STOPPED).touch()
