@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import BusyError, CodecmillError, DiskFullError, InputError
 
+BLOCK_BYTES = 2**16
+"""Of a file that is looked through from its end on, at a time."""
+
 
 @contextmanager
 def lock(path: Path, what: str, wait: float) -> Iterator[int]:
@@ -22,6 +25,7 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
 
     Raises:
         BusyError: another process still holds it after `wait` seconds.
+        DiskFullError: there is no room for it.
     """
     deadline = time.monotonic() + wait
     with room_for(path.parent, path.name, 0):
@@ -185,6 +189,23 @@ def short_name(name: str) -> str:
     """A name, or, where what is put around it would make it too long for a file, its digest."""
     content = os.fsencode(name)
     return name if len(content) <= LONGEST_NAME else hashlib.sha256(content).hexdigest()
+
+
+def whole_lines(path: Path) -> int:
+    """How many bytes the whole lines of a file have: all but a last one that is not written to its end.
+
+    It is read from its end on: a file of a million lines is not held in memory.
+    """
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - BLOCK_BYTES)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
+            end = begin
+    return 0
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 from conftest import make
 from trainings import begin, train
 
+from pipelines.durable_files import whole_lines
 from pipelines.runs import start_or_continue
+from pipelines.storage.sending import _copied
 from pipelines.training.journal import Journal, read
 from pipelines.training.optimization import learning_rate
 
@@ -38,6 +41,33 @@ def test_a_torn_last_line_is_written_anew(tmp_path: Path):
             journal.append(2, {"train/loss": 0.25})
         lines = [json.loads(line) for line in path.read_bytes().splitlines()]
         assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_long_journal_is_neither_opened_nor_sent_from_memory(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    whole = b"".join(b'{"step": %d, "said": "%0300d"}\n' % (step, step) for step in range(1, 5001))
+    path.write_bytes(whole + b"{" * 2**17)
+    tracemalloc.start()
+    try:
+        with _copied(path) as sent:
+            assert sent.stat().st_size == len(whole)
+            sent.rename(tmp_path / "sent")
+        with Journal(path, done=5000):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.read_bytes() == (tmp_path / "sent").read_bytes() == whole
+    assert peak < len(whole) / 2
+    for content, lines in (
+        (b"", 0),
+        (b"{", 0),
+        (b"\n", 1),
+        (b"a\n" + b"b" * 2**16, 2),
+        (b"b" * (2**16 - 1) + b"\n", 2**16),
+    ):
+        path.write_bytes(content)
+        assert whole_lines(path) == lines
 
 
 def test_a_step_that_comes_out_otherwise_ends_what_was_said_of_it_and_of_those_after_it(tmp_path: Path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
-from pipelines.durable_files import link_or_copy
+from pipelines.durable_files import link_or_copy, whole_lines
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.contents import RESULT, check_contents, parse_contents, read_contents
 from pipelines.file_digests import file_sha256
@@ -259,9 +259,9 @@ def _held(folder: Path, other: Path) -> Iterator[Path]:
 def _copied(file: Path) -> Iterator[Path]:
     """The whole lines of a file, in one that does not change while it is sent."""
     copy = file.with_name(f"{_COPY}{file.name}-{os.getpid()}")
-    content = file.read_bytes()
     try:
-        copy.write_bytes(content[: content.rfind(b"\n") + 1])
+        shutil.copyfile(file, copy)
+        os.truncate(copy, whole_lines(copy))
         yield copy
     finally:
         copy.unlink(missing_ok=True)

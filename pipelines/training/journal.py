@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from pipelines.durable_files import room_for
+from pipelines.durable_files import room_for, whole_lines
 from pipelines.errors import CodecmillError
 from pipelines.tolerant_reading import journal_entry
 
@@ -105,11 +105,9 @@ def _is_validated(figures: Mapping[str, Any]) -> bool:
 def _cut_torn_line(path: Path) -> None:
     """Drop a last line that a kill left unfinished."""
     path.touch()
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    whole = whole_lines(path)
+    if whole < path.stat().st_size:
+        os.truncate(path, whole)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
