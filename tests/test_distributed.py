@@ -63,6 +63,16 @@ say(ranks.gather(places, torch.tensor(columns, dtype=torch.float64), 7))
     assert said == [f"{rank} {expected}" for rank in range(3)]
 
 
+def test_what_the_first_says_and_what_each_says_is_known_to_all(tmp_path: Path):
+    body = """
+say(ranks.told_by_first([2.0**47 + 1, -1 / 3, float("inf")] if ranks.is_first else [0.0, 7.0, float("nan")]))
+say(ranks.told_by_each([ranks.rank / 3, -0.0]))
+"""
+    said = run_ranks(tmp_path, 3, body)
+    first, each = [2.0**47 + 1, -1 / 3, float("inf")], [[0.0, 1 / 3, 2 / 3], [-0.0] * 3]
+    assert said == [f"{rank} {what}" for rank in range(3) for what in (first, each)]
+
+
 def test_equal_replicas_pass_and_one_different_bit_is_named(tmp_path: Path):
     said = run_ranks(
         tmp_path,

@@ -50,13 +50,16 @@ class Ranks:
 
     def told_by_first(self, numbers: list[float]) -> list[float]:
         """What the first rank says, which all know once it has said it; others give as many numbers, of any value."""
-        columns = torch.tensor(numbers, dtype=torch.float64)[:, None]
-        rows = self.gather([0] if self.is_first else [], columns[:, : self.is_first], 1)
-        return [row[0] for row in rows]
+        told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.broadcast(told, src=0)
+        return told.tolist()
 
     def told_by_each(self, numbers: list[float]) -> list[list[float]]:
         """What every rank says, a list for each of the numbers, in the order of the ranks."""
-        return self.gather([self.rank], torch.tensor(numbers, dtype=torch.float64)[:, None], self.world_size)
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        told = own.new_empty(self.world_size * len(numbers))
+        dist.all_gather_single(told, own)
+        return told.view(self.world_size, len(numbers)).T.tolist()
 
 
 def as_numbers(sha256: str) -> list[float]:
