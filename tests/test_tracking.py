@@ -564,6 +564,26 @@ class Slow(BaseHTTPRequestHandler):
         """Nothing, where the base class writes to stderr."""
 
 
+def test_what_is_marked_as_sent_was_sent_whatever_mlflows_variables_say(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    run.pictures.mkdir()
+    Image.new("RGB", (64, 32)).save(run.pictures / "step_00000200_validation.png")
+    assert tracking.log_pictures(run) == 1
+    images = root.mlflow_artifacts / tracked.run_id / "artifacts" / "images"
+    assert sorted(path.suffix for path in images.iterdir()) == [".png", ".webp"]
+    write_journal(run, range(1, 4))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(tracking.TrackingUnavailable):
+        tracking.ship_journal(run)
+    with pytest.raises(tracking.TrackingUnavailable):
+        tracking.log_metrics(run, 2000, {"test/psnr": 31.25}, 1_700_000_000.5)
+    assert read_json(run.mlflow_file)["journal_step"] == 0
+
+
 def test_a_slow_server_is_asked_once_for_a_run(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes what it is asked for, too late: a second request would make a second run."""
     run, config = make_run(root)

@@ -1,7 +1,8 @@
 """The only room where MLflow is spoken: a view of the run directories that can be rebuilt from them.
 
 MLflow is imported when a function is called (1.3 s), never when this package is. All functions raise
-`TrackingUnavailable` when MLflow cannot be reached, and may be called again with nothing doubled. Those that take a run
+`TrackingUnavailable` when MLflow cannot be reached, and may be called again with nothing doubled. What is sent is
+sent when they return, whatever `MLFLOW_ENABLE_ASYNC_LOGGING` says, for it is marked as sent then. Those that take a run
 write its `mlflow_run.json`: call them from one process at a time, the holder of the run's lock.
 """
 

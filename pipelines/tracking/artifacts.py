@@ -49,7 +49,7 @@ def log_pictures(run: RunDirectory) -> int:
                     log.warning("%s is not sent to MLflow: %s", path, error)
                     continue
                 made = path.stat().st_mtime_ns // 1_000_000
-                client.log_image(marks.run_id, picture, key=what, step=step, timestamp=made)
+                client.log_image(marks.run_id, picture, key=what, step=step, timestamp=made, synchronous=True)
                 sent += 1
             marks = marks.model_copy(update={"pictures": (*marks.pictures, name)})
             write_marks(run, marks)

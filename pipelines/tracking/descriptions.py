@@ -38,7 +38,8 @@ def describe(
         shown = [f"![]({_shown(client, known, report, picture)})"] if picture else []
         before = client.get_run(known.run_id).data.tags.get(NOTE_TAG, "")
         if _is_free(before):
-            client.set_tag(known.run_id, NOTE_TAG, "\n\n".join([OURS + found, " · ".join(links), *shown]))
+            note = "\n\n".join([OURS + found, " · ".join(links), *shown])
+            client.set_tag(known.run_id, NOTE_TAG, note, synchronous=True)
         if _is_free(client.get_model_version(MODEL, str(version)).description or ""):
             use = f"`--training.start_from models:/{MODEL}/{version}` begins with its weights."
             client.update_model_version(MODEL, str(version), "\n\n".join([OURS + found, links[0], use]))

@@ -160,7 +160,7 @@ def _log_config(client: "MlflowClient", known: "Run", config: RunConfig) -> None
     before, tags = known.data.params, known.data.tags
     new = [Param(key, value) for key, value in now.items() if key not in before]
     for start in range(0, len(new), PARAMS_PER_CALL):
-        client.log_batch(known.info.run_id, params=new[start : start + PARAMS_PER_CALL])
+        client.log_batch(known.info.run_id, params=new[start : start + PARAMS_PER_CALL], synchronous=True)
     changed = {
         f"config.{key}": value
         for key, value in now.items()
@@ -195,7 +195,8 @@ def _set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> N
     from mlflow.entities import RunTag
 
     if tags:
-        client.log_batch(run_id, tags=[RunTag(key, _cut(value, LONGEST_TAG)) for key, value in tags.items()])
+        rows = [RunTag(key, _cut(value, LONGEST_TAG)) for key, value in tags.items()]
+        client.log_batch(run_id, tags=rows, synchronous=True)
 
 
 def log_shard_set(run: RunDirectory, fingerprint: str, folder: Path, profile: Mapping[str, Any]) -> None:
@@ -244,7 +245,7 @@ def ship_journal(run: RunDirectory) -> int:
                 for key, value in line.figures.items()
             ]
             for start in range(0, len(metrics), METRICS_PER_CALL):
-                client.log_batch(marks.run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+                client.log_batch(marks.run_id, metrics=metrics[start : start + METRICS_PER_CALL], synchronous=True)
             reached = {"journal_offset": lines[-1].end, "journal_step": lines[-1].step}
             marks = marks.model_copy(update=reached)
             write_marks(run, marks)
@@ -264,7 +265,7 @@ def log_metrics(run: RunDirectory, step: int, metrics: Mapping[str, float], seco
 
         marks = opened(run)
         rows = [Metric(key, float(value), round(seconds * 1000), step) for key, value in metrics.items()]
-        client.log_batch(marks.run_id, metrics=rows)
+        client.log_batch(marks.run_id, metrics=rows, synchronous=True)
 
 
 def set_status(run: RunDirectory, status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]) -> None:
