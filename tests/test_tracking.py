@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,7 @@ from pipelines.promotion import Decision, Scores
 from pipelines.provenance.locating import find
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import connected, patience_for
+from pipelines.tracking.killed import mark_all_killed
 from pipelines.tracking.lines import read_lines
 from pipelines.training.journal import Journal
 
@@ -274,6 +276,21 @@ def test_a_journal_that_was_cut_and_written_on_is_read_from_where_it_was_sent(ro
     assert [line.step for line in read_lines(run.journal, ends[6], 5)] == [6, 7, 8, 9, 10]
 
 
+@pytest.mark.parametrize(("before", "after"), [(5, 905), (5, 1), (105, 5), (1, 901)])
+@pytest.mark.parametrize("sent", [0, 3])
+def test_a_step_that_a_changed_byte_has_renumbered_takes_no_others_along(
+    root: Root, before: int, after: int, sent: int
+) -> None:
+    run, _ = make_run(root)
+    write_journal(run, range(1, 111))
+    ends = [0, *(line.end for line in read_lines(run.journal))]
+    content = run.journal.read_bytes().replace(b'"step": %d,' % before, b'"step": %d,' % after)
+    run.journal.write_bytes(content)
+    offset = ends[sent] + len(content) - ends[-1] if before <= sent else ends[sent]
+    there = [line.step for line in read_lines(run.journal, offset, sent)]
+    assert there == [step for step in range(sent + 1, 111) if step != before]
+
+
 @pytest.mark.parametrize("torn_off", [1, 20])
 def test_a_torn_last_line_waits_for_its_end(root: Root, torn_off: int) -> None:
     run, config = make_run(root)
@@ -354,6 +371,21 @@ def test_pictures_grow_by_step_and_each_is_sent_once(root: Root) -> None:
     with Image.open(folder / names[0]) as picture:
         assert picture.getpixel((0, 0)) == (200, 10, 20)
     assert client_of(root).get_run(tracked.run_id).data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_a_picture_with_a_changed_byte_keeps_no_later_one_from_mlflow(root: Root) -> None:
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    run.pictures.mkdir()
+    whole = run.pictures / "step_00000600_validation.png"
+    Image.frombytes("RGB", (256, 128), random.Random(0).randbytes(256 * 128 * 3)).save(whole)
+    content = whole.read_bytes()
+    # A length of the first chunk, and the name of one in the middle: two of the things of which Pillow says no OSError.
+    for step, place in ((200, 11), (400, content.rindex(b"IDAT"))):
+        flipped = content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :]
+        (run.pictures / f"step_{step:08d}_validation.png").write_bytes(flipped)
+    assert tracking.log_pictures(run) == 1
+    assert read_json(run.mlflow_file)["pictures"] == [whole.name]
 
 
 def test_a_checkpoint_goes_in_whole_and_comes_back(root: Root, tmp_path: Path) -> None:
@@ -582,6 +614,19 @@ def test_what_is_marked_as_sent_was_sent_whatever_mlflows_variables_say(
     with pytest.raises(tracking.TrackingUnavailable):
         tracking.log_metrics(run, 2000, {"test/psnr": 31.25}, 1_700_000_000.5)
     assert read_json(run.mlflow_file)["journal_step"] == 0
+
+
+@pytest.mark.parametrize(("fault", "is_told"), [("deleted", False), ("unknown", True)])
+def test_one_run_that_cannot_be_marked_keeps_no_other_from_it(root: Root, fault: str, is_told: bool) -> None:
+    runs = [make_run(root, name) for name in ("first", "second")]
+    tracked = [tracking.open_run(run, config) for run, config in runs]
+    if fault == "deleted":
+        client_of(root).delete_run(tracked[0].run_id)
+    else:
+        write_json(runs[0][0].mlflow_file, read_json(runs[0][0].mlflow_file) | {"run_id": "what;ever"})
+    with pytest.raises(CodecmillError, match="what;ever") if is_told else nullcontext():
+        mark_all_killed(root, ["first", "second"])
+    assert client_of(root).get_run(tracked[1].run_id).info.status == "KILLED"
 
 
 def test_a_slow_server_is_asked_once_for_a_run(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:

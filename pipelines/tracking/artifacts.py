@@ -45,7 +45,7 @@ def log_pictures(run: RunDirectory) -> int:
                 try:
                     with Image.open(path) as file:
                         picture = file.copy()
-                except OSError as error:
+                except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three of damaged bytes
                     log.warning("%s is not sent to MLflow: %s", path, error)
                     continue
                 made = path.stat().st_mtime_ns // 1_000_000

@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from pipelines.errors import BusyError
+from pipelines.errors import BusyError, CodecmillError
 from pipelines.process_lifetime import die_with_parent
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import run_status
 from pipelines.storage.lease import is_at_work_elsewhere
-from pipelines.storage.patience import StoreError
-from pipelines.tracking.connection import connected
+from pipelines.tracking.connection import TrackingUnavailable, connected
 from pipelines.tracking.marks import read_marks
 from pipelines.tracking.runs import marked
 
@@ -35,7 +34,8 @@ def mark_killed(run: RunDirectory) -> None:
         is_done = all(stage.state == "done" for stage in run_status(run).stages)
         status = "FINISHED" if is_done else "KILLED"
         known = marked(client, run, marks)
-        if known is not None and known.info.status != status:
+        # One that was deleted on MLflow's page takes no status; opened again it comes back, and is at work.
+        if known is not None and known.info.lifecycle_stage == "active" and known.info.status != status:
             client.set_terminated(known.info.run_id, status=status)
 
 
@@ -43,22 +43,22 @@ def mark_all_killed(root: Root, names: list[str]) -> None:
     """`mark_killed` those of the runs that no other machine has taken over.
 
     Raises:
-        TrackingUnavailable: MLflow cannot be reached. StoreError: of one the store does not say whether another machine
-            has it; the others are marked all the same.
+        TrackingUnavailable: MLflow cannot be reached. CodecmillError: one could not be marked, or the store does not
+            say whether another machine has it; the others are marked all the same.
     """
     runs = [run for run in map(root.run, names) if run.config_file.is_file()]
-    unknown: StoreError | None = None
+    fault: CodecmillError | None = None
     with ThreadPoolExecutor(max(len(runs), 1)) as pool:  # all at once: each lease is looked at for seconds
         for run, looking in [(run, pool.submit(is_at_work_elsewhere, run)) for run in runs]:
             try:
-                is_anothers = looking.result()
-            except StoreError as error:
-                unknown = error
-                continue
-            if not is_anothers:
-                mark_killed(run)
-    if unknown is not None:
-        raise unknown
+                if not looking.result():
+                    mark_killed(run)
+            except TrackingUnavailable:
+                raise
+            except CodecmillError as error:
+                fault = error
+    if fault is not None:
+        raise fault
 
 
 if __name__ == "__main__":

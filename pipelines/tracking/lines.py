@@ -48,15 +48,32 @@ def read_lines(journal: Path, offset: int = 0, after_step: int = 0) -> Iterator[
         os.fsync(file.fileno())
         if not _is_reached(file, offset, after_step):
             offset = 0
-        file.seek(offset)
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                return
-            offset += len(raw)
-            line = _parse(raw, offset)
-            if line is not None and line.step > after_step:
-                after_step = line.step
+        for line in _in_order(_parsed(file, offset), after_step if offset else 0):
+            if line.step > after_step:
                 yield line
+
+
+def _parsed(file: BinaryIO, offset: int) -> Iterator[Line]:
+    file.seek(offset)
+    for raw in file:
+        if not raw.endswith(b"\n"):
+            return
+        offset += len(raw)
+        line = _parse(raw, offset)
+        if line is not None:
+            yield line
+
+
+def _in_order(lines: Iterator[Line], reached: int) -> Iterator[Line]:
+    """Lines whose steps grow, without those that a changed byte has put ahead of what comes after them."""
+    line = next(lines, None)
+    while line is not None:
+        following = next(lines, None)
+        is_ahead = following is not None and reached < following.step < line.step
+        if line.step > reached and not is_ahead:
+            reached = line.step
+            yield line
+        line = following
 
 
 def _is_reached(file: BinaryIO, offset: int, step: int) -> bool:
