@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
@@ -22,6 +24,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
+import requests
 import torch
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 from PIL import Image
@@ -629,6 +632,16 @@ def test_one_run_that_cannot_be_marked_keeps_no_other_from_it(root: Root, fault:
     assert client_of(root).get_run(tracked[1].run_id).info.status == "KILLED"
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """Takes nothing so large."""
+
+    def do_PUT(self) -> None:
+        self.send_error(413)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing, where the base class writes to stderr."""
+
+
 def test_a_slow_server_is_asked_once_for_a_run(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes what it is asked for, too late: a second request would make a second run."""
     run, config = make_run(root)
@@ -876,6 +889,34 @@ def test_a_dead_server_is_a_quick_clear_error(root: Root, monkeypatch: pytest.Mo
     assert "correct MLFLOW_TRACKING_URI" in str(caught.value)
     assert "secret" not in str(caught.value)
     assert not run.mlflow_file.exists()
+
+
+@pytest.mark.parametrize("password", ["secret", "s/ecret", "s#ecret", "5/secret", "s?e@cret", "s@/ecret"])
+def test_no_password_is_shown(root: Root, monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        quoted = f"http://someone:{urllib.parse.quote(password, safe='')}@127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:{password}@127.0.0.1:{server.server_port}")
+        with pytest.raises(CodecmillError, match="413") as caught, connected(root):
+            requests.put(quoted, timeout=10).raise_for_status()  # as MLflow's client does with an artifact
+        server.shutdown()
+    assert not re.search(r"s.{0,3}e.{0,3}cret", str(caught.value)), caught.value
+    assert str(caught.value).count(f"@127.0.0.1:{server.server_port}") == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://example.org:5000", "http://example.org:5000"),
+        ("http://someone@example.org:5000", "http://someone@example.org:5000"),
+        ("http://[::1]:5000/below", "http://[::1]:5000/below"),
+        ("sqlite:////data/a@b:c/mlflow.db", "sqlite:////data/a@b:c/mlflow.db"),
+        ("postgresql://someone:secret@host/a", "postgresql://someone:***@host/a"),
+        ("postgresql://someone:sec#ret@host/a", "postgresql://***@host/a"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(uri: str, shown: str) -> None:
+    assert tracking.without_password(uri) == shown
 
 
 def test_a_server_that_never_answers_is_given_up(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:

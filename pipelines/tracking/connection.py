@@ -84,6 +84,8 @@ def without_password(uri: str) -> str:
         parts = urlsplit(uri)
     except ValueError:  # no address at all, such as http://[: whatever stands where a password does is left out
         return re.sub("(?<=//).*@", "***@", uri)
+    if ":" in parts.netloc and "@" in "".join(parts[2:]):  # a password with a bare '/', '?' or '#' is cut there
+        return re.sub("(?<=//).*@", "***@", uri)
     if parts.password is None:
         return uri
     return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@", 1)).geturl()
@@ -207,7 +209,7 @@ def _explained(error: BaseException, uri: str) -> CodecmillError:
     from sqlalchemy.exc import OperationalError
 
     chain = list(_causes(error))
-    reason = str(chain[-1]).strip().partition("\n")[0][:300] or type(chain[-1]).__name__
+    reason = _said(chain[-1], 300)
     is_bucket = any(map(_is_bucket_away, chain))
     if is_bucket or any(isinstance(link, (ConnectionError, RetryError, Timeout, OperationalError)) for link in chain):
         if is_bucket:
@@ -219,8 +221,13 @@ def _explained(error: BaseException, uri: str) -> CodecmillError:
         return TrackingUnavailable(
             f"MLflow at {uri} cannot be reached: {reason}. {way_out}; what it has missed is on disk, to be sent later."
         )
-    first = str(error).strip().partition("\n")[0][:500] or type(error).__name__
-    return CodecmillError(f"MLflow at {uri} did not take it: {first}")
+    return CodecmillError(f"MLflow at {uri} did not take it: {_said(error, 500)}")
+
+
+def _said(error: BaseException, longest: int) -> str:
+    """The first line of what an error says, without the passwords of the addresses in it."""
+    first = str(error).strip().partition("\n")[0] or type(error).__name__
+    return re.sub(r"(?<=://)[^\s/]\S*@", "***@", first)[:longest]
 
 
 def _is_of_a_bucket(error: BaseException) -> bool:
