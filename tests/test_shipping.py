@@ -25,14 +25,14 @@ from trainings import Undisturbed, begin, directory_of, ranks_alive, result, sta
 
 from flows.__main__ import main
 from flows.cli.services import free_port
-from pipelines import checkpoints
+from pipelines import checkpoints, tracking
 from pipelines.durable_files import read_json
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import start_or_continue
 from pipelines.storage import patience
 from pipelines.tracking.connection import connected
 from pipelines.training import launch
-from pipelines.training.journal import read
+from pipelines.training.journal import Journal, read
 from pipelines.training.shipping import Shipping
 
 
@@ -59,6 +59,28 @@ def test_every_checkpoint_reaches_mlflow_and_only_then_makes_room(tiny: dict[str
     assert steps_in_mlflow(run) == [2, 4, 6, 8, 10, 12]
     assert checkpoints.steps_on_disk(run) == [12]
     assert points_in_mlflow(run, "train/loss") == list(range(1, 13))
+
+
+@pytest.mark.parametrize("lost", ["a shard", "all"])
+def test_what_became_of_the_shards_keeps_nothing_from_mlflow(
+    tiny: dict[str, Any], empty_database: Path, lost: str, caplog: pytest.LogCaptureFixture
+):
+    run = begin(make(tiny))
+    shutil.copy(empty_database, run.root.mlflow_database)
+    with Journal(run.journal) as journal:
+        journal.append(1, {"train/loss": 0.5})
+    if lost == "all":
+        shutil.rmtree(run.shard_set())
+    else:
+        next(run.shard_set().glob("train-*.tar")).unlink()
+    tracking.bring_level(run)
+    assert points_in_mlflow(run, "train/loss") == [1]
+    with connected(run.root) as client:
+        known = client.get_run(read_json(run.mlflow_file)["run_id"])
+    assert known.info.status == "KILLED"
+    fingerprint = read_json(run.shard_set_file)["fingerprint"]
+    assert known.data.tags.get("codecmill.shard_set") == (None if lost == "all" else fingerprint)
+    assert ("MLflow is not told which shard set 'tiny' has" in caplog.text) == (lost == "all")
 
 
 class Broken(BaseHTTPRequestHandler):

@@ -551,6 +551,18 @@ def test_an_evaluation_that_was_made_while_mlflow_was_away_is_sent_by_the_next_s
         assert sent() == [f"evaluation/{folder.name}/evaluation.json"], "what MLflow has is not sent again"
 
 
+def test_a_sync_that_fails_half_way_leaves_no_run_that_is_said_to_be_running(root: Root) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    tracking.set_status(run, "FINISHED")
+    run.evaluation(200).mkdir(parents=True)
+    write_json(run.evaluation(200) / "evaluation.json", {})
+    (root.mlflow_artifacts / tracked.run_id / "artifacts" / "evaluation").write_text("no folder")
+    with pytest.raises(CodecmillError, match=r"did not take it: .*evaluation"):
+        tracking.bring_level(run)
+    assert client_of(root).get_run(tracked.run_id).info.status == "FINISHED"
+
+
 def test_what_the_client_of_a_bucket_raises_is_a_sentence(root: Root) -> None:
     """Some servers have artifacts written to the bucket by who has them."""
     refused = ClientError({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject")

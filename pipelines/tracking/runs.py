@@ -60,8 +60,8 @@ class TrackedRun:
         return f"{self.tracking_uri.rstrip('/')}/{self.page(artifact)}" if is_server else None
 
 
-def open_run(run: RunDirectory, config: RunConfig) -> TrackedRun:
-    """Make the run known to MLflow, or go on with what MLflow has of it; its status is RUNNING afterwards.
+def open_run(run: RunDirectory, config: RunConfig, is_running: bool = True) -> TrackedRun:
+    """Make the run known to MLflow, or go on with what MLflow has of it; it says that it is RUNNING unless told not to.
 
     The whole config goes in as params, dotted; what has changed since (params cannot) as tags `config.*`; and as the
     artifact `config.json`, uncut. Git commit and package versions are tags.
@@ -69,12 +69,17 @@ def open_run(run: RunDirectory, config: RunConfig) -> TrackedRun:
     Raises:
         TrackingUnavailable: MLflow cannot be reached.
     """
+    return TrackedRun.of(_opened(run, config, is_running))
+
+
+def _opened(run: RunDirectory, config: RunConfig, is_running: bool) -> Marks:
     with connected(run.root) as client:
         marks, known = _found_or_made(client, run)
         _log_config(client, known, config)
         _set_tags(client, marks.run_id, {DIRECTORY_TAG: str(run.path.resolve()), **_origin()})
-        client.update_run(marks.run_id, status="RUNNING")
-    return TrackedRun.of(marks)
+        if is_running:
+            client.update_run(marks.run_id, status="RUNNING")
+    return marks
 
 
 def tracked(run: RunDirectory) -> TrackedRun | None:
@@ -85,11 +90,7 @@ def tracked(run: RunDirectory) -> TrackedRun | None:
 
 def opened(run: RunDirectory) -> Marks:
     """The marks of a run that MLflow knows; one that it does not know is opened first."""
-    marks = read_marks(run)
-    if marks is None:
-        known = open_run(run, run.read_config())
-        marks = Marks(run_id=known.run_id, experiment_id=known.experiment_id, tracking_uri=known.tracking_uri)
-    return marks
+    return read_marks(run) or _opened(run, run.read_config(), is_running=True)
 
 
 def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "Run"]:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from pipelines import checkpoints
+from pipelines.data.shard_format import Manifest
 from pipelines.errors import CodecmillError
 from pipelines.progress import Progress, report
 from pipelines.run_directory import RunDirectory
@@ -14,20 +15,26 @@ from pipelines.tracking.runs import log_shard_set, open_run, set_status, ship_jo
 log = logging.getLogger("codecmill.tracking")
 
 
-def begin(run: RunDirectory) -> None:
-    """Make the run known to MLflow, as running, with its config and its shard set.
+def begin(run: RunDirectory, is_running: bool = True) -> None:
+    """Make the run known to MLflow, with its config and its shard set.
+
+    Args:
+        is_running: say so; else MLflow says after it what it did.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached.
     """
-    from pipelines.data.shard_set import ShardSet
-
-    open_run(run, run.read_config())
+    open_run(run, run.read_config(), is_running)
     if not run.shard_set_file.is_file():
         return
-    shard_set = ShardSet.open(run.shard_set())
-    profile = {"samples": {split: sum(shard_set.counts(split)) for split in ("train", "validation", "test")}}
-    log_shard_set(run, shard_set.fingerprint, shard_set.path, profile | shard_set.measured.as_json())
+    try:
+        folder = run.shard_set()
+        manifest = Manifest.read(folder)  # no look at the shards, which may have been deleted for room
+    except CodecmillError as error:
+        log.warning("MLflow is not told which shard set '%s' has: %s", run.path.name, error)
+        return
+    profile = {"samples": manifest.samples, "mean": manifest.mean, "std": manifest.std}
+    log_shard_set(run, manifest.fingerprint, folder, profile)
 
 
 def sync(run: RunDirectory, told: bool = False) -> None:
@@ -56,13 +63,13 @@ def bring_level(run: RunDirectory, is_at_rest: bool = True) -> None:
     """All that `begin` and `sync` send, of a run that nobody works on here, its evaluations, and how it stands.
 
     Args:
-        is_at_rest: whether that is sure of other machines, too; else MLflow says after it that it is RUNNING, as it
-            did, or a command that knows more puts it right.
+        is_at_rest: whether that is sure of other machines, too; else MLflow says after it what it did, or a command
+            that knows more puts it right.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached.
     """
-    begin(run)
+    begin(run, is_running=False)  # whatever ends this half-way leaves no run that is said to be running
     sync(run, told=True)
     log_evaluations(run)
     newest = checkpoints.latest(run)
