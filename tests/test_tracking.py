@@ -48,6 +48,7 @@ from pipelines.tracking.connection import connected, patience_for
 from pipelines.tracking.killed import mark_all_killed
 from pipelines.tracking.lines import read_lines
 from pipelines.training.journal import Journal
+from pipelines.versions import git_commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -100,7 +101,7 @@ def write_journal(run: RunDirectory, steps: range) -> list[tuple[str, int, float
 
 
 def save_checkpoint(
-    run: RunDirectory, config: RunConfig, step: int, weights: dict[str, torch.Tensor] | None = None
+    run: RunDirectory, config: RunConfig, step: int, weights: dict[str, torch.Tensor] | None = None, **more: object
 ) -> checkpoints.Checkpoint:
     about = {
         "step": step,
@@ -112,6 +113,7 @@ def save_checkpoint(
         "validation": {},
         "best": None,
         "versions": {},
+        **more,
     }
     weights = weights or {"encoder.weight": torch.full((2, 3), float(step))}
     return checkpoints.save(run, about, weights, {"moment": torch.zeros(2)}, {"scheduler": {}})
@@ -172,6 +174,23 @@ def test_a_resumed_run_goes_on_and_keeps_changed_choices_as_tags(root: Root) -> 
     tracking.open_run(run, config)
     assert client_of(root).get_run(first.run_id).data.tags["config.training.steps"] == "2000"
     assert count(root, "runs") == 1
+
+
+def test_which_code_made_a_run_is_not_changed_by_who_sends_it_later(root: Root) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+
+    def said() -> tuple[str | None, str]:
+        tags = client_of(root).get_run(tracked.run_id).data.tags
+        return tags.get("mlflow.source.git.commit"), tags["version.torch"]
+
+    for step, commit in ((200, "a" * 40), (400, "b" * 40), (600, "c" * 40)):
+        saved = save_checkpoint(run, config, step, git_commit=commit, versions={"torch": f"2.{step}"})
+    (saved.path / checkpoint_format.MANIFEST).write_text("damaged")
+    tracking.bring_level(run)
+    assert said() == ("b" * 40, "2.400")
+    tracking.begin(run)  # it goes on, with what is here
+    assert said() == (git_commit(), metadata.version("torch"))
 
 
 @pytest.mark.parametrize("loss", ["missing", "damaged"])

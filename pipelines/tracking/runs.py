@@ -3,11 +3,15 @@
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.checkpoint_format import Manifest, read_manifest
+from pipelines.checkpoints import folder_of, steps_on_disk
 from pipelines.config import RunConfig
+from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected, experiment_id, sent_once, tracking_uri, without_password
 from pipelines.tracking.lines import first_point, in_batches, read_lines
@@ -64,7 +68,8 @@ def open_run(run: RunDirectory, config: RunConfig, is_running: bool = True) -> T
     """Make the run known to MLflow, or go on with what MLflow has of it; it says that it is RUNNING unless told not to.
 
     The whole config goes in as params, dotted; what has changed since (params cannot) as tags `config.*`; and as the
-    artifact `config.json`, uncut. Git commit and package versions are tags.
+    artifact `config.json`, uncut. Git commit and package versions are tags: what runs here, or of a run that is not
+    running, what made its newest checkpoint.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached.
@@ -76,7 +81,7 @@ def _opened(run: RunDirectory, config: RunConfig, is_running: bool) -> Marks:
     with connected(run.root) as client:
         marks, known = _found_or_made(client, run)
         _log_config(client, known, config)
-        _set_tags(client, marks.run_id, {DIRECTORY_TAG: str(run.path.resolve()), **_origin()})
+        _set_tags(client, marks.run_id, {DIRECTORY_TAG: str(run.path.resolve()), **_origin(run, is_running)})
         if is_running:
             client.update_run(marks.run_id, status="RUNNING")
     return marks
@@ -90,7 +95,7 @@ def tracked(run: RunDirectory) -> TrackedRun | None:
 
 def opened(run: RunDirectory) -> Marks:
     """The marks of a run that MLflow knows; one that it does not know is opened first."""
-    return read_marks(run) or _opened(run, run.read_config(), is_running=True)
+    return read_marks(run) or _opened(run, run.read_config(), is_running=False)
 
 
 def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "Run"]:
@@ -186,10 +191,19 @@ def _cut(value: str, longest: int) -> str:
     return value if len(value) <= longest else value[: longest - 1] + "…"
 
 
-def _origin() -> dict[str, str]:
-    tags = {f"version.{package}": version for package, version in package_versions().items()}
-    commit = git_commit()
+def _origin(run: RunDirectory, is_running: bool) -> dict[str, str]:
+    """Which code and packages made a run: those here, unless it is only told of, perhaps by others long after it."""
+    manifest = None if is_running else _newest_manifest(run)
+    versions, commit = (manifest.versions, manifest.git_commit) if manifest else (package_versions(), git_commit())
+    tags = {f"version.{package}": version for package, version in versions.items()}
     return tags | {"mlflow.source.name": "codecmill"} | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _newest_manifest(run: RunDirectory) -> Manifest | None:
+    for step in reversed(steps_on_disk(run)):
+        with suppress(CodecmillError):
+            return read_manifest(folder_of(run, step))
+    return None
 
 
 def _set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
