@@ -27,6 +27,7 @@ import pytest
 import requests
 import torch
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
+from object_store import Kind, Proxy, proxy_to
 from PIL import Image
 from processes import PROJECT
 
@@ -840,6 +841,9 @@ def test_an_unknown_source_is_refused_with_what_there_is(root: Root, tmp_path: P
     refused("runs:/", r"'runs:/' is no address in MLflow\. Write runs:/")
     refused("runs:/" + "0" * 32, r"There is no run '0{32}' in MLflow at sqlite.* its mlflow_run\.json\.")
     refused("runs:/what;ever", r"There is no run 'what;ever' in MLflow")
+    run_id = read_json(run.mlflow_file)["run_id"]
+    for path in ("../elsewhere", "/elsewhere"):
+        refused(f"runs:/{run_id}/{path}", rf"runs:/{run_id}/{path} in .* is no checkpoint\. The newest .*step_00000200")
     client_of(root).create_registered_model("foreign")
     client_of(root).create_model_version("foreign", str(tmp_path))
     refused("models:/foreign/1", r"models:/foreign/1 was not registered by codecmill: its source is /")
@@ -1018,6 +1022,23 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(30)
 
 
+def assert_failed_downloads_are_explained(root: Root, address: str, proxy: Proxy) -> None:
+    """What may pass as that, and what will not; and no other checkpoint is looked at."""
+    into = root.path / "into"
+    tracking.fetch_checkpoint(address, root, into)
+    assert proxy.count("GET", "checkpoints%2F") == proxy.count("GET", "artifacts?path") == 1
+    kinds: tuple[Kind, ...] = ("503", "close", "half")
+    for kind in kinds:
+        fault = proxy.break_(kind, "GET", "model.safetensors")
+        with pytest.raises(tracking.TrackingUnavailable, match="cannot be reached: "):
+            tracking.fetch_checkpoint(address, root, into)
+        proxy.faults.remove(fault)
+    proxy.break_("403", "GET", "model.safetensors")
+    with pytest.raises(CodecmillError, match="did not take it: 403 Client Error: Forbidden") as caught:
+        tracking.fetch_checkpoint(address, root, into)
+    assert not caught.value.may_pass
+
+
 def test_everything_works_over_http_until_the_server_dies(
     root: Root, server: tuple[str, "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -1061,6 +1082,9 @@ def test_everything_works_over_http_until_the_server_dies(
     assert points(served) == sorted(rows)
     with pytest.raises(InputError, match=r"There is no run '0{32}' in MLflow at http"):
         tracking.fetch_checkpoint("runs:/" + "0" * 32, root, tmp_path / "into")
+    with proxy_to(address) as proxy, monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+        assert_failed_downloads_are_explained(root, f"runs:/{tracked.run_id}/checkpoints/step_00000700", proxy)
 
     write_journal(run, range(701, 711))
     end(process)

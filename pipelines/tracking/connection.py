@@ -205,13 +205,15 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 
 def _explained(error: BaseException, uri: str) -> CodecmillError:
-    from requests.exceptions import ConnectionError, RetryError, Timeout
+    from requests.exceptions import ChunkedEncodingError, ConnectionError, RetryError, Timeout
     from sqlalchemy.exc import OperationalError
+
+    absences = (ChunkedEncodingError, ConnectionError, RetryError, Timeout, OperationalError)
 
     chain = list(_causes(error))
     reason = _said(chain[-1], 300)
     is_bucket = any(map(_is_bucket_away, chain))
-    if is_bucket or any(isinstance(link, (ConnectionError, RetryError, Timeout, OperationalError)) for link in chain):
+    if is_bucket or any(isinstance(link, absences) for link in chain):
         if is_bucket:
             way_out = "Look for the bucket in which it has artifacts kept"
         elif uri.startswith("sqlite:"):

@@ -1,6 +1,8 @@
 """Checkpoints out of MLflow: what `runs:/...` and `models:/...` name, as a folder on this machine."""
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,12 +10,14 @@ from pipelines import checkpoint_format
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.artifacts import CHECKPOINTS
-from pipelines.tracking.connection import connected, is_unmade, shown_address
+from pipelines.tracking.connection import connected, is_unmade, patience_for, shown_address, tracking_uri
 from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, Registration, registered_offline
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import FileInfo
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 RUN_ADDRESS = re.compile(r"runs:/([^/]+)/?(.*?)/*")
 FORMS = "runs:/<run id>, runs:/<run id>/checkpoints/step_00000200, models:/<name>@<alias> or models:/<name>/<version>"
@@ -43,15 +47,23 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
         if match is None:
             raise InputError(f"'{source}' is no address in MLflow. Write {FORMS}.")
         run_id, path = match[1], match[2]
-        folders = _checkpoints(client, run_id, where)
-        if not path and not folders:
-            raise InputError(f"Run {run_id} in {where} has no checkpoint yet.")
-        path = path or folders[-1]
-        if not _is_checkpoint(client, run_id, path):
-            known = ", ".join(f"runs:/{run_id}/{folder}" for folder in folders[-5:]) or "none"
-            raise InputError(f"{address} in {where} is no checkpoint. The newest of that run: {known}.")
-        into.mkdir(parents=True, exist_ok=True)
-        return Path(client.download_artifacts(run_id, path, str(into)))
+        artifacts = _artifacts(client, run_id, where, tracking_uri(root))
+        if not path:
+            newest = next(_checkpoints(artifacts), None)
+            if newest is None:
+                raise InputError(f"Run {run_id} in {where} has no checkpoint yet.")
+            path = newest
+        files = _files(artifacts, path)
+        if not files:
+            known = ", ".join(f"runs:/{run_id}/{folder}" for folder in [*islice(_checkpoints(artifacts), 5)][::-1])
+            raise InputError(f"{address} in {where} is no checkpoint. The newest of that run: {known or 'none'}.")
+        folder = into / path
+        folder.mkdir(parents=True, exist_ok=True)
+        with patience_for(max(file.file_size or 0 for file in files)):
+            for file in files:
+                # What is public downloads all at once, and of what fails says neither why nor whether that may pass.
+                artifacts._download_file(file.path, str(folder / Path(file.path).name))
+        return folder
 
 
 def registered(address: str, root: Root) -> Registration:
@@ -69,25 +81,35 @@ def registered(address: str, root: Root) -> Registration:
         return _registration(client, address, shown_address(root))
 
 
-def _checkpoints(client: "MlflowClient", run_id: str, where: str) -> list[str]:
-    """The complete checkpoints of a run, oldest first."""
+def _artifacts(client: "MlflowClient", run_id: str, where: str, uri: str) -> "ArtifactRepository":
+    """Where the artifacts of a run lie."""
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        folders = sorted(file.path for file in client.list_artifacts(run_id, CHECKPOINTS) if file.is_dir)
+        return get_artifact_repository(str(client.get_run(run_id).info.artifact_uri), tracking_uri=uri)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise InputError(
             f"There is no run '{run_id}' in {where}. A run's MLflow id stands in its mlflow_run.json."
         ) from error
-    return [folder for folder in folders if _is_checkpoint(client, run_id, folder)]
 
 
-def _is_checkpoint(client: "MlflowClient", run_id: str, path: str) -> bool:
-    names = {file.path.rpartition("/")[2] for file in client.list_artifacts(run_id, path)}
+def _checkpoints(artifacts: "ArtifactRepository") -> Iterator[str]:
+    """The complete checkpoints of a run, newest first."""
+    folders = sorted((file.path for file in artifacts.list_artifacts(CHECKPOINTS) if file.is_dir), reverse=True)
+    return (folder for folder in folders if _files(artifacts, folder))
+
+
+def _files(artifacts: "ArtifactRepository", path: str) -> "list[FileInfo]":
+    """The files of a checkpoint; empty where there is none, or not all of one."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:  # as a version of somebody else's may say
+        return []
+    files = [file for file in artifacts.list_artifacts(path) if not file.is_dir]
+    names = {Path(file.path).name for file in files}
     has_weights = {checkpoint_format.WEIGHTS, checkpoint_format.SHARDING} & names
-    return bool(has_weights) and checkpoint_format.MANIFEST in names
+    return files if has_weights and checkpoint_format.MANIFEST in names else []
 
 
 def _registration(client: "MlflowClient", source: str, where: str) -> Registration:
