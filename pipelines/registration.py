@@ -1,18 +1,21 @@
 """A finished run's model in the registry, and whether it is the champion now."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
 from pipelines.durable_files import lock, write_json
+from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.contents import REPORT, made_at
 from pipelines.evaluation.curve_images import bounded
 from pipelines.evaluation.results import read_evaluation
 from pipelines.progress import Progress
 from pipelines.promotion import BD_RATES, Decision, Scores, decide
-from pipelines.run_directory import RunDirectory
+from pipelines.provenance.locating import with_weights
+from pipelines.run_directory import Root, RunDirectory
 
 
 class Registered(Section):
@@ -126,8 +129,22 @@ def _scored(champion: tracking.Version, run: RunDirectory, shard_set: ShardSet, 
     from pipelines.evaluation.stage import score_on_test_split
 
     with tempfile.TemporaryDirectory(prefix="codecmill-") as folder:
-        fetched = tracking.fetch_checkpoint(champion.source, run.root, Path(folder))
-        metrics = score_on_test_split(run, checkpoints.open_checkpoint(fetched), shard_set, choice)
+        checkpoint = _checkpoint_of(champion, run.root, Path(folder))
+        metrics = score_on_test_split(run, checkpoint, shard_set, choice)
     curve_images = choice.curve_images if choice.promotion_metric in BD_RATES else 0  # otherwise no curves are measured
     tracking.record_evaluation(run.root, champion.number, metrics, shard_set.test_set_sha256, curve_images)
     return Scores(champion.number, metrics, shard_set.test_set_sha256, curve_images)
+
+
+def _checkpoint_of(champion: tracking.Version, root: Root, scratch: Path) -> checkpoints.Checkpoint:
+    """As it lies under the root, or as MLflow has it: what MLflow was sent may have been deleted there for room."""
+    if own := with_weights(champion.checkpoint_sha256, root):
+        with suppress(CodecmillError):  # damaged
+            return checkpoints.open_checkpoint(own)
+    try:
+        return checkpoints.open_checkpoint(tracking.fetch_checkpoint(champion.source, root, scratch))
+    except InputError as error:
+        raise InputError(
+            f"Champion version {champion.number} is to be evaluated on the new test set and cannot be had: {error} "
+            f"Give the alias '{tracking.CHAMPION}' to another version in MLflow, or delete the alias."
+        ) from error

@@ -779,6 +779,44 @@ def test_bd_rates_are_compared_of_the_same_images(
     assert scored == ([choice] if is_scored else [])
 
 
+def test_a_champion_is_scored_as_long_as_it_lies_anywhere(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's copy may have been deleted for room, or that under the root."""
+    run, config = make_run(root)
+    tracking.open_run(run, config)
+    best, candidate = (save_checkpoint(run, config, step) for step in (200, 400))
+    tracking.promote(run, register(run, best), Decision("champion", "The first."))
+    scored: list[str] = []
+
+    def score(_run: RunDirectory, checkpoint: checkpoints.Checkpoint, *_: object) -> dict[str, float]:
+        scored.append(checkpoint.sha256)
+        return {"psnr": 30.0}
+
+    monkeypatch.setattr("pipelines.evaluation.stage.score_on_test_split", score)
+    report = tmp_path / "step_00000400"
+    report.mkdir()
+    (report / "evaluation.json").write_text("{}")
+
+    def registered(test_set: str) -> registration.Registered:
+        shard_set = SimpleNamespace(fingerprint=FINGERPRINT, test_set_sha256=test_set, sources=lambda _: ())
+        choice = EvaluationConfig()
+        return registration.register(run, candidate, cast("ShardSet", shard_set), {"psnr": 29.0}, report, choice)
+
+    registered("1" * 64)
+    (kept,) = root.mlflow_artifacts.rglob("step_00000200")
+    kept.rename(tmp_path / "kept")
+    registered("2" * 64)
+    weights = best.path / checkpoint_format.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (tmp_path / "kept").rename(kept)
+    registered("3" * 64)
+    assert scored == [best.sha256] * 3
+    shutil.rmtree(kept)
+    with pytest.raises(InputError, match=r"Champion version 1 is to be .* is no checkpoint\..* Give the alias 'champ"):
+        registered("4" * 64)
+
+
 def test_a_champion_that_another_machine_names_meanwhile_is_the_one_to_beat(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

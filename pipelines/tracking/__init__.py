@@ -21,6 +21,7 @@ from pipelines.tracking.descriptions import describe
 from pipelines.tracking.fetching import RUN_ADDRESS, fetch_checkpoint, registered
 from pipelines.tracking.offline import MODEL_ADDRESS, NoVersionError, registered_offline
 from pipelines.tracking.registry import (
+    CHAMPION,
     MODEL,
     Version,
     champion,
@@ -33,6 +34,7 @@ from pipelines.tracking.runs import TrackedRun, log_metrics, log_shard_set, open
 from pipelines.tracking.syncing import begin, bring_level, release, sync
 
 __all__ = [
+    "CHAMPION",
     "EVALUATION",
     "EXPERIMENT",
     "MODEL",
