@@ -45,7 +45,7 @@ from pipelines.model.build import build_model
 from pipelines.promotion import Decision, Scores
 from pipelines.provenance.locating import find
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.tracking.connection import connected, patience_for
+from pipelines.tracking.connection import REQUEST_SECONDS, connected, patience_for
 from pipelines.tracking.killed import mark_all_killed
 from pipelines.tracking.lines import read_lines
 from pipelines.training.journal import Journal
@@ -674,6 +674,13 @@ class Refusing(BaseHTTPRequestHandler):
         """Nothing, where the base class writes to stderr."""
 
 
+class Busy(Refusing):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Retry-After", "3600")
+        self.end_headers()
+
+
 def test_a_slow_server_is_asked_once_for_a_run(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes what it is asked for, too late: a second request would make a second run."""
     run, config = make_run(root)
@@ -1003,6 +1010,23 @@ def test_a_server_that_never_answers_is_given_up(root: Root, monkeypatch: pytest
         with pytest.raises(tracking.TrackingUnavailable, match="timed out"):
             tracking.open_run(run, config)
         assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("what", ["server", "database"])
+def test_mlflow_is_waited_for_no_longer_than_it_is_worth(
+    root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    """Whatever a server says of when to come again, and however often its client would open a database."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = {"server": f"http://127.0.0.1:{server.server_port}", "database": f"sqlite:///{tmp_path}"}
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", here[what])
+        with pytest.raises(tracking.TrackingUnavailable):
+            tracking.champion(root)
+        server.shutdown()
+    assert sum(waited) < REQUEST_SECONDS
 
 
 def test_a_large_file_is_given_the_time_it_needs(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     _RETRIES: "1",
     _TIMEOUT: str(REQUEST_SECONDS),
+    # Else it waits for as long as a server that is busy, or whatever stands before it, says: up to hours.
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
 
 
@@ -147,7 +149,16 @@ def _make_database(root: Root) -> None:
 def _client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
+    if not is_server(uri):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 2  # of ten tries to open a database, all of them silent, the last waits for 50 s
     return MlflowClient(tracking_uri=uri)
+
+
+def is_server(uri: str) -> bool:
+    """Whether it is the address of a server, not of a database."""
+    return uri.startswith(("http://", "https://"))
 
 
 def experiment_id(client: "MlflowClient", root: Root) -> str:
@@ -157,8 +168,7 @@ def experiment_id(client: "MlflowClient", root: Root) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         # A server places artifacts itself; a bare database would put them below the working directory.
-        is_server = tracking_uri(root).startswith(("http://", "https://"))
-        location = None if is_server else root.mlflow_artifacts.absolute().as_uri()
+        location = None if is_server(tracking_uri(root)) else root.mlflow_artifacts.absolute().as_uri()
         try:
             return client.create_experiment(EXPERIMENT, artifact_location=location, tags=MODEL_TRAINING)
         except MlflowException as error:

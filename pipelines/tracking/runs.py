@@ -13,7 +13,14 @@ from pipelines.checkpoints import folder_of, steps_on_disk
 from pipelines.config import RunConfig
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
-from pipelines.tracking.connection import connected, experiment_id, sent_once, tracking_uri, without_password
+from pipelines.tracking.connection import (
+    connected,
+    experiment_id,
+    is_server,
+    sent_once,
+    tracking_uri,
+    without_password,
+)
 from pipelines.tracking.lines import first_point, in_batches, read_lines
 from pipelines.tracking.marks import Marks, read_marks, write_marks
 from pipelines.versions import git_commit, package_versions
@@ -60,8 +67,7 @@ class TrackedRun:
 
     def url(self, artifact: str = "") -> str | None:
         """The same with its address; None where MLflow is a database that no server shows yet."""
-        is_server = self.tracking_uri.startswith(("http://", "https://"))
-        return f"{self.tracking_uri.rstrip('/')}/{self.page(artifact)}" if is_server else None
+        return f"{self.tracking_uri.rstrip('/')}/{self.page(artifact)}" if is_server(self.tracking_uri) else None
 
 
 def open_run(run: RunDirectory, config: RunConfig, is_running: bool = True) -> TrackedRun:
