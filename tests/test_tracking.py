@@ -604,6 +604,17 @@ def test_what_the_client_of_a_bucket_raises_is_a_sentence(root: Root) -> None:
         _ = 1 / 0
 
 
+def test_a_client_that_is_not_installed_is_named(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = make_run(root)
+    client_of(root).create_experiment("codecmill", artifact_location="s3://mill/below")
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as if it were not there
+    with pytest.raises(InputError, match=r"MLflow at sqlite:.* needs the package boto3 here, .*: pip install "):
+        tracking.open_run(run, config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://someone:secret@127.0.0.1/mlflow")
+    with pytest.raises(InputError, match=r"MLflow at mysql\+pymysql://someone:\*\*\*@.* package pymysql here"):
+        tracking.open_run(run, config)
+
+
 class Slow(BaseHTTPRequestHandler):
     """An MLflow that has everything, and takes longer than its clients wait to make a run."""
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pipelines.durable_files import lock, sync_folder
-from pipelines.errors import CodecmillError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.run_directory import Root
 from pipelines.tracking.moved_artifacts import EXPERIMENT, bring_artifacts_along
 
@@ -99,6 +99,7 @@ def connected(root: Root) -> Iterator["MlflowClient"]:
 
     Raises:
         TrackingUnavailable: it cannot be reached, is overloaded, or its database is locked.
+        InputError: the client of its database, or of the bucket with its artifacts, is not installed.
         CodecmillError: it refused, or an artifact could not be written.
     """
     for name, value in _SETTINGS.items():
@@ -112,6 +113,12 @@ def connected(root: Root) -> Iterator["MlflowClient"]:
             _make_database(root)
             bring_artifacts_along(root)
         yield _client(uri)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"MLflow at {without_password(uri)} needs the package {error.name} here, which is not installed: pip "
+            "install -c requirements.lock -e '.[services]' has those for PostgreSQL and S3. Or name a server that "
+            "reads and writes all of it itself."
+        ) from error
     except Exception as error:
         if isinstance(error, (MlflowException, SQLAlchemyError, OSError)) or _is_of_a_bucket(error):
             raise _explained(error, without_password(uri)) from error
