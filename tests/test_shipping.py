@@ -140,6 +140,26 @@ def test_what_mlflows_client_never_thought_of_ends_nothing(tiny: dict[str, Any],
     assert warning.startswith("MLflow gets what it is missing later: unexpected ")
 
 
+def test_what_mlflow_does_not_take_is_tried_ever_more_rarely_until_it_takes_it(
+    tiny: dict[str, Any], empty_database: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = begin(make(tiny))
+    shutil.copy(empty_database, run.root.mlflow_database)
+    shipping, waits = Shipping(run, print), []
+
+    class Waiting(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            if len(waits) == 8:
+                monkeypatch.delenv("MLFLOW_TRACKING_URI")
+            return len(waits) == 10
+
+    monkeypatch.setattr(shipping, "_ending", Waiting())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    shipping._work()
+    assert waits == [5, 10, 20, 40, 80, 160, 160, 160, 5, 5]
+
+
 @pytest.mark.full
 @pytest.mark.usefixtures("used_root")
 @pytest.mark.parametrize("handler", [None, Broken, Slow], ids=["refused", "500", "slow"])

@@ -10,6 +10,8 @@ from pipelines.run_directory import RunDirectory
 from pipelines.storage.lease import lease_of
 
 INTERVAL_SECONDS = 5.0
+LONGEST_INTERVAL_SECONDS = 160.0
+"""After failures: what a server never takes, a checkpoint too large for it, is read and sent at each attempt."""
 
 
 class Shipping:
@@ -39,9 +41,11 @@ class Shipping:
         self._attempt(lambda: tracking.release(self._directory))
 
     def _work(self) -> None:
+        interval = INTERVAL_SECONDS
         self._attempt(self._send)
-        while not self._ending.wait(INTERVAL_SECONDS):
+        while not self._ending.wait(interval):
             self._attempt(self._send)
+            interval = min(2 * interval, LONGEST_INTERVAL_SECONDS) if self._warned else INTERVAL_SECONDS
         self._attempt(lambda: self._send(told=True))
 
     def _send(self, told: bool = False) -> None:
