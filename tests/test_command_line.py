@@ -279,7 +279,11 @@ def test_what_cannot_be_used_is_one_clear_message(typed: str, message: str, tmp_
 
 @pytest.mark.parametrize(
     ("root", "reason"),
-    [("x" * 300, "File name too long"), (os.fsdecode(b"\xff"), "its name is no UTF-8 text")],
+    [
+        ("x" * 300, "File name too long"),
+        (os.fsdecode(b"\xff"), "its name is no UTF-8 text"),
+        ("a?b", "MLflow takes no database below a folder with a question mark in its name"),
+    ],
 )
 @pytest.mark.parametrize("command", ["status r", "list", "shards --data.images x"])
 def test_a_root_that_no_file_system_takes_is_one_clear_message(command: str, root: str, reason: str, tmp_path: Path):
