@@ -463,6 +463,16 @@ def test_a_checkpoint_that_names_another_set_is_one_clear_sentence(run: RunDirec
         file.write_bytes(former)
 
 
+@pytest.mark.parametrize("fingerprint", [[], {}, 3, None, "0" * 64])
+def test_a_pointer_that_names_another_set_or_none_is_wrong(run: RunDirectory, fingerprint: object):
+    chains = [chain_of(step_of(run, 12), run, run.root)]
+    ledger = Ledger(1)
+    with changed(run.shard_set_file, json_bytes(read_json(run.shard_set_file) | {"fingerprint": fingerprint})):
+        verify_pointer(run, chains, ledger)
+    (problem,) = ledger.problems
+    assert problem.how.startswith(f"names shard set {str(fingerprint)[:16]}, but the checkpoints were trained on ")
+
+
 def test_a_pointer_to_a_folder_of_another_name_is_not_followed(run: RunDirectory, tmp_path: Path):
     shutil.copytree(run.path, tmp_path / "runs" / "tiny")
     copy = RunDirectory(tmp_path / "runs" / "tiny")

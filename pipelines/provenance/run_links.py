@@ -50,8 +50,9 @@ def verify_pointer(run: RunDirectory, chains: Sequence[Chain], ledger: Ledger) -
     if values is None:
         return
     trained_on = {chain.manifest.shard_set for chain in chains}
-    if values.get("fingerprint") not in trained_on:
-        how = f"names shard set {str(values.get('fingerprint'))[:16]}, but the checkpoints were trained on "
+    fingerprint = str(values.get("fingerprint"))
+    if fingerprint not in trained_on:
+        how = f"names shard set {fingerprint[:16]}, but the checkpoints were trained on "
         ledger.wrong(run.shard_set_file, how + ", ".join(name[:16] for name in sorted(trained_on)), way_out)
         return
     said, lies = recorded_folder(run), next(chain.shard_folder for chain in chains)
