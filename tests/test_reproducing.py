@@ -88,6 +88,11 @@ def test_what_this_machine_has_not_is_said_before_anything_is_laid_out(
     run = begin(make(tiny, training={"steps": 1}))
     last = train(run)
     value, _ = read_sealed(last.path / "checkpoint.json")
+    leg = {"until": 1, "training": {"processes": 0}, "git_commit": None, "versions": {}}
+    write_sealed(last.path / "checkpoint.json", value | {"legs": [leg]})
+    said = r"step_00000001 cannot be trained again here: a leg of it names no config of this version: .*processes"
+    with pytest.raises(CodecmillError, match=said):
+        again(last.path, run, tmp_path)
     value["config"]["training"]["device"] = "cuda"
     write_sealed(last.path / "checkpoint.json", value)
     said = r"step_00000001 cannot be trained again here, up to step 1: training\.device is cuda, but torch"
@@ -111,6 +116,10 @@ def test_what_it_was_made_of_must_be_what_it_was(tiny: dict[str, Any], tmp_path:
 
 
 def test_first_weights_that_were_copied_in_part_are_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+    )
     run, scratch = Root(tmp_path).run("first"), Root(tmp_path).run(".tmp-reproduced-first")
     run.start_weights.mkdir(parents=True)
     (run.start_weights / "model.safetensors").write_bytes(b"whole")
@@ -128,6 +137,7 @@ def test_first_weights_that_were_copied_in_part_are_copied_again(tmp_path: Path,
         _lay_out(scratch, chain)
     _lay_out(scratch, chain)
     assert (scratch.start_weights / "model.safetensors").read_bytes() == b"whole"
+    assert "model.safetensors" in synced, "a power cut leaves no empty file in a folder that counts as whole"
 
 
 @pytest.mark.full

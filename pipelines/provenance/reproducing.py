@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipelines import checkpoint_format, checkpoints, versions
 from pipelines.config import RunConfig, Section
 from pipelines.data import other_manifests
 from pipelines.data.shard_format import MANIFEST
-from pipelines.durable_files import built_folder, write_json
-from pipelines.errors import CodecmillError, InputError
+from pipelines.durable_files import built_folder, sync_file, write_json
+from pipelines.errors import CodecmillError, InputError, first_fault
 from pipelines.file_digests import difference
 from pipelines.provenance import remedies
 from pipelines.provenance.chain import Chain, chain_of
@@ -110,9 +112,19 @@ def _check_parent(chain: Chain, sha256: str) -> None:
 
 
 def _legs(chain: Chain, recorded: RunConfig) -> list[tuple[int, RunConfig]]:
-    """The last step of each leg, and the config that it is trained with: the recorded one, with its own choices."""
+    """The last step of each leg, and the config that it is trained with: the recorded one, with its own choices.
+
+    Raises:
+        CodecmillError: such choices are none of this version.
+    """
     own = [(leg.until, EARLIER | leg.training) for leg in chain.manifest.legs]
-    return [(until, _with(recorded, choices)) for until, choices in [*own, (chain.manifest.step, {})]]
+    try:
+        return [(until, _with(recorded, choices)) for until, choices in [*own, (chain.manifest.step, {})]]
+    except ValidationError as error:
+        raise CodecmillError(
+            f"{chain.folder} cannot be trained again here: a leg of it names no config of this version: "
+            f"{first_fault(error)}."
+        ) from error
 
 
 def _with(recorded: RunConfig, choices: dict[str, Any]) -> RunConfig:
@@ -168,6 +180,8 @@ def _lay_out(run: RunDirectory, chain: Chain) -> None:
     if chain.kept_parent and not run.start_weights.is_dir():
         with built_folder(run.start_weights) as building:
             shutil.copytree(chain.kept_parent.parent, building, dirs_exist_ok=True)
+            for file in building.iterdir():
+                sync_file(file)
 
 
 def _train(run: RunDirectory, lock: int, config: RunConfig, until: int, on_line: Listen) -> checkpoints.Checkpoint:
