@@ -142,7 +142,8 @@ def _checkpoint_of(champion: tracking.Version, root: Root, scratch: Path) -> che
         with suppress(CodecmillError):  # damaged
             return checkpoints.open_checkpoint(own)
     try:
-        return checkpoints.open_checkpoint(tracking.fetch_checkpoint(champion.source, root, scratch))
+        address = f"models:/{tracking.MODEL}/{champion.number}"
+        return checkpoints.open_checkpoint(tracking.fetch_checkpoint(address, root, scratch))
     except InputError as error:
         raise InputError(
             f"Champion version {champion.number} is to be evaluated on the new test set and cannot be had: {error} "

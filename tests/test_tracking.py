@@ -44,10 +44,12 @@ from pipelines.errors import CodecmillError, InputError
 from pipelines.model.build import build_model
 from pipelines.promotion import Decision, Scores
 from pipelines.provenance.locating import find
+from pipelines.provenance.verifying import verify
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.tracking.connection import REQUEST_SECONDS, connected, patience_for
 from pipelines.tracking.killed import mark_all_killed
 from pipelines.tracking.lines import read_lines
+from pipelines.tracking.marks import unsent_checkpoints
 from pipelines.training.journal import Journal
 from pipelines.versions import git_commit
 
@@ -494,6 +496,56 @@ def test_a_checkpoint_that_was_cut_off_on_its_way_is_not_taken_for_one(root: Roo
     state.write_bytes(content)
     tracking.log_checkpoint(run, cut.path)
     assert tracking.fetch_checkpoint(f"runs:/{tracked.run_id}", root, tmp_path / "into").name == "step_00000400"
+
+
+def test_a_step_that_is_trained_again_to_other_bits_goes_beside_the_former(root: Root, tmp_path: Path) -> None:
+    """As where the newest checkpoint was damaged, and the run goes on with more steps. What is registered stays."""
+    run, config = make_run(root)
+    former = save_checkpoint(run, config, 200)
+    assert register(run, former) == 1
+    assert unsent_checkpoints(run) == set()
+    shutil.rmtree(former.path)
+    again = save_checkpoint(run, config, 200, {"encoder.weight": torch.zeros(2, 3)})
+    assert unsent_checkpoints(run) == {200}
+    tracking.sync(run)
+    assert unsent_checkpoints(run) == set()
+    assert register(run, again) == 2
+    run_id = read_json(run.mlflow_file)["run_id"]
+    beside = f"runs:/{run_id}/checkpoints/step_00000200.{again.sha256[:8]}"
+    assert tracking.log_checkpoint(run, again.path) == beside
+    for place, (address, meant) in enumerate(
+        [
+            ("models:/codecmill/1", former),
+            ("models:/codecmill/2", again),
+            (f"runs:/{run_id}/checkpoints/step_00000200", former),
+            (beside, again),
+            (f"runs:/{run_id}", again),
+        ]
+    ):
+        fetched = tracking.fetch_checkpoint(address, root, tmp_path / str(place))
+        assert checkpoints.open_checkpoint(fetched).sha256 == meant.sha256
+        found = find(address, root, tmp_path / f"found {place}")
+        assert checkpoints.open_checkpoint(found.folders[0]).sha256 == meant.sha256, address
+        assert (found.run == run) == (meant is again)
+        assert "in a folder of another name" not in str(verify(found).problems)
+    (again.path / checkpoint_format.STATE_SCALARS).write_text("damaged")
+    assert f"(MLflow has {beside})" in str(verify(find("first", root, tmp_path)).problems)
+    shutil.rmtree(again.path)
+    unsent = save_checkpoint(run, config, 200, {"encoder.weight": torch.ones(2, 3)})
+    (unsent.path / checkpoint_format.STATE_SCALARS).write_text("damaged")
+    assert "MLflow has" not in str(verify(find("first", root, tmp_path)).problems)
+
+
+def test_other_weights_in_a_versions_place_are_refused(root: Root, tmp_path: Path) -> None:
+    run, config = make_run(root)
+    register(run, save_checkpoint(run, config, 200))
+    other = save_checkpoint(run, config, 400)
+    (there,) = root.mlflow_artifacts.rglob("step_00000200")
+    shutil.copytree(other.path, there, dirs_exist_ok=True)  # as an older codecmill does with a step trained again
+    with pytest.raises(
+        InputError, match=rf"models:/codecmill/1 in MLflow .* is not what .* {other.sha256[:16]}\.\.\. "
+    ):
+        tracking.fetch_checkpoint("models:/codecmill/1", root, tmp_path / "into")
 
 
 def test_a_checkpoint_has_one_version(root: Root) -> None:

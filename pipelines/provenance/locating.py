@@ -171,12 +171,16 @@ def _sent(address: str, root: Root) -> tuple[Path, str] | None:
     """A checkpoint by the MLflow run that its own run was sent to; without a path the newest."""
     match = tracking.RUN_ADDRESS.fullmatch(address)
     for run in root.all_runs() if match else ():
-        if match and match[1] and _values(run.mlflow_file).get("run_id") == match[1]:
-            steps = checkpoints.steps_on_disk(run)
-            names = {f"checkpoints/{checkpoints.folder_of(run, step).name}": step for step in steps}
-            step = names.get(match[2]) if match[2] else max(steps, default=None)
-            if step is not None:
-                return checkpoints.folder_of(run, step), f"the MLflow run of '{run.path.name}'"
+        marks = _values(run.mlflow_file)
+        if match and match[1] and marks.get("run_id") == match[1]:
+            folders = [checkpoints.folder_of(run, step) for step in reversed(checkpoints.steps_on_disk(run))]
+            sent = marks.get("checkpoints")
+            weights = sent.get(match[2].rpartition("/")[2]) if isinstance(sent, dict) else None
+            for folder in folders:
+                # A step may have been trained again since, to other bits.
+                is_it = _weights_of(folder) == weights if weights else match[2] in ("", f"checkpoints/{folder.name}")
+                if is_it:
+                    return folder, f"the MLflow run of '{run.path.name}'"
     return None
 
 

@@ -9,6 +9,7 @@ from pipelines.errors import CodecmillError
 from pipelines.provenance.chain import Chain
 from pipelines.provenance.locating import with_weights
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.tracking.marks import sent_as
 
 
 def of_checkpoint(folder: Path, run: RunDirectory | None) -> str:
@@ -60,5 +61,5 @@ def _copy_in_mlflow(folder: Path, run: RunDirectory) -> str | None:
     except CodecmillError:
         return None
     sent = marks.get("checkpoints") if isinstance(marks, dict) else None
-    known = isinstance(sent, dict) and folder.name in sent
-    return f"runs:/{marks.get('run_id')}/checkpoints/{folder.name}" if known else None
+    name = sent_as(folder, sent) if isinstance(sent, dict) else None
+    return f"runs:/{marks.get('run_id')}/checkpoints/{name}" if name else None

@@ -90,7 +90,8 @@ def _opened(folder: Path, found: Found, ledger: Ledger) -> Chain | None:
         return None
     if chain.manifest.config is None:
         ledger.note(f"{file} is of an older codecmill: it has no seal, no config, and no digest of its shard manifest.")
-    if folder.name.startswith("step_") and folder.name != step_name(chain.manifest.step):
+    # Out of MLflow, what was trained again has a name like step_00000200.0a1b2c3d.
+    if folder.name.startswith("step_") and folder.name.partition(".")[0] != step_name(chain.manifest.step):
         how = f"is that of step {chain.manifest.step}, in a folder of another name"
         ledger.wrong(file, how, f"Rename the folder to {step_name(chain.manifest.step)}.")
     return chain

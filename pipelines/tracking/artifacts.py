@@ -9,7 +9,7 @@ from pipelines import checkpoint_format
 from pipelines.evaluation.contents import RESULT, made_at
 from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import connected, patience_for
-from pipelines.tracking.marks import write_marks
+from pipelines.tracking.marks import sent_as, write_marks
 from pipelines.tracking.runs import opened
 
 if TYPE_CHECKING:
@@ -70,16 +70,16 @@ def log_checkpoint(run: RunDirectory, folder: Path) -> str:
     """
     with connected(run.root) as client:
         marks = opened(run)
-        where = f"{CHECKPOINTS}/{folder.name}"
         manifest = checkpoint_format.read_manifest(folder)
-        sha256 = checkpoint_format.weights_sha256(manifest)
-        if marks.checkpoints.get(folder.name) != sha256:
-            for name in (*manifest.files, checkpoint_format.MANIFEST):
-                with patience_for((folder / name).stat().st_size):
-                    client.log_artifact(marks.run_id, str(folder / name), where)
-            sent = marks.checkpoints | {folder.name: sha256}
-            write_marks(run, marks.model_copy(update={"checkpoints": sent}))
-        return f"runs:/{marks.run_id}/{where}"
+        name = sent_as(folder, marks.checkpoints)
+        if name is None:
+            sha256 = str(checkpoint_format.weights_sha256(manifest))
+            name = f"{folder.name}.{sha256[:8]}" if folder.name in marks.checkpoints else folder.name
+            for file in (*manifest.files, checkpoint_format.MANIFEST):
+                with patience_for((folder / file).stat().st_size):
+                    client.log_artifact(marks.run_id, str(folder / file), f"{CHECKPOINTS}/{name}")
+            write_marks(run, marks.model_copy(update={"checkpoints": marks.checkpoints | {name: sha256}}))
+        return f"runs:/{marks.run_id}/{CHECKPOINTS}/{name}"
 
 
 def log_load_report(run: RunDirectory) -> None:

@@ -42,7 +42,8 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
         raise NoVersionError(f"There is no {source}: nothing has been sent to MLflow under {root.path} yet.")
     with connected(root) as client:
         where = shown_address(root)
-        address = _registration(client, source, where).source if source.startswith("models:/") else source
+        version = _registration(client, source, where) if source.startswith("models:/") else None
+        address = version.source if version else source
         match = RUN_ADDRESS.fullmatch(address)
         if match is None:
             raise InputError(f"'{source}' is no address in MLflow. Write {FORMS}.")
@@ -63,7 +64,18 @@ def fetch_checkpoint(source: str, root: Root, into: Path) -> Path:
             for file in files:
                 # What is public downloads all at once, and of what fails says neither why nor whether that may pass.
                 artifacts._download_file(file.path, str(folder / Path(file.path).name))
+        if version and version.checkpoint_sha256:
+            _check_weights(folder, version.checkpoint_sha256, f"{source} in {where}")
         return folder
+
+
+def _check_weights(folder: Path, registered: str, what: str) -> None:
+    found = checkpoint_format.weights_sha256(checkpoint_format.read_manifest(folder))
+    if found != registered:
+        raise InputError(
+            f"{what} is not what was registered: the weights in its place have the sha256 {str(found)[:16]}... instead "
+            f"of {registered[:16]}.... Name another version, or a checkpoint's folder."
+        )
 
 
 def registered(address: str, root: Root) -> Registration:

@@ -1,9 +1,12 @@
 """What MLflow has of a run: `mlflow_run.json`, written only after MLflow has taken it."""
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from pipelines.checkpoint_format import read_manifest, weights_sha256
 from pipelines.checkpoints import folder_of, steps_on_disk
 from pipelines.config import Section
 from pipelines.durable_files import read_json, write_json
@@ -30,7 +33,7 @@ class Marks(Section):
     pictures: tuple[str, ...] = ()
     """File names that were sent."""
     checkpoints: dict[str, str] = Field(default_factory=dict)
-    """Folder names that were sent, with the sha256 of their weights."""
+    """Folders of MLflow that checkpoints were sent to, with the sha256 of their weights: see `sent_as`."""
     evaluations: dict[str, float] = Field(default_factory=dict)
     """Names of their folders that were sent, and when they were made, in seconds since 1970."""
     load_report: bool = False
@@ -52,8 +55,22 @@ def unsent_checkpoints(run: RunDirectory) -> set[int]:
     """Steps of the checkpoints on disk that MLflow is still to get, the newest `MOST_UNSENT` at most."""
     marks = read_marks(run)
     sent = marks.checkpoints if marks else {}
-    unsent = [step for step in steps_on_disk(run) if folder_of(run, step).name not in sent]
+    unsent = [step for step in steps_on_disk(run) if sent_as(folder_of(run, step), sent) is None]
     return set(unsent[-MOST_UNSENT:])
+
+
+def sent_as(folder: Path, sent: Mapping[str, str]) -> str | None:
+    """The name of the folder in MLflow that has a checkpoint; None where none has.
+
+    A step that was trained again, to other bits, goes beside what was sent of it before, for versions and addresses
+    name that. Of a damaged checkpoint the newest is taken for it.
+    """
+    try:
+        weights = weights_sha256(read_manifest(folder))
+    except CodecmillError:
+        weights = None
+    of_step = (name for name in sorted(sent, reverse=True) if name.partition(".")[0] == folder.name)
+    return next((name for name in of_step if weights in (None, sent[name])), None)
 
 
 def write_marks(run: RunDirectory, marks: Marks) -> None:

@@ -3,15 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.checkpoint_format import Manifest, read_manifest
-from pipelines.checkpoints import folder_of, steps_on_disk
+from pipelines.checkpoints import readable_manifests
 from pipelines.config import RunConfig
-from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
 from pipelines.tracking.connection import (
     connected,
@@ -199,17 +196,10 @@ def _cut(value: str, longest: int) -> str:
 
 def _origin(run: RunDirectory, is_running: bool) -> dict[str, str]:
     """Which code and packages made a run: those here, unless it is only told of, perhaps by others long after it."""
-    manifest = None if is_running else _newest_manifest(run)
+    manifest = None if is_running else next(readable_manifests(run), None)
     versions, commit = (manifest.versions, manifest.git_commit) if manifest else (package_versions(), git_commit())
     tags = {f"version.{package}": version for package, version in versions.items()}
     return tags | {"mlflow.source.name": "codecmill"} | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-def _newest_manifest(run: RunDirectory) -> Manifest | None:
-    for step in reversed(steps_on_disk(run)):
-        with suppress(CodecmillError):
-            return read_manifest(folder_of(run, step))
-    return None
 
 
 def _set_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
