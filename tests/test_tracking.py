@@ -196,6 +196,20 @@ def test_which_code_made_a_run_is_not_changed_by_who_sends_it_later(root: Root) 
     assert said() == (git_commit(), metadata.version("torch"))
 
 
+def test_a_run_whose_mlflow_has_moved_is_known_by_the_new_address(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = make_run(root)
+    tracked = tracking.open_run(run, config)
+    write_journal(run, range(1, 4))
+    tracking.ship_journal(run)
+    marks = read_json(run.mlflow_file)
+    shutil.copy(root.mlflow_database, tmp_path / "moved.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/moved.db")
+    assert tracking.open_run(run, config).run_id == tracked.run_id
+    assert read_json(run.mlflow_file) == marks | {"tracking_uri": f"sqlite:///{tmp_path}/moved.db"}
+
+
 @pytest.mark.parametrize("loss", ["missing", "damaged"])
 def test_a_run_whose_marks_are_lost_is_found_again(root: Root, loss: str) -> None:
     run, config = make_run(root)

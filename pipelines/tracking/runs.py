@@ -111,12 +111,12 @@ def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "R
             known = client.create_run(experiment, run_name=run.path.name, tags=tags)
     elif known.info.lifecycle_stage == "deleted":
         client.restore_run(known.info.run_id)
+    here = without_password(tracking_uri(run.root))
     if marks is None or marks.run_id != known.info.run_id:
-        marks = Marks(
-            run_id=known.info.run_id,
-            experiment_id=known.info.experiment_id,
-            tracking_uri=without_password(tracking_uri(run.root)),
-        )
+        marks = Marks(run_id=known.info.run_id, experiment_id=known.info.experiment_id, tracking_uri=here)
+        write_marks(run, marks)
+    elif marks.tracking_uri != here:  # MLflow, or the root with its database, has moved
+        marks = marks.model_copy(update={"tracking_uri": here})
         write_marks(run, marks)
     has = _last_trained_step(known)
     if has > marks.journal_step:
