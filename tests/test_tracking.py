@@ -1313,8 +1313,8 @@ def test_a_file_is_read_by_the_model_that_wrote_it_where_only_mlflow_has_it(
     assert not elsewhere.path.exists(), "to look makes no database"
 
 
-def test_the_roots_own_registry_stands_before_what_runs_wrote_down_unless_it_is_lost(
-    root: Root, tmp_path: Path, empty_database: Path
+def test_the_registry_stands_before_what_runs_wrote_down_unless_it_is_lost(
+    root: Root, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [make_run(root, name) for name in ("first", "second")]
     saved = [save_checkpoint(run, config, step) for (run, config), step in zip(runs, (5, 10), strict=True)]
@@ -1325,9 +1325,21 @@ def test_the_roots_own_registry_stands_before_what_runs_wrote_down_unless_it_is_
     assert find("models:/codecmill/1", root, tmp_path).folders == (saved[1].path,)
     with pytest.raises(tracking.NoVersionError, match="There is no models:/codecmill@champion in "):
         find("models:/codecmill@champion", root, tmp_path)
+    shutil.move(root.mlflow_database, tmp_path / "server.db")
+    assert find("models:/codecmill@champion", root, tmp_path).folders == (saved[1].path,), "the newest"
+    with pytest.raises(tracking.NoVersionError, match="There is no models:/codecmill/1"):
+        find("models:/codecmill/1", root, tmp_path)
+    with monkeypatch.context() as patch:
+        address = f"sqlite:///{tmp_path}/server.db"
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        for run, _ in runs:
+            write_json(run.mlflow_file, read_json(run.mlflow_file) | {"tracking_uri": address})
+        assert find("models:/codecmill/1", root, tmp_path).folders == (saved[1].path,), "a server is asked"
+    for run, _ in runs:
+        write_json(run.mlflow_file, read_json(run.mlflow_file) | {"tracking_uri": tracking.tracking_uri(root)})
     runs[1][0].promotion_file.unlink()
-    root.mlflow_database.unlink()
-    assert find("models:/codecmill@champion", root, tmp_path).folders == (saved[0].path,)
+    for name in ("models:/codecmill@champion", "models:/codecmill/1"):
+        assert find(name, root, tmp_path).folders == (saved[0].path,)
 
 
 def test_a_database_that_cannot_be_read_leaves_the_question_to_mlflow(root: Root) -> None:

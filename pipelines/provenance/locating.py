@@ -117,9 +117,8 @@ def _at_address(address: str, root: Root, scratch: Path) -> Found:
         sent = _sent(address, root)
         return found_at(sent[0], root, sent[1]) if sent else _fetched(address, root, scratch, "MLflow")
     registered = tracking.registered_offline(address, root)
-    # Of what the root's own registry does not say: an alias may have moved on a server, a number stays what it is.
-    is_written = registered is None and (tracking.is_unmade(root) or "@" not in address)
-    if is_written and (written := _promoted(address, root)):
+    # A server is asked of numbers, too: with a new database it begins at 1 again.
+    if registered is None and tracking.is_unmade(root) and (written := _promoted(address, root)):
         return found_at(written[0], root, written[1])
     try:
         registered = registered or tracking.registered(address, root)
@@ -154,12 +153,14 @@ def _promoted(address: str, root: Root) -> tuple[Path, str] | None:
     if match is None or match[1] != tracking.MODEL:
         return None
     candidates: list[tuple[int, RunDirectory, str]] = []
-    for run in root.all_runs():
+    for run in reversed(root.all_runs()):  # of those with one number, from before and after its loss, the newest first
         promotion, marks = _values(run.promotion_file), _values(run.mlflow_file)
         version = promotion.get("version")
         is_meant = promotion.get("alias") == match[2] if match[2] else version == int(match[3])
         if is_meant and isinstance(version, int) and tracking.is_current(str(marks.get("tracking_uri")), root):
             candidates.append((version, run, str(promotion.get("checkpoint_sha256"))))
+    if match[3] and len({sha256 for _, _, sha256 in candidates}) > 1:
+        return None  # a number that was given twice
     for version, run, sha256 in sorted(candidates, key=lambda each: each[0], reverse=True):
         folder = with_weights(sha256, root)
         if folder:
