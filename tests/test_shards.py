@@ -908,9 +908,9 @@ def test_flat_patches_are_passed_over(config: RunConfig, folder: Path):
         assert np.asarray(decode_png(sample.image).convert("L")).std() >= 10
 
 
-def test_random_patches_lie_anywhere_and_follow_the_seed(config: RunConfig):
-    def boxes(seed: int) -> list[list[int]]:
-        seeded = varied(config, patches="random", max_patches_per_image=3).model_copy(update={"seed": seed})
+def test_random_patches_lie_anywhere_and_follow_the_seed(config: RunConfig, tmp_path: Path):
+    def boxes(seed: int, place: Path | None = None) -> list[list[int]]:
+        seeded = varied(config, place, patches="random", max_patches_per_image=3).model_copy(update={"seed": seed})
         shard_set = create_shards(seeded)
         for sample in shard_set.samples("train"):
             assert decode_png(sample.image).size == (16, 16)
@@ -918,7 +918,7 @@ def test_random_patches_lie_anywhere_and_follow_the_seed(config: RunConfig):
         assert set(counts) == {3}
         return [sample.info["box"] for sample in shard_set.samples("train")]
 
-    assert boxes(1) == boxes(1) != boxes(2)
+    assert boxes(1) == boxes(1, tmp_path / "again") != boxes(2)
     assert any(left % 16 for left, *_ in boxes(1))
 
 
