@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from flows.cli.display import LiveTable, TerminalLog
+from pipelines import stage_view
 from pipelines.plain_lines import PlainLines
 from pipelines.progress import Progress
 from pipelines.stage_view import StageView, clock
@@ -63,31 +64,43 @@ def test_stages_do_not_hold_each_other_back():
     ]
 
 
-def test_time_left_counts_from_where_a_resumed_stage_began():
+class Watch:
+    """A clock that is set by hand."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """What stages are timed by."""
+    monkeypatch.setattr(stage_view, "time", watch := Watch())
+    return watch
+
+
+def test_time_left_counts_from_where_a_resumed_stage_began(watch: Watch):
     view = StageView.begun(steps(50))
     view.hear(steps(51))
     assert view.left() is None
-    time.sleep(0.4)
+    watch.seconds = 40
     view.hear(steps(71))
-    left = view.left()
-    # 20 steps took 0.4 s, so 29 more take 0.6 s; from 0 on it would look like 0.17 s.
-    assert left is not None
-    assert 0.5 < left < 0.9
+    assert view.left() == 58, "29 steps, of which 20 took 40 s"
+    watch.seconds = 50
+    assert view.left() == 48
 
 
 @pytest.mark.parametrize("origin", [0, 30])
-def test_time_left_does_not_count_the_preparations(origin: int):
+def test_time_left_does_not_count_the_preparations(origin: int, watch: Watch):
     view = StageView.begun(steps(origin))
     view.hear(steps(origin, message="Starting the ranks"))
-    time.sleep(0.5)
+    watch.seconds = 500
     view.hear(steps(origin + 1, message="Starting at step 0"))
     assert view.left() is None
-    time.sleep(0.1)
+    watch.seconds = 517
     view.hear(steps(origin + 35))
-    left = view.left()
-    # 34 steps took 0.1 s, and at most 64 are to come; with the half second before the first it would be 0.6 s and more.
-    assert left is not None
-    assert left < 0.35
+    assert view.left() == (65 - origin) / 2
 
 
 @pytest.mark.parametrize(
