@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import make, picture
 from PIL import Image
+from processes import wait_for
 
 from pipelines.config import RunConfig
 from pipelines.data.batch_making import Batch
@@ -242,27 +243,35 @@ def test_no_thread_stays_behind(made: tuple[ShardSet, RunConfig]):
     assert not loading_threads()
 
 
+class Counted(ShardSet):
+    """Counts the samples whose bytes were read ahead, and those that were decoded."""
+
+    def __init__(self, of: ShardSet):
+        super().__init__(of.path, of.manifest)
+        self.ahead = self.decoded = 0
+
+    def raw(self, split: Split, shard: int, index: int) -> RawSample | None:
+        found = super().raw(split, shard, index)
+        self.ahead += 1
+        return found
+
+    def read(self, split: Split, shard: int, index: int, raw: RawSample | None = None) -> Sample:
+        found = super().read(split, shard, index, raw)
+        self.decoded += 1
+        return found
+
+
 def test_a_few_batches_are_read_ahead_and_decoded_only_where_a_step_leaves_cores(made: tuple[ShardSet, RunConfig]):
     shard_set, config = made
-    raw: list[int] = []
-    read: list[int] = []
-
-    class Counted(ShardSet):
-        def raw(self, split: Split, shard: int, index: int) -> RawSample | None:
-            raw.append(index)
-            return super().raw(split, shard, index)
-
-        def read(self, split: Split, shard: int, index: int, raw: RawSample | None = None) -> Sample:
-            read.append(index)
-            return super().read(split, shard, index, raw)
-
-    with training_batches(Counted(shard_set.path, shard_set.manifest), config, 1, 0, 1) as batches:
+    counted = Counted(shard_set)
+    with training_batches(counted, config, 1, 0, 1) as batches:
         batch = next(batches)
-        time.sleep(0.3)
+        wait_for(lambda: max(counted.ahead, counted.decoded) >= 6 * 4)
+        time.sleep(0.1)  # in which no more are
     if config.training.threads == 1:
-        assert (len(read), len(raw), batch.decoding) == (6 * 4, 0, 0)
+        assert (counted.decoded, counted.ahead, batch.decoding) == (6 * 4, 0, 0)
     else:
-        assert (len(read), len(raw)) == (6, 6 * 4)
+        assert (counted.decoded, counted.ahead) == (6, 6 * 4)
         assert batch.decoding > 0
 
 
@@ -271,9 +280,10 @@ def test_what_was_read_ahead_needs_no_disk(tmp_path: Path, photos: Path, tiny: d
     config = make(tiny, training={"threads": ALL_CORES, "device": "cpu"})
     shard_set = create_shards(config)
     whole = taken((shard_set, config), 4)
-    with training_batches(ShardSet.open(shard_set.path), config, 1, 0, 1) as batches:
+    counted = Counted(shard_set)
+    with training_batches(counted, config, 1, 0, 1) as batches:
         first = next(batches)
-        time.sleep(0.3)
+        wait_for(lambda: counted.ahead == 4 * 4)
         for row in shard_set.rows("train"):
             os.truncate(shard_set.path / row.tar, 0)
         then = [first, *islice(batches, 3)]
