@@ -2,9 +2,9 @@
 
 import json
 import os
-import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ import os, sys, time
 from pathlib import Path
 from pipelines.attendance import Entry, sign_in
 from pipelines.run_directory import Root
+print("here", flush=True)
 sign_in(Root(Path(sys.argv[1])), Entry(id=sys.argv[2], process=os.getpid(), run="some"))
 print("signed in", flush=True)
 time.sleep(100)
@@ -35,6 +36,8 @@ def root(tmp_path: Path) -> Root:
 def worker(root: Root, id: str) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", WORKER, str(root.path), id]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
         try:
             yield process
         finally:
@@ -121,12 +124,12 @@ def test_a_retry_takes_over_the_entry_of_its_dead_self(root: Root):
 
 
 def test_a_retry_waits_while_its_dead_self_is_put_right(root: Root):
-    killed(root, "retried")
+    dead = killed(root, "retried")
     with ExitStack() as workers:
         with claimed(root) as claims:
             process = workers.enter_context(worker(root, "retried"))
-            assert process.stdout is not None
-            assert not select.select([process.stdout], [], [], 1.5)[0], "it did not wait"
+            time.sleep(0.5)
+            assert json.loads((root.attendance / "retried.json").read_text())["process"] == dead, "it did not wait"
             claims[0].settle()
         signed_in(process)
         assert json.loads((root.attendance / "retried.json").read_text())["process"] == process.pid
