@@ -45,7 +45,11 @@ def on(machine: Path, lost: Any = lambda: None, name: str = "r") -> Lease:
     return Lease(run, the_store(), lost)
 
 
-def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go(tmp_path: Path, proxy: Proxy):
+@pytest.mark.timeout(60)
+def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 600.0)  # none of which is waited for
     here, there = on(tmp_path / "here"), on(tmp_path / "there")
     here.confirm()
     assert here.epoch == 1
@@ -57,9 +61,7 @@ def test_a_lease_that_is_renewed_is_refused_to_others_and_free_when_it_is_let_go
         there.confirm()
     here.release()
     keeper.join()
-    begun = time.monotonic()
     there.confirm()
-    assert time.monotonic() - begun < 1.8
     assert there.epoch == 2
     with pytest.raises(LostLease, match="was taken over by another machine while this one did not answer"):
         here.confirm()
@@ -137,12 +139,12 @@ def test_a_run_that_was_lost_before_its_training_is_not_trained_here(
     assert status == "RUNNING", "as the other machine has it, for all that is known here"
 
 
-def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Proxy):
+@pytest.mark.timeout(60)
+def test_the_same_machine_need_not_wait_for_its_dead(tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 600.0)
     on(tmp_path / "here").confirm()
-    begun = time.monotonic()
     again = on(tmp_path / "here")
     again.confirm()
-    assert time.monotonic() - begun < 1.8
     assert again.epoch == 2
 
 

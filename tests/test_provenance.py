@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -319,9 +318,7 @@ def test_explain_names_every_link(run: RunDirectory, monkeypatch: pytest.MonkeyP
         raise AssertionError("explain is offline")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    begun = time.monotonic()
     about = explain(found(run, str(step_of(run, 12))))
-    assert time.monotonic() - begun < 1
     folder = step_of(run, 12)
     assert (about.run, about.step, about.checkpoint, about.run_directory) == ("tiny", 12, folder, run.path)
     assert {name: record.sha256 for name, record in about.files.items()} == {
