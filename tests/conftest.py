@@ -42,7 +42,8 @@ for variable in (storage.STORE, rendezvous.VARIABLE):
 
 LONGEST = (
     *("test_training", "test_chaos", "test_pipeline", "test_storage", "test_several_hosts", "test_virtual_ranks"),
-    *("test_dead_runs", "test_own_servers", "test_watching", "test_deployment"),
+    *("test_dead_runs", "test_own_servers", "test_watching", "test_deployment", "test_restarts", "test_sharded"),
+    *("test_outages", "test_reproducing", "test_results_in_store", "test_full_disk"),
 )
 """Files of tests that take minutes. Each process takes the next file when it has done one: these first."""
 
