@@ -22,6 +22,7 @@ from pipelines.durable_files import json_bytes
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
 from pipelines.sealed_json import read_sealed, write_sealed
+from pipelines.tracking.marks import unsent_checkpoints
 
 
 def save(
@@ -240,6 +241,12 @@ def test_retention_never_deletes_the_last_sound_checkpoint(run: RunDirectory):
     found = checkpoints.latest(run)
     assert found is not None
     assert found.step == 10
+
+
+def test_ten_checkpoints_at_most_wait_for_mlflow_beyond_those_that_a_run_keeps(run: RunDirectory):
+    newest = [save(run, step) for step in range(1, 13)][-1]
+    checkpoints.retain(run, newest, keep_latest=1, spared=unsent_checkpoints(run))
+    assert checkpoints.steps_on_disk(run) == list(range(3, 13))
 
 
 def test_saving_over_a_damaged_checkpoint_replaces_it_whole(run: RunDirectory):

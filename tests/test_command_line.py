@@ -19,7 +19,7 @@ from test_checkpoints import save
 
 from flows.cli.choices import choices
 from flows.cli.config_file import as_yaml, checked, effective_config, read_config_file
-from flows.cli.demo import find_photographs
+from flows.cli.demo import demo_values, find_photographs
 from flows.cli.endings import Terminated
 from flows.cli.flags import SPEAK_JSON
 from flows.cli.options import COMMANDS, parse
@@ -547,6 +547,12 @@ def test_the_demos_photographs_are_there_and_differ():
     photographs = find_photographs()
     assert len(photographs) == 16
     assert len({path.read_bytes() for path in photographs}) == 16
+
+
+def test_the_demos_config_is_one_and_lists_them(tmp_path: Path):
+    config = RunConfig.model_validate(demo_values(tmp_path))
+    assert config.data.images is not None
+    assert list(map(Path, Path(config.data.images).read_text().splitlines())) == find_photographs()
 
 
 def test_an_exported_run_is_read_back_strict(tmp_path: Path):

@@ -17,6 +17,7 @@ import pytest
 from processes import clean_environment, descendants, is_alive, listening_on, wait_for, wait_gone
 
 from flows.cli.services import Service, free_port
+from infra.services import supervision
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
 
@@ -209,6 +210,21 @@ def test_what_dies_while_another_that_needs_it_starts_again_is_started_too(tmp_p
             assert process.poll() is None
         finally:
             process.kill()
+
+
+def test_the_fourth_start_of_one_that_always_dies_is_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(supervision, "PAUSE_SECONDS", 0.0)
+
+    def dies() -> Service:
+        return Service("it", [sys.executable, "-c", "exit(3)"], {}, 0, lambda: True, tmp_path / "log")
+
+    why = r"^it ended with exit code 3\. .* These were 4 starts within 10 minutes, so all ends\.$"
+    with supervision.Supervisor() as supervisor, pytest.raises(CodecmillError, match=why):
+        supervisor.start(dies)
+        supervisor.watch()
+    assert capsys.readouterr().err.count("It is started again.") == 3
 
 
 @pytest.mark.full
