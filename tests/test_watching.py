@@ -14,7 +14,6 @@ from conftest import make, picture
 from object_store import Proxy, the_store
 from processes import PROJECT, clean_environment, wait_for
 from test_checkpoints import save
-from test_pipeline import from_python
 from trainings import beginnings, ranks_alive, steps_done
 
 from flows.cli.prefect_server import start_server
@@ -42,11 +41,6 @@ if __name__ == "__main__":
         summary = watch(RunConfig.model_validate_json(file.read()), enough=3)
     print(summary.model_dump_json() if summary else "null")
 """
-
-
-def look(config: RunConfig, tmp_path: Path) -> dict[str, Any] | None:
-    """As the hourly flow run does: the run that was trained, if one was."""
-    return from_python(WATCH, config, tmp_path, seconds=280)
 
 
 LOOKS = """
@@ -106,7 +100,7 @@ def tars(root: Root) -> dict[str, int]:
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("used_root")
-def test_one_object_more_at_a_prefix_is_one_that_is_fetched_and_one_shard_that_is_written(
+def test_new_objects_at_a_prefix_are_fetched_alone_and_start_a_fine_tuning_once_there_are_enough(
     tiny: dict[str, Any], proxy: Proxy, tmp_path: Path
 ):
     def add(number: int) -> None:
@@ -116,7 +110,7 @@ def test_one_object_more_at_a_prefix_is_one_that_is_fetched_and_one_shard_that_i
     for number in range(32):
         add(number)
     data = {"images": f"{storage.store_url()}/growing", "max_shard_mib": 1, "patch_size": 64}
-    config = make(tiny, name="tuned-{id}", data=data)
+    config = make(tiny, name="tuned-{id}", data=data, evaluation={"promotion_margin": 90})
     root = Root(Path(tiny["root"]))
     with Watcher(config, tmp_path) as watcher:
         first = watcher.look(root.path, 32)
@@ -137,8 +131,12 @@ def test_one_object_more_at_a_prefix_is_one_that_is_fetched_and_one_shard_that_i
 
         add(33)
         tuned = watcher.look(root.path, 2)
+        assert watcher.look(root.path, 2) is None, "the same training would fail to beat the champion the same way"
     assert tuned is not None
     assert tuned.read_config().training.start_from == "models:/codecmill@champion"
+    report = read_json(tuned.start_weights / "load_report.json")
+    assert report["loaded"] and not report["missing"]
+    assert [read_json(run.promotion_file)["alias"] for run in (first, tuned)] == ["champion", "candidate"]
     last = checkpoints.latest(tuned)
     assert last is not None
     assert last.manifest.parent == read_json(first.promotion_file)["checkpoint_sha256"]
@@ -242,38 +240,6 @@ def test_a_store_that_is_away_for_a_moment_starts_no_training(
     proxy.break_("503", "HEAD", "shards/")
     with pytest.raises(StoreUnavailable):
         new_images(between, Root(Path(tiny["root"])), champion, fail)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(900)
-def test_new_images_start_a_fine_tuning_from_the_champion_once_there_are_enough(
-    tiny: dict[str, Any], photos: Path, tmp_path: Path
-):
-    images = tmp_path / "growing"
-    shutil.copytree(photos, images)
-    config = make(tiny, name="tuned-{id}", data={"images": str(images)}, evaluation={"promotion_margin": 90})
-    root = Root(Path(tiny["root"]))
-    first = look(config, tmp_path)
-    assert first is not None, "without a champion all images are new"
-    before = tracking.champion(root)
-    assert before is not None
-    assert before.run == Path(first["run"]).name
-
-    for number in range(2):
-        picture(50 + number, 96, 96).save(images / f"new {number}.png")
-    assert look(config, tmp_path) is None, "two are too few"
-    assert len(list(root.shards.glob("[0-9a-f]*/manifest.json"))) == 2, "but they are in the shard set"
-
-    picture(52, 96, 96).save(images / "new 2.png")
-    tuned = look(config, tmp_path)
-    assert tuned is not None
-    assert read_json(Path(tuned["run"]) / "config.json")["training"]["start_from"] == "models:/codecmill@champion"
-    report = read_json(Path(tuned["run"]) / "start_from" / "load_report.json")
-    assert report["loaded"]
-    assert not report["missing"]
-
-    assert tuned["registration"]["alias"] == "candidate"
-    assert look(config, tmp_path) is None, "the same training would fail to beat the champion the same way"
 
 
 @pytest.mark.full
