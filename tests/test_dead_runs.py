@@ -141,10 +141,10 @@ def list_runs(root: Path) -> float:
     return time.monotonic() - begun
 
 
-def test_killed_in_training_it_is_crashed_and_killed_by_the_next_command(
+def test_killed_whole_in_training_and_then_the_flow_alone_it_is_put_right_and_resumed_each_time(
     tiny: dict[str, Any], tmp_path: Path, start: Callable[..., Command]
 ):
-    config = make(tiny, name="killed", training={"steps": 1500, "checkpoint_interval": 100})
+    config = make(tiny, name="killed", training={"steps": 1500, "checkpoint_interval": 100, "processes": 2})
     run = directory_of(config)
     command = start("run", "--config", written(config, tmp_path))
     wait_for(lambda: steps_done(run) >= 150 and run.mlflow_file.is_file(), 120)
@@ -165,36 +165,24 @@ def test_killed_in_training_it_is_crashed_and_killed_by_the_next_command(
     wait_for(lambda: not list((config.root / "at_work").glob("*.json")), PATIENCE_SECONDS)
     assert not (config.root / "logs" / "dead-runs.log").exists()
 
-    resume(start, config)
-    names = [state for name, state in prefect_states(config.root) if name == "codecmill killed"]
-    assert names == ["Crashed", "Completed"]
-    assert mlflow_statuses(config.root) == ["FINISHED"]
-    assert not list((config.root / "at_work").glob("*.json"))
-    assert steps_done(run) == 1500
-
-
-def test_the_flow_killed_alone_takes_all_with_it_and_resume_puts_its_record_right(
-    tiny: dict[str, Any], tmp_path: Path, start: Callable[..., Command]
-):
-    config = make(tiny, name="headless", training={"steps": 1200, "checkpoint_interval": 100, "processes": 2})
-    run = directory_of(config)
-    command = start("run", "--config", written(config, tmp_path))
-    wait_for(lambda: steps_done(run) >= 20 and run.mlflow_file.is_file(), 120)
-    wait_for(lambda: "train headless" in running(config.root), 30)
+    reached = steps_done(run)
+    command = start("resume", "killed", "--root", str(config.root))
+    wait_for(lambda: steps_done(run) > reached, 120)
+    wait_for(lambda: "train killed" in running(config.root), 30)
     everyone = " ".join(command.alive().values())
     assert "pipelines.training.agent" in everyone
     assert "prefect server start" in everyone
     command.kill_alone()
     wait_for(lambda: not command.alive(), 30)
     assert ranks_alive(run) == []
-    assert sorted(running(config.root)) == ["codecmill headless", "train headless"]
+    assert sorted(running(config.root)) == ["codecmill killed", "train killed"]
+
     resume(start, config)
-    wait_for(lambda: not running(config.root), PATIENCE_SECONDS)
-    assert [state for name, state in prefect_states(config.root) if name == "codecmill headless"] == [
-        "Crashed",
-        "Completed",
-    ]
+    wait_for(lambda: not running(config.root) and not list((config.root / "at_work").glob("*.json")), PATIENCE_SECONDS)
+    states = [state for name, state in prefect_states(config.root) if name == "codecmill killed"]
+    assert states == ["Crashed", "Crashed", "Completed"]
     assert mlflow_statuses(config.root) == ["FINISHED"]
+    assert steps_done(run) == 1500
 
 
 @pytest.fixture
