@@ -242,6 +242,7 @@ def test_stopped_by_a_signal_the_command_says_what_is_saved_and_resume_ends_the_
     for number, code, *typed in (
         (signal.SIGINT, 130, "run", "--config", str(file)),
         (signal.SIGTERM, 143, "resume", "stopped", "--root", str(config.root)),
+        (signal.SIGHUP, 129, "resume", "stopped", "--root", str(config.root)),
     ):
         process = subprocess.Popen(
             [sys.executable, "-m", "flows", *typed],
