@@ -14,8 +14,10 @@ from pipelines.codec.files import compress
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.errors import InputError
 
+SIXTEEN_BITS = [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2"), ("I", "=i4")]
 
-@pytest.mark.parametrize(("mode", "layout"), [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I", "=i4")])
+
+@pytest.mark.parametrize(("mode", "layout"), SIXTEEN_BITS)
 def test_sixteen_bits_in_memory_become_eight_by_rounding(mode: str, layout: str):
     codec = codec_of("factorized")
     values = np.linspace(0, 65_535, 30 * 20).astype(np.int64).reshape(20, 30)
@@ -116,6 +118,14 @@ def test_damaged_exif_in_memory_leaves_the_picture_as_it_is():
     assert encode(image, 100, model=codec) == encode(picture(30, 20), 100, model=codec)
 
 
+@pytest.mark.parametrize("orientation", ["6", b"\x06", (6, 6), -6, 70_000])
+def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(orientation: Any):
+    """EXIF data says of each value which type it has, and a camera may say what it likes."""
+    codec, image = codec_of("factorized"), picture(30, 20)
+    image.getexif()[0x0112] = orientation
+    assert encode(image, 100, model=codec) == encode(picture(30, 20), 100, model=codec)
+
+
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK"])
 def test_a_picture_in_memory_without_pixels_is_refused(mode: str, size: tuple[int, int]):
@@ -131,3 +141,14 @@ def test_samples_in_memory_without_a_scale_are_refused():
         encode(Image.new("F", (4, 4), 0.5), model=codec)
     with pytest.raises(InputError, match=r"mode I cannot be coded: .* reach from 70000 to 70000, which is beyond 16 b"):
         encode(Image.new("I", (4, 4), 70_000), model=codec)
+
+
+def test_a_picture_in_memory_that_cannot_be_read_is_refused(tmp_path: Path):
+    picture(300, 200).save(tmp_path / "x.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:2000])
+    strange = picture(30, 20)
+    strange.info["transparency"] = b"of a palette"
+    with Image.open(tmp_path / "cut.jpg") as cut:
+        for image, reason in ((cut, "image file is truncated"), (strange, "argument 2 must be ")):
+            with pytest.raises(InputError, match=f"A picture of mode RGB cannot be coded: {reason}"):
+                encode(image, model=codec_of("factorized"))

@@ -1,7 +1,7 @@
 """Images to files and back, with a trained codec: `encode` and `decode` in memory, `codecmill compress` for files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.errors import InputError
 
@@ -9,18 +9,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pipelines.codec.picture_codec import PictureCodec
-
-PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
-"""Modes that no file has, for alpha is multiplied in or belongs to a palette, and what they are written as."""
-
-WRITTEN = {"PNG": ("1", "L", "LA", "P", "RGBA", "I;16", "I;16B"), "TIFF": ("I", "I;16L", "CMYK", "LAB")}
-"""Modes that a file says more of than Pillow's own conversion knows, and the format that keeps them as they are."""
-
-ORIENTATION = 0x0112
-"""EXIF's tag of how a camera was held."""
-
-BESIDE = ("icc_profile", "transparency")
-"""What Pillow keeps beside the pixels that decides on their colours."""
 
 
 def encode(
@@ -81,55 +69,21 @@ def _as_rgb(image: "Image.Image") -> "Image.Image":
     """The picture as the same one in a file would be read: 16 bits to 8 by round(v / 257), transparent pixels white.
 
     Raises:
-        InputError: it has no pixels, or samples that have no defined scale, or one that no picture has.
+        InputError: it has no pixels or too many, or samples that have no defined scale, or one that no picture has.
     """
-    from io import BytesIO
-
-    from pipelines.data.images import ImageError, open_image
+    from pipelines.data.images import WHITE
+    from pipelines.data.pixels import upright_rgb
 
     if not image.width or not image.height:
         raise InputError(f"A picture of {image.width} x {image.height} pixels cannot be coded: there must be some.")
-    image.load()  # Pillow turns some upright here
-    orientation = _orientation(image)
-    is_plain = orientation == 1 and not any(image.info.get(name) is not None for name in BESIDE)
-    if image.mode == "RGB" and is_plain:
-        return image
     if image.mode == "F":
         raise InputError(
             "A picture of mode F cannot be coded, for floating-point samples have no defined scale: bring them to "
             "0 to 255 and convert it to L."
         )
-    image = image.convert(PLAIN_ALPHA.get(image.mode, image.mode))
-    format_ = next((name for name, modes in WRITTEN.items() if image.mode in modes), None)
-    if image.mode in ("RGB", "L") and "transparency" not in image.info:
-        format_ = "TIFF"  # in a PNG a profile of over a megabyte is taken for an attack
-    if format_ is None:  # without depth or transparency: Pillow's own way is the only one
-        image, format_ = image.convert("RGB"), "PNG"
-        if is_plain:
-            return image
-    file = BytesIO()
-    fast = {"compression": "raw"} if format_ == "TIFF" else {"compress_level": 1}
     try:
-        image.save(file, format=format_, **fast, **_exif(orientation))
-        return open_image(file.getvalue())
-    except ImageError as error:
-        raise InputError(f"A picture of mode {image.mode} cannot be coded: {error}") from error
-
-
-def _orientation(image: "Image.Image") -> int:
-    """By the EXIF standard: 1 is upright."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF data raises anything; the picture itself is fine without it
-        return 1
-
-
-def _exif(orientation: int) -> dict[str, Any]:
-    """As `save` takes it, without all that a camera wrote beside it; nothing of an upright picture."""
-    from PIL import Image
-
-    if orientation == 1:
-        return {}
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return {"exif": exif}
+        return upright_rgb(image, WHITE)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `open_image`: damaged bytes, or what Pillow was told beside them
+        raise InputError(f"A picture of mode {image.mode} cannot be coded: {str(error).rstrip('.')}.") from error

@@ -61,17 +61,34 @@ def read_rgb(
         deep = _deep_rawmode(image)
         image.load()
         orientation = _orientation(image)
-        profile = image.info.get("icc_profile") if manage_colour else None
+        to_srgb = _ToSrgb(image.info.get("icc_profile") if manage_colour else None, notes)
         low = _low_bytes(content, deep) if deep else None
-        rgb: Image.Image = image  # a copy would take as much memory again
-        if image.mode != "RGB" or profile or low or image.has_transparency_data:
-            rgb = _converted(image, low, deep, _ToSrgb(profile, notes), background)
+        rgb = _converted(image, low, deep, to_srgb, background)
         del image, low
-        if orientation in _UPRIGHT:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
+        rgb = _upright(rgb, orientation)
     # What Pillow found beside the pixels (profile, transparency) would otherwise be written into every patch.
     rgb.info.clear()
     return rgb
+
+
+def upright_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """A picture in memory as `read_rgb` reads it in a file (or raise whatever Pillow raises on it).
+
+    Raises:
+        ValueError: as of `read_rgb`.
+    """
+    with silence():
+        check_size(image)
+        image.load()  # Pillow turns some upright here
+        orientation = _orientation(image)
+        if image.mode in ("RGBa", "La"):  # alpha is multiplied in, which no file has
+            image = image.convert(image.mode.upper())
+        to_srgb = _ToSrgb(image.info.get("icc_profile"), None)
+        return _upright(_converted(image, None, None, to_srgb, background), orientation)
+
+
+def _upright(rgb: Image.Image, orientation: int) -> Image.Image:
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def _converted(
@@ -81,7 +98,9 @@ def _converted(
     to_srgb: "_ToSrgb",
     background: tuple[int, int, int],
 ) -> Image.Image:
-    """A decoded picture as RGB, not yet upright, strip by strip."""
+    """A decoded picture as RGB, not yet upright, strip by strip; itself if it is that, for a copy takes its memory."""
+    if image.mode == "RGB" and not (to_srgb.profile or low or image.has_transparency_data):
+        return image
     rows = max(1, STRIP_PIXELS // image.width)
     if rows >= image.height:
         return _strip(image, low, deep, to_srgb, background)
@@ -215,12 +234,12 @@ class _ToSrgb:
     """Follows a picture's colour profile, if it has one that can be read; the way is found out at its first strip."""
 
     def __init__(self, profile: bytes | None, notes: list[str] | None):
-        self._profile = profile
+        self.profile = profile
         self._notes = notes
         self._transform: ImageCms.ImageCmsTransform | None = None
 
     def __call__(self, colours: Image.Image) -> Image.Image:
-        if self._transform is None and (self._profile or colours.mode == "LAB"):
+        if self._transform is None and (self.profile or colours.mode == "LAB"):
             self._transform = self._found(colours.mode)
         if self._transform is None:
             return colours.convert("RGB")
@@ -230,7 +249,7 @@ class _ToSrgb:
         srgb = ImageCms.createProfile("sRGB")
         if mode == "LAB":
             return ImageCms.buildTransform(ImageCms.createProfile("LAB"), srgb, mode, "RGB")
-        profile, self._profile = self._profile or b"", None
+        profile, self.profile = self.profile or b"", None
         try:
             return ImageCms.buildTransform(ImageCms.ImageCmsProfile(BytesIO(profile)), srgb, mode, "RGB")
         except (ImageCms.PyCMSError, OSError, ValueError) as error:  # broken, or of another colour space
