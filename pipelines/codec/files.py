@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -59,13 +60,15 @@ def compress(
         except ImageError as error:
             raise InputError(str(error)) from error
         remark = ""
-        if step is not None:
-            remark = "the model has one quality, whichever is asked for" if codec.has_one_quality else ""
-            content = codec.encode(image, step)
-        else:
-            content, _, is_reached = encode_to_rate(codec, image, target_bpp or 0.0)
-            rate = bits_per_pixel(content, image)
-            remark = "" if is_reached else f"{target_bpp:g} bpp is out of this model's reach: {rate:.3f} is the nearest"
+        with _named(source, "coded"):
+            if step is not None:
+                content = codec.encode(image, step)
+                remark = "the model has one quality, whichever is asked for" if codec.has_one_quality else ""
+            else:
+                content, _, is_reached = encode_to_rate(codec, image, target_bpp or 0.0)
+                if not is_reached:
+                    rate = bits_per_pixel(content, image)
+                    remark = f"{target_bpp:g} bpp is out of this model's reach: {rate:.3f} is the nearest"
         with told_where(target):
             write_bytes(target, content)
         yield _written(source, target, image, content, remark)
@@ -84,23 +87,30 @@ def decompress(files: Sequence[Path], folder: Path, codec: PictureCodec | None, 
         CodecmillError: there is no room.
     """
     targets = _targets(files, folder, ".png")
-    known = {codec.sha256: codec} if codec else {}
+    reader = codec
     for place, (source, target) in enumerate(targets.items()):
         report(Progress("decompression", place, len(targets), "images", source.name))
         content = _read(source)
         coded = parse(content, str(source))
-        if codec is None and coded.model not in known:
-            known[coded.model] = codec_that_wrote(coded.model, str(source), root)
-        try:
-            image = (codec or known[coded.model]).decode(coded)
-        except CodecmillError as error:  # of several files it is to be clear which one
-            raise type(error)(f"{source} cannot be decoded. {error}") from error
+        if reader is None or (codec is None and reader.sha256 != coded.model):
+            reader = codec_that_wrote(coded.model, str(source), root)
+        with _named(source, "decoded"):
+            image = reader.decode(coded)
         png = BytesIO()
         image.save(png, format="PNG")
         with told_where(target):
             write_bytes(target, png.getvalue())
         yield _written(source, target, image, content)
     report(Progress("decompression", len(targets), len(targets), "images"))
+
+
+@contextmanager
+def _named(source: Path, what: str) -> Iterator[None]:
+    """Of several files it is to be clear which one cannot be coded or decoded."""
+    try:
+        yield
+    except CodecmillError as error:
+        raise type(error)(f"{source} cannot be {what}. {error}") from error
 
 
 def _written(source: Path, target: Path, image: Image, content: bytes, remark: str = "") -> Written:
