@@ -21,14 +21,15 @@ def encode(
     """The content of a `.cmill` file of a picture.
 
     Args:
-        image: of any size and any mode but F, treated as `compress` treats it in a file: made upright as its EXIF says,
-            brought to sRGB from its colour profile; transparent pixels show white.
+        image: of any mode but F, treated as `compress` treats it in a file: made upright as its EXIF says, brought to
+            sRGB from its colour profile; transparent pixels show white.
         quality: 1 to 100.
         model: a run, a checkpoint's folder or an address in MLflow; by default the champion under the root. For many
             pictures open it once: `pipelines.codec.opening.open_codec`.
 
     Raises:
         InputError: there is no such model, or it is no codec; the picture or the quality is none that can be coded.
+        CodecmillError: the model is damaged, its training has diverged, or it makes more bytes than a file may have.
     """
     codec = _opened(model, root)
     return codec.encode(_as_rgb(image), codec.step_of(quality))
@@ -47,6 +48,7 @@ def decode(
 
     Raises:
         InputError: the content is damaged, or no such file, or another model wrote it.
+        CodecmillError: it is none of this model, though its checksums fit; or the model is damaged.
     """
     from pipelines.codec.container import parse
     from pipelines.codec.opening import codec_that_wrote
