@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from processes import PROJECT
 from safetensors.torch import save_file
 
 from pipelines.codec import picture_codec
-from pipelines.codec.container import OVERHEAD, CodedPicture, most_bytes, parse
+from pipelines.codec.container import BLOCK, OVERHEAD, CodedPicture, most_bytes, parse
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.codec.files import compress, decompress
 from pipelines.codec.picture_codec import PictureCodec
@@ -859,10 +861,32 @@ def other_header(coded: CodedPicture, random: np.random.Generator) -> CodedPictu
     return replace(coded, **(fields if random.integers(2) else {one: fields[one]}))
 
 
-def test_a_size_that_no_picture_has_is_refused():
-    for width, height in ((0, 5), (2**32 - 1, 2**32 - 1), (400_000_001, 1)):
-        with pytest.raises(InputError, match="x claims"):
-            parse(CodedPicture(width, height, 1000, SHA256, b"").to_bytes(), "x")
+@pytest.mark.parametrize(
+    ("width", "height"), [(0, 5), (2**32 - 1, 2**32 - 1), (400_000_001, 1), (20_000, 20_001), (400_000_000, 1)]
+)
+def test_a_size_that_no_picture_has_is_neither_read_nor_written(width: int, height: int):
+    """Memory goes by rows of latents, of which a picture one pixel high takes as many as one 64 high."""
+    most = f"there must be some, 400,000,000 at most, and 800,000,000 at most with both sides rounded up to {BLOCK}"
+    with pytest.raises(InputError, match=f"x claims {width} x {height} pixels; {most}"):
+        parse(CodedPicture(width, height, 1000, SHA256, b"").to_bytes(), "x")
+    image = cast("Image.Image", SimpleNamespace(width=width, height=height, size=(width, height)))
+    with pytest.raises(InputError, match=f"A picture of {width} x {height} pixels cannot be coded: {most}"):
+        codec_of("factorized").encode(image, 1000)
+
+
+def test_the_largest_pictures_are_read():
+    for width, height in ((20_000, 20_000), (12_499_968, 1), (64, 6_250_000)):
+        coded = CodedPicture(width, height, 1000, SHA256, b"")
+        assert parse(coded.to_bytes(), "x") == coded
+
+
+def test_of_several_pictures_the_one_that_cannot_be_coded_is_named(tmp_path: Path):
+    codec = codec_of("factorized")
+    picture(24, 24).save(tmp_path / "a.png")
+    Image.new("1", (12_499_969, 1)).save(tmp_path / "thin.tif", compression="group4")
+    with pytest.raises(InputError, match=r"thin\.tif cannot be coded\. A picture of 12499969 x 1 pixels cannot be"):
+        list(compress([tmp_path / "a.png", tmp_path / "thin.tif"], tmp_path / "coded", codec, 50, None))
+    assert [file.name for file in (tmp_path / "coded").iterdir()] == ["a.cmill"]
 
 
 def test_a_file_of_another_model_is_refused_by_name():

@@ -12,6 +12,7 @@ from test_images import linear_profile
 from pipelines.codec import decode, encode
 from pipelines.codec.files import compress
 from pipelines.codec.picture_codec import PictureCodec
+from pipelines.data import picture_limits
 from pipelines.errors import InputError
 
 SIXTEEN_BITS = [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2"), ("I", "=i4")]
@@ -133,6 +134,14 @@ def test_a_picture_in_memory_without_pixels_is_refused(mode: str, size: tuple[in
         InputError, match=rf"A picture of {size[0]} x {size[1]} pixels cannot be coded: there must be s"
     ):
         encode(Image.new(mode, size), model=codec_of("factorized"))
+
+
+def test_a_picture_in_memory_that_is_too_large_is_refused_before_it_is_converted(monkeypatch: pytest.MonkeyPatch):
+    """Its pixels are many, not its bytes: a bitmap that is made of them would not fit this test."""
+    monkeypatch.setattr(picture_limits, "MAX_PIXELS", 599)
+    for mode in ("RGB", "CMYK"):
+        with pytest.raises(InputError, match=f"mode {mode} cannot be coded: its 30 x 20 pixels are more than 599"):
+            encode(Image.new(mode, (30, 20)), model=codec_of("factorized"))
 
 
 def test_samples_in_memory_without_a_scale_are_refused():

@@ -28,6 +28,14 @@ MOST_BYTES_PER_PIXEL, BLOCK = 64, 64
 """Of a payload, and the pixels to which each side counts as rounded up, as no latent covers more. Uncompressed a
 picture has 3 bytes a pixel: more than twenty times that is no picture, but takes the memory of whoever reads it."""
 
+MOST_COVERED = 2 * MAX_PIXELS
+"""Pixels of a picture whose sides are rounded up to `BLOCK`: a row of one pixel takes as much memory as one of 64."""
+
+LIMITS = (
+    f"there must be some, {MAX_PIXELS:,} at most, and {MOST_COVERED:,} at most with both sides rounded up to {BLOCK}"
+)
+"""What `is_allowed` asks for, in words."""
+
 
 @dataclass(frozen=True)
 class CodedPicture:
@@ -56,7 +64,16 @@ class CodedPicture:
 
 def most_bytes(width: int, height: int) -> int:
     """Of the payload of a picture, its size in pixels."""
-    return MOST_BYTES_PER_PIXEL * (-(-width // BLOCK) * BLOCK) * (-(-height // BLOCK) * BLOCK)
+    return MOST_BYTES_PER_PIXEL * _covered(width, height)
+
+
+def is_allowed(width: int, height: int) -> bool:
+    """Whether a file may hold a picture of this size, in pixels: larger ones are neither written nor read."""
+    return 0 < width * height <= MAX_PIXELS and _covered(width, height) <= MOST_COVERED
+
+
+def _covered(width: int, height: int) -> int:
+    return (-(-width // BLOCK) * BLOCK) * (-(-height // BLOCK) * BLOCK)
 
 
 def parse(content: bytes, name: str) -> CodedPicture:
@@ -100,8 +117,8 @@ def parse_head(head: bytes, size: int | None, name: str) -> tuple[CodedPicture, 
             f"{name} is cut off or has something added: it has {size} bytes, but was written with "
             f"{OVERHEAD + length}. Get it again."
         )
-    if not 0 < width * height <= MAX_PIXELS:
-        raise InputError(f"{name} claims {width} x {height} pixels; there must be some, and {MAX_PIXELS:,} at most.")
+    if not is_allowed(width, height):
+        raise InputError(f"{name} claims {width} x {height} pixels; {LIMITS}.")
     if not SMALLEST_STEP <= 2 ** (step / 256) <= LARGEST_STEP:
         raise InputError(
             f"{name} claims a quantiser step of {2 ** (step / 256):.4g} grey levels; there are {SMALLEST_STEP:g} to "

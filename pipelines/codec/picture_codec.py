@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.codec.container import CodedPicture, most_bytes
+from pipelines.codec.container import LIMITS, CodedPicture, is_allowed, most_bytes
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.data.images import Normalization, to_image, to_levels, to_tensor, to_unit
 from pipelines.errors import CodecmillError, InputError
@@ -62,14 +62,17 @@ class PictureCodec:
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, step: int) -> bytes:
-        """The file of a picture (mode RGB) of any size.
+        """The file of a picture (mode RGB).
 
         Args:
             step: 256 log2 of the quantiser's step in grey levels.
 
         Raises:
-            CodecmillError: the file would be so large that it is refused when it is read.
+            InputError: the picture is so large that its file would be refused when it is read.
+            CodecmillError: its file would be, or the model's training has diverged.
         """
+        if not is_allowed(*image.size):
+            raise InputError(f"A picture of {image.width} x {image.height} pixels cannot be coded: {LIMITS}. Cut it.")
 
         def analyse(levels: Tensor) -> Tensor:
             x = self.normalization.normalize_(to_unit(levels.to(self.model.gain.device), torch.float32))
