@@ -1313,6 +1313,29 @@ def test_a_file_is_read_by_the_model_that_wrote_it_where_only_mlflow_has_it(
     assert not elsewhere.path.exists(), "to look makes no database"
 
 
+def test_a_damaged_copy_of_the_model_that_wrote_a_file_does_not_hide_the_sound_ones(
+    root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"channels": 8, "latent_channels": 12, "downsamplings": 2}
+    run, config = make_run(root, model={"entropy": "factorized", **sizes})
+    weights = build_model(config.model, 0).state_dict()
+    saved = [save_checkpoint(run, config, step, weights) for step in (5, 10)]
+    assert saved[0].sha256 == saved[1].sha256
+    register(run, saved[0])
+    content = encode(Image.new("RGB", (20, 24), (200, 90, 40)), model=str(saved[0].path), root=root.path)
+    decoded = decode(content, root=root.path).tobytes()
+    for checkpoint in reversed(saved):
+        with (checkpoint.path / "model.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\xff")
+        assert decode(content, root=root.path).tobytes() == decoded
+        problem = f"Another copy of the model that wrote The content is looked for: {checkpoint.path}/model.safetensors"
+        assert problem in caplog.text
+    root.mlflow_database.unlink()
+    with pytest.raises(CodecmillError, match=rf"{saved[0].path}/model\.safetensors "):
+        decode(content, root=root.path)
+
+
 def test_the_registry_stands_before_what_runs_wrote_down_unless_it_is_lost(
     root: Root, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,16 @@
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from pipelines import checkpoints, tracking
 from pipelines.codec.entropy_coder import Tables
 from pipelines.codec.picture_codec import PictureCodec
-from pipelines.errors import InputError
+from pipelines.errors import CodecmillError, InputError
 from pipelines.model.codec import TransformCodec
-from pipelines.provenance.locating import Found, find, readable, with_weights
+from pipelines.provenance.locating import Found, all_with_weights, find, readable
 from pipelines.run_directory import Root
 from pipelines.status import all_runs
 from pipelines.weights import model_of
@@ -39,25 +40,33 @@ def codec_that_wrote(sha256: str, file: str, root: Root) -> PictureCodec:
 
     Raises:
         InputError: there is none.
+        CodecmillError: all that there are are damaged.
     """
+    damage: CodecmillError | None = None
     with tempfile.TemporaryDirectory(prefix="codecmill-") as scratch:
-        folder = with_weights(sha256, root) or _registered(sha256, root, Path(scratch))
-        if folder is None:
-            raise InputError(
-                f"{file} was written by a model with sha256 {sha256[:16]}, and neither a checkpoint under {root.path} "
-                "nor a version in MLflow is that. Name it with --model, or its root with --root."
-            )
-        return codec_of(checkpoints.open_checkpoint(folder))
+        for folder in _copies(sha256, root, Path(scratch)):
+            try:
+                return codec_of(checkpoints.open_checkpoint(folder))
+            except CodecmillError as error:
+                log.warning("Another copy of the model that wrote %s is looked for: %s", file, error)
+                damage = error
+    raise damage or InputError(
+        f"{file} was written by a model with sha256 {sha256[:16]}, and neither a checkpoint under {root.path} "
+        "nor a version in MLflow is that. Name it with --model, or its root with --root."
+    )
 
 
-def _registered(sha256: str, root: Root, scratch: Path) -> Path | None:
-    """A checkpoint that MLflow alone has: the champion that a file was written with may be of another root."""
+def _copies(sha256: str, root: Root, scratch: Path) -> Iterator[Path]:
+    """Checkpoints that are said to have these weights.
+
+    The last one is what MLflow has: the champion that a file was written with may be of another root.
+    """
+    yield from all_with_weights(sha256, root)
     try:
-        address = tracking.version_with(sha256, root)
-        return tracking.fetch_checkpoint(address, root, scratch) if address else None
+        if address := tracking.version_with(sha256, root):
+            yield tracking.fetch_checkpoint(address, root, scratch)
     except tracking.TrackingUnavailable as error:
         log.warning("What is registered could not be looked at: %s", error)
-        return None
 
 
 def codec_of(checkpoint: checkpoints.Checkpoint) -> PictureCodec:

@@ -142,9 +142,14 @@ def _fetched(address: str, root: Root, scratch: Path, how: str) -> Found:
     return found_at(own, root, how) if own else Found((folder,), None, root, f"{how}, as a copy out of MLflow")
 
 
+def all_with_weights(sha256: str, root: Root) -> Iterator[Path]:
+    """The checkpoints under a root whose manifests name these weights; whether they hold them is not looked at."""
+    return (folder for folder, weights in _all_checkpoints(root) if weights == sha256)
+
+
 def with_weights(sha256: str, root: Root) -> Path | None:
-    """A checkpoint under a root with these weights."""
-    return next((folder for folder, weights in _all_checkpoints(root) if weights == sha256), None)
+    """The first of them, if there is one."""
+    return next(all_with_weights(sha256, root), None)
 
 
 def _promoted(address: str, root: Root) -> tuple[Path, str] | None:
