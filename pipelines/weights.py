@@ -134,7 +134,8 @@ def model_of(checkpoint: checkpoints.Checkpoint) -> Model:
                 f"{checkpoint.path} says that its model has {count:,} parameters, and its files have {there:,} bytes: "
                 "it is damaged, or not what codecmill wrote."
             )
-    model = build_model(config)
+    with torch.device("cpu"):
+        model = build_model(config).to(torch.float32)  # whatever defaults a program has that uses codecmill
     restore_weights(model, checkpoint)
     return model
 

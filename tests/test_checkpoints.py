@@ -34,11 +34,12 @@ def save(
     shard_set: str = "0" * 64,
     parent: str | None = None,
     training: dict[str, Any] | None = None,
+    model: ModelConfig | None = None,
 ):
     about: dict[str, Any] = {
         "step": step,
         "position": step * 16,
-        "model": ModelConfig(),
+        "model": model or ModelConfig(),
         "normalization": {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
         "shard_set": shard_set,
         "parent": parent,

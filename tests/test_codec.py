@@ -11,8 +11,9 @@ import time
 import tracemalloc
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -28,11 +29,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from processes import PROJECT
 from safetensors.torch import save_file
+from test_checkpoints import save
 
 from pipelines.codec import picture_codec
 from pipelines.codec.container import BLOCK, OVERHEAD, CodedPicture, most_bytes, parse
 from pipelines.codec.entropy_coder import SymbolReader, SymbolWriter, Tables
 from pipelines.codec.files import compress, decompress
+from pipelines.codec.opening import codec_of as codec_in
 from pipelines.codec.picture_codec import PictureCodec
 from pipelines.codec.rate_control import bits_per_pixel, encode_to_rate
 from pipelines.config import EvaluationConfig, LossConfig, ModelConfig, RunConfig, TrainingConfig
@@ -376,6 +379,38 @@ def test_symbols_and_pixels_are_the_same_whatever_computes(
     assert (read_plainly / kind / "symbols").read_bytes() == symbols.numpy().tobytes()
     assert (read_plainly / kind / "unrounded").read_bytes() == unrounded.numpy().tobytes()
     assert (read_plainly / kind / "pixels").read_bytes() == pixels
+
+
+@contextmanager
+def defaults_of(dtype: torch.dtype, device: str) -> Iterator[None]:
+    """What torch makes tensors of where nobody says it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("kind", ["nested", "factorized"])
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [(torch.bfloat16, "cpu"), (torch.float16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")],
+)
+def test_files_and_pixels_are_the_same_whatever_torchs_defaults_are(
+    kind: str, dtype: torch.dtype, device: str, tmp_path: Path
+):
+    """On the meta device tensors have no numbers: one that is made there by default would be found."""
+    codec, image = codec_of_kind(kind), picture()
+    saved = save(Root(tmp_path).run("r"), 1, weights=codec.model.state_dict(), model=codec.model.config)
+    codec = codec_in(saved)
+    content = codec.encode(image, codec.step_of(60))
+    pixels = codec.decode(parse(content, "x")).tobytes()
+    with defaults_of(dtype, device):
+        for each in (codec, codec_in(saved)):
+            assert each.encode(image, each.step_of(60)) == content
+            assert each.decode(parse(content, "x")).tobytes() == pixels
 
 
 def test_exact_pixels_are_near_those_of_the_training(codec: PictureCodec):

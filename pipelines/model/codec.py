@@ -186,7 +186,7 @@ class TransformCodec(nn.Module):
         Args:
             size: h and w.
         """
-        latents = torch.empty(1, len(self.gain), *size)
+        latents = torch.empty(1, len(self.gain), *size, dtype=torch.float32, device="cpu")
         for region in regions(size, REGION, HYPER_STRIDE):
             part = latents[(..., *region)]
             part.copy_(self.entropy.code(coder, None, (part.shape[-2], part.shape[-1]), _fixed_log2_step(step)))
@@ -208,7 +208,7 @@ class TransformCodec(nn.Module):
         log2_step = step / 2**STEP_FRACTION
         gains = zip(self.gain.flatten().tolist(), self.gain_slope.flatten().tolist(), strict=True)
         levels = [exact_power(log2_step, -gain - slope * (log2_step - MIDDLE)) for gain, slope in gains]
-        return torch.tensor(levels, dtype=torch.float64)[None, :, None, None]
+        return torch.tensor(levels, dtype=torch.float64, device="cpu")[None, :, None, None]
 
     def _levels(self, step: int) -> tuple[Tensor, Tensor]:
         """Grey levels of each channel's step (1, L, 1, 1), and the step's normalised logarithm (1, 1, 1, 1)."""
@@ -234,7 +234,7 @@ class TransformCodec(nn.Module):
 def _fixed_log2_step(step: int) -> Tensor:
     """The step's normalised logarithm as an integer of `arithmetic.Exact`, (1, 1, 1, 1)."""
     fixed = (step - MIDDLE * 2**STEP_FRACTION) * 2.0 ** (FRACTION - STEP_FRACTION)
-    return torch.full((1, 1, 1, 1), fixed, dtype=torch.float64)
+    return torch.full((1, 1, 1, 1), fixed, dtype=torch.float64, device="cpu")
 
 
 def _entropy_model(config: ModelConfig) -> Factorized | Hyperprior:

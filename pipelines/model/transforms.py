@@ -139,6 +139,6 @@ class Synthesis(nn.Module):
             levels: (1, L, 1, 1) float64.
             log2_step: the step's normalised logarithm.
         """
-        step = to_fixed(torch.full((1, 1, 1, 1), log2_step, dtype=torch.float64))
+        step = to_fixed(latents.new_full((1, 1, 1, 1), log2_step))
         added = from_fixed(self.network(to_fixed(latents), step, Exact())) * (exact_power(log2_step) * ADDED)
         return F.pixel_shuffle(self.transform.exact(latents * levels) + added, self.stride)
