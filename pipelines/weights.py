@@ -38,7 +38,7 @@ class LoadReport:
         loaded: taken over.
         missing: in the model but not in the source; left as initialised.
         unexpected: in the source but not in the model; ignored.
-        mismatched: in both, with another shape; left as initialised.
+        mismatched: in both, with another shape, or integers for fractions; left as initialised.
     """
 
     loaded: tuple[str, ...]
@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, source: str | Path, strict: bool = True, root
         source: a checkpoint folder, a `.safetensors` file, a classic torch file (a dictionary with
             `encoder_state_dict`, `decoder_state_dict`, and of a codec `other_state_dict`), `runs:/...` or
             `models:/name@alias`.
-        strict: any difference in names or shapes is an error; otherwise what fits by name and shape is taken.
+        strict: any difference (see `LoadReport`) is an error; otherwise what fits is taken.
         root: whose MLflow `runs:/` and `models:/` are looked up in; by default that of the working directory.
 
     Raises:
@@ -93,14 +93,12 @@ def apply_weights(
     """Copy named tensors into a model, in place; see `load_weights` for `strict` and the errors."""
     own = model.state_dict()
     shared = own.keys() & weights.keys()
-    mismatched = {name for name in shared if own[name].shape != weights[name].shape}
+    mismatched = {name for name in shared if _differing(own[name], weights[name])}
     report = LoadReport(
         loaded=tuple(sorted(shared - mismatched)),
         missing=tuple(sorted(own.keys() - weights.keys())),
         unexpected=tuple(sorted(weights.keys() - own.keys())),
-        mismatched=tuple(
-            f"{name} {list(weights[name].shape)} for {list(own[name].shape)}" for name in sorted(mismatched)
-        ),
+        mismatched=tuple(f"{name} {_differing(own[name], weights[name])}" for name in sorted(mismatched)),
     )
     if strict and report.differences():
         raise CodecmillError(
@@ -113,6 +111,17 @@ def apply_weights(
         for name in report.loaded:
             copy(own[name], weights[name])
     return report
+
+
+def _differing(own: Tensor, other: Tensor | StoredTensor) -> str:
+    """Why a tensor is not copied into a model's own one, in a few words; empty where it may be.
+
+    Weights may come in another precision, but a codec's tables that were once cast to half of it are no tables.
+    """
+    if own.shape != other.shape:
+        return f"{list(other.shape)} for {list(own.shape)}"
+    types = [str(each.dtype).removeprefix("torch.") for each in (other, own)]
+    return " for ".join(types) if len({"float" in each for each in types}) > 1 else ""
 
 
 HARMLESS_BYTES = 2**30

@@ -14,7 +14,8 @@ from pipelines.errors import CodecmillError, InputError
 from pipelines.model.autoencoder import Autoencoder
 from pipelines.model.build import build_model
 from pipelines.run_directory import Root
-from pipelines.weights import export_classic, load_weights
+from pipelines.stored_tensors import of_file
+from pipelines.weights import apply_weights, export_classic, load_weights, read_weights
 
 SMALL = ModelConfig(channels=8, latent_channels=4, downsamplings=2, residual_blocks=1)
 DEEPER = SMALL.model_copy(update={"residual_blocks": 2})
@@ -104,6 +105,25 @@ def test_lenient_takes_what_fits_by_name_and_shape_and_leaves_the_rest(tmp_path:
     assert set(report.loaded) | set(untouched) == set(after)
     assert "encoder.stages.0.blocks.1.first.weight" in report.missing
     assert "decoder.head.weight [8, 4, 3, 3] for [8, 6, 3, 3]" in report.mismatched
+
+
+@pytest.mark.parametrize(("dtype", "called"), [(torch.float16, "float16"), (torch.bfloat16, "bfloat16")])
+def test_of_weights_in_half_precision_all_is_taken_but_what_counts(
+    tmp_path: Path, dtype: torch.dtype, called: str
+) -> None:
+    """A codec's tables are integers of up to 2^24, which half of the digits make other tables of."""
+    trained, file = codec_of_kind("factorized").model, tmp_path / "half.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in trained.state_dict().items()}, file)
+    fresh = build_model(trained.config)
+    with pytest.raises(CodecmillError, match=rf"do not match the model \(mismatched: tables {called} for int32\)"):
+        load_weights(fresh, file)
+    for weights in (read_weights(file), of_file(file)):
+        report = apply_weights(fresh, weights, strict=False, source="half")
+        assert report.mismatched == (f"tables {called} for int32",)
+        assert set(report.loaded) == set(trained.state_dict()) - {"tables"}
+    for name, tensor in fresh.state_dict().items():
+        expected = trained.state_dict()[name]
+        assert torch.equal(tensor, expected if name == "tables" else expected.to(dtype).float())
 
 
 def test_a_lenient_load_that_takes_nothing_is_an_error(tmp_path: Path):
