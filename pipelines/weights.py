@@ -3,6 +3,7 @@
 import io
 import logging
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,22 +184,48 @@ def _from_path(path: Path, source: str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged or hostile bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CodecmillError(
             f"{source} cannot be read as plain tensors, and nothing else is ever loaded from it: {reason}"
         ) from error
-    return _from_classic(content, source)
+    return _from_classic(content, source, path.stat().st_size)
 
 
-def _from_classic(content: object, source: str) -> dict[str, Tensor]:
+def _check_archive(path: Path) -> None:
+    """That what a torch file is made of is no larger than it is: torch compresses nothing, but reads what somebody did.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inside, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+        if inside > size:
+            raise ValueError(f"its parts have {inside:,} bytes, and it has {size:,}")
+
+
+MOST_SHARED = 16
+"""How often, at most, the numbers in a file may be tensors of it: tied weights are several, but a file of a few bytes
+could have one that fills the memory."""
+
+
+def _from_classic(content: object, source: str, size: int) -> dict[str, Tensor]:
+    """The weights in a dictionary of dictionaries that was read from a file of so many bytes."""
     states = content if isinstance(content, dict) else {}
     if not all(isinstance(states.get(f"{part}_state_dict"), dict) for part in ("encoder", "decoder")):
         raise CodecmillError(f"{source} holds no dictionary with encoder_state_dict and decoder_state_dict.")
     weights = {f"{part}.{name}": tensor for part in PARTS for name, tensor in _within(states, f"{part}_state_dict")}
     weights |= {str(name): tensor for name, tensor in _within(states, OTHERS)}
     check_plain(weights, source)
+    claimed = sum(tensor.nbytes for tensor in weights.values())
+    if claimed > MOST_SHARED * size:
+        raise CodecmillError(
+            f"{source} has {size:,} bytes, but its tensors claim to have {claimed:,}: clone those that are views of a "
+            "few numbers, and save them anew."
+        )
     return weights
 
 

@@ -1,6 +1,7 @@
 """Loading weights: strict and lenient, from a checkpoint, a safetensors file and the classic torch file."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,38 @@ def test_a_pickle_that_would_run_a_command_is_refused_and_nothing_runs(tmp_path:
     with pytest.raises(CodecmillError, match="cannot be read as plain tensors, and nothing else is ever loaded"):
         load_weights(Autoencoder(SMALL), tmp_path / "evil.tar", strict=False)
     assert not mark.exists()
+
+
+def test_tensors_that_repeat_a_few_numbers_for_ever_are_refused(tmp_path: Path):
+    file, states = tmp_path / "small.pt", {"encoder_state_dict": {}, "decoder_state_dict": {}}
+    torch.save(states | {"encoder_state_dict": {"w": torch.zeros(1).expand(2**34)}}, file)
+    with pytest.raises(
+        CodecmillError, match=r"small\.pt has \d,\d+ bytes, but its tensors claim to have 68,719,476,736"
+    ):
+        load_weights(Autoencoder(SMALL), file)
+    tied = torch.ones(2**10)
+    torch.save(states | {"encoder_state_dict": {"a": tied, "b": tied, "c": tied.view(2, -1)}}, file)
+    assert {name: tensor.numel() for name, tensor in read_weights(file).items()} == dict.fromkeys(
+        ("encoder.a", "encoder.b", "encoder.c"), 2**10
+    )
+
+
+@pytest.mark.parametrize("how", ["compressed", "overlapping"])
+def test_a_torch_file_that_holds_more_than_its_size_is_not_read(tmp_path: Path, how: str):
+    """torch itself would read it, however much memory it takes."""
+    plain, file = tmp_path / "plain.pt", tmp_path / "large.pt"
+    torch.save({"encoder_state_dict": {"w": torch.zeros(2**16)}, "decoder_state_dict": {}}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(file, "w") as target:
+        for part in source.infolist():
+            kind = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+            target.writestr(part.filename, source.read(part), kind)
+        if how == "overlapping":
+            target.filelist += [part for part in target.filelist if part.file_size > 2**16] * 2
+    assert torch.load(file, weights_only=True)["encoder_state_dict"]["w"].numel() == 2**16
+    with pytest.raises(
+        CodecmillError, match=r"large\.pt cannot be read as plain tensors.*: its parts have [\d,]+ bytes, and"
+    ):
+        load_weights(Autoencoder(SMALL), file)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04", b"\x80\x02."])
