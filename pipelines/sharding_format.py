@@ -5,7 +5,6 @@ weights, named `model/<name>`, and of the optimiser's state, named `training_sta
 lies in the first rank's. Other checkpoints have the same in `model.safetensors` and `training_state.safetensors`.
 """
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -16,7 +15,7 @@ from pipelines.checkpoint_format import SHARDING, FileName
 from pipelines.config import Section
 from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError, first_fault
-from pipelines.tensor_files import PLAIN_TYPES
+from pipelines.tensor_files import PLAIN_TYPES, is_name, is_possible
 
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 Part = Literal["model", "training_state"]
@@ -47,8 +46,8 @@ class Layout(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         rows = self.shape[0] if self.shape else 1
-        if math.prod(self.shape[1:]) >= 2**48:
-            raise ValueError(f"no tensor has rows of shape {list(self.shape[1:])}")
+        if not is_possible(self.shape):
+            raise ValueError(f"no tensor has shape {list(self.shape)}")
         if [*self.offsets] != sorted(self.offsets) or self.offsets[:1] != (0,) or self.offsets[-1] != rows:
             raise ValueError(f"the offsets do not lead from 0 up to its {rows} rows")
         return self
@@ -68,6 +67,9 @@ class Sharding(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name in (*self.model, *self.training_state):
+            if not is_name(name):
+                raise ValueError(f"no tensor is called {name!a}")
         for layout in (*self.model.values(), *self.training_state.values()):
             if len(layout.offsets) != len(self.files) + 1:
                 raise ValueError(f"{len(self.files)} files have {len(self.files) + 1} offsets in each tensor")

@@ -1,5 +1,6 @@
 """Tensors in safetensors files that somebody else may have written: all of a file, or the rows that are asked for."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ files hold them. There are complex, quantised and 4-bit ones, too."""
 LARGEST_HEADER = 2 * 2**20
 """Bytes. Adam's moments of the largest model are named in half of it; safetensors takes 30 us a tensor."""
 
+MOST_NUMBERS = 2**48
+"""Of a tensor that anybody has; an empty one counts as having one along each axis, as its strides do."""
+
 LISTED = 20
 """Tensors that a message names."""
 
@@ -48,9 +52,12 @@ class TensorFile:
             _check_header(file)
             self._opened = safe_open(file, "pt")
         except (SafetensorError, OSError, ValueError) as error:
-            raise _no_tensors(file, error) from error
-        self.names = frozenset(self._opened.keys())
-        _refuse((name for name in self.names if self._type(name) not in PLAIN_TYPES), str(file))
+            raise CodecmillError(f"{file} is no intact safetensors file: {error}.") from error
+        self.names = dict.fromkeys(self._opened.offset_keys())  # in the order of their bytes
+        _refuse((name for name in self.names if not self._is_plain(name)), str(file))
+
+    def _is_plain(self, name: str) -> bool:
+        return self._type(name) in PLAIN_TYPES and is_possible(self.shape(name))
 
     def _type(self, name: str) -> str:
         return self._opened.get_slice(name).get_dtype()
@@ -73,16 +80,18 @@ def read_tensors(file: Path) -> dict[str, "Tensor"]:
     Raises:
         CodecmillError: it is none, is damaged, or holds complex numbers or other than plain ones.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    opened = TensorFile(file)
+    return {name: opened.rows(name, ...) for name in opened.names}
 
-    try:
-        _check_header(file)
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _no_tensors(file, error) from error
-    check_plain(tensors, str(file))
-    return tensors
+
+def is_possible(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor may have this shape: of others torch cannot tell the strides, or there is no room."""
+    return math.prod(max(1, length) for length in shape) < MOST_NUMBERS
+
+
+def is_name(name: str) -> bool:
+    """Whether a safetensors file may name a tensor so: JSON and pickles know halves of characters, UTF-8 does not."""
+    return name.encode(errors="replace").decode() == name
 
 
 def _check_header(file: Path) -> None:
@@ -92,12 +101,8 @@ def _check_header(file: Path) -> None:
         raise ValueError(f"its header is said to have {header} bytes")
 
 
-def _no_tensors(file: Path, error: Exception) -> CodecmillError:
-    return CodecmillError(f"{file} is no intact safetensors file: {error}.")
-
-
 def check_plain(values: Mapping[str, object], source: str) -> None:
-    """Of values that somebody else may have written, all must be tensors that can be copied into weights.
+    """Of values that somebody else may have written, all must be tensors that can be named and copied into weights.
 
     Raises:
         CodecmillError: some are none.
@@ -109,11 +114,12 @@ def check_plain(values: Mapping[str, object], source: str) -> None:
             return False
         return str(value.dtype).removeprefix("torch.") in PLAIN_TYPES.values()
 
-    _refuse((name for name, value in values.items() if not is_plain(value)), source)
+    _refuse((name for name, value in values.items() if not is_plain(value) or not is_name(name)), source)
 
 
 def _refuse(names: Iterable[str], source: str) -> None:
     strange = sorted(names)
     if strange:
         named = ", ".join(strange[:LISTED]) + (f" and {len(strange) - LISTED} more" if len(strange) > LISTED else "")
+        named = named.encode(errors="backslashreplace").decode()
         raise CodecmillError(f"{source} holds something that is no plain tensor of numbers: {named}.")

@@ -174,7 +174,8 @@ def reseal(path: Path, name: str, content: bytes) -> None:
         ({"offsets": [-1, 4, 7]}, r"greater than or equal to 0"),
         ({"offsets": [0, 7]}, r"2 files have 3 offsets in each tensor"),
         ({"offsets": []}, r"do not lead from 0 up to its 7 rows"),
-        ({"shape": [7, 2**40, 2**40]}, r"no tensor has rows of shape"),
+        ({"shape": [7, 2**40, 2**40]}, r"no tensor has shape \[7, 1099511627776, 1099511627776\]"),
+        ({"shape": [0, 2**47, 2**47, 0], "offsets": [0, 0, 0]}, r"no tensor has shape \[0, 140737488355328, "),
         (
             {"shape": [7, 3, 3]},
             r"holds 'model/1\.float32' as float32 \[4, 3, 2\], and is said to hold it as float32 \[4, 3, 3\]",
@@ -190,6 +191,15 @@ def test_what_is_said_of_the_files_is_checked(run: RunDirectory, change: dict[st
     said["model"]["1.float32"] |= change
     reseal(path, "sharding.json", json_bytes(said))
     with pytest.raises(CodecmillError, match=text):
+        read_weights(checkpoints.open_checkpoint(path))
+
+
+def test_a_name_that_no_file_can_hold_is_refused(run: RunDirectory):
+    path = save_sharded(run, 10, 2).path
+    said = json.loads((path / "sharding.json").read_bytes())
+    said["model"]["\ud800"] = said["model"].pop("1.float32")
+    reseal(path, "sharding.json", json.dumps(said).encode())
+    with pytest.raises(CodecmillError, match=r"sharding\.json is damaged: .*no tensor is called '\\ud800'"):
         read_weights(checkpoints.open_checkpoint(path))
 
 

@@ -1,7 +1,9 @@
 """Loading weights: strict and lenient, from a checkpoint, a safetensors file and the classic torch file."""
 
+import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,21 @@ def test_a_torch_file_that_holds_more_than_its_size_is_not_read(tmp_path: Path, 
         CodecmillError, match=r"large\.pt cannot be read as plain tensors.*: its parts have [\d,]+ bytes, and"
     ):
         load_weights(Autoencoder(SMALL), file)
+
+
+def test_a_name_that_no_file_can_hold_is_refused(tmp_path: Path):
+    torch.save({"encoder_state_dict": {"\ud800": torch.zeros(1)}, "decoder_state_dict": {}}, tmp_path / "x.pt")
+    with pytest.raises(CodecmillError, match=r"x\.pt holds something that is no plain tensor .*: encoder\.\\ud800\."):
+        load_weights(Autoencoder(SMALL), tmp_path / "x.pt", strict=False)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**47, 2**47, 0]])
+@pytest.mark.parametrize("read", [read_weights, of_file])
+def test_a_tensor_of_a_shape_that_none_has_is_refused(tmp_path: Path, shape: list[int], read: Callable[[Path], object]):
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CodecmillError, match=r"x\.safetensors holds something that is no plain tensor of numbers: w\."):
+        read(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04", b"\x80\x02."])
