@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipelines.config import ModelConfig
 from pipelines.errors import CodecmillError
+from pipelines.model.latent_quantizers import DrawnCodes
 from pipelines.model.straight_through import (
     LFQ,
     VectorQuantizer,
@@ -75,6 +77,22 @@ def test_many_vectors_and_codes_take_no_more_room_than_a_block_of_distances():
     with Largest() as largest:
         layer(x)
     assert largest.numbers <= vector.MOST_DISTANCES < 64 * 33 * 8192
+
+
+def test_gumbel_evaluates_as_by_its_scores_in_no_more_room_than_a_block_of_them(monkeypatch: pytest.MonkeyPatch):
+    layer = DrawnCodes(ModelConfig(quantizer="gumbel", codes=1024, code_channels=3), seed=0).eval()
+    x = random(1, 12, 32, 32).float()
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = math.nan, math.inf
+    vectors = x.view(1, 4, 3, 32, 32).movedim(2, -1)
+    scores = 2 * vectors @ layer.codebook.T - layer.codebook.square().sum(dim=1)
+    expected = layer.codebook[scores.argmax(dim=-1)]
+    monkeypatch.setattr(vector, "MOST_DISTANCES", 2**17)
+    with torch.no_grad(), Largest() as largest:
+        found = layer(x).values
+    assert torch.equal(found.isfinite(), x.isfinite()), "or nobody would hear of a training that has diverged"
+    codes = found.view(1, 4, 3, 32, 32).movedim(2, -1)
+    assert torch.equal(codes[vectors.isfinite()], expected[vectors.isfinite()])
+    assert largest.numbers <= 2**17 < 4 * 32 * 32 * 1024
 
 
 def rotation(soft: Tensor, hard: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipelines.config import ModelConfig
 from pipelines.model.straight_through import LFQ, GumbelSoftmaxST, VectorQuantizer
-from pipelines.model.straight_through.vector import normal_vectors
+from pipelines.model.straight_through.vector import nearest_code, normal_vectors
 
 RESTART = 0.03
 """A code that is chosen less than this share of the mean is given up."""
@@ -64,6 +64,11 @@ class DrawnCodes(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             codebook = self.codebook
             vectors = _as_vectors(latents.to(codebook.dtype), size).movedim(1, -1)
+            if not self.training:  # without the scores of all codes, which of a large picture are gigabytes
+                with torch.no_grad():
+                    nearest = nearest_code(vectors.reshape(-1, size), codebook).view(vectors.shape[:-1])
+                values = torch.where(vectors.isfinite(), codebook[nearest], vectors).movedim(-1, 1)
+                return Quantised(_as_latents(values, latents))
             scores = 2 * vectors @ codebook.T - codebook.square().sum(dim=1)
             uniform = None if noise is None else _as_vectors(noise, codes).movedim(1, -1) + 0.5
             values = (self.choice(scores, uniform) @ codebook).movedim(-1, 1)
