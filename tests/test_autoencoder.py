@@ -1,5 +1,5 @@
 import re
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -291,12 +291,28 @@ def test_other_memory_layouts_compute_the_same():
     torch.testing.assert_close(model(turned).image, model(x).image, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("entropy", ["none", "factorized", "hyperprior"])
-@pytest.mark.parametrize("sizes", [{}, {"channels": 24, "residual_blocks": 3, "latent_channels": 40}])
-def test_parameters_are_counted_without_a_model(entropy: str, sizes: dict[str, int]):
-    config = ModelConfig.model_validate({"entropy": entropy, **sizes})
+NARROW = {"channels": 8, "entropy_channels": 4}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *({"entropy": entropy} for entropy in ("none", "factorized", "hyperprior")),
+        *({"quantizer": name, "codes": 40_000, "code_channels": 40} | NARROW for name in ("vq", "gumbel")),
+    ],
+)
+@pytest.mark.parametrize("sizes", [{}, {"channels": 24, "residual_blocks": 3}])
+def test_parameters_are_counted_without_a_model(kind: dict[str, Any], sizes: dict[str, int]):
+    config = ModelConfig.model_validate({"latent_channels": 40, **kind, **sizes})
     count = sum(parameter.numel() for parameter in build_model(config).parameters())
     assert count_parameters(config) == count <= most_parameters(config)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_a_model_of_which_only_shapes_are_wanted_takes_no_memory(quantizer: str):
+    with torch.device("meta"):
+        model = Autoencoder(SMALL.model_copy(update={"quantizer": quantizer}))
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def test_the_activation_is_torchs_bit_for_bit_with_its_gradient():

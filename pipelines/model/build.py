@@ -18,9 +18,10 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def most_parameters(config: ModelConfig) -> int:
-    """A bound of how many parameters a model has, from its widths and depths alone."""
+    """A bound of how many parameters a model has, from its widths, depths and codes alone."""
     widest = max(config.channels, config.latent_channels, config.entropy_channels, config.hyper_channels)
-    return 100 * (config.downsamplings + 1) * (config.residual_blocks + 1) * widest**2
+    codes = 4 * config.codes * config.code_channels
+    return codes + 100 * (config.downsamplings + 1) * (config.residual_blocks + 1) * widest**2
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Model:

@@ -105,6 +105,8 @@ def rotation_trick(soft: Tensor, hard: Tensor) -> Tensor:
 
 def normal_vectors(count: int, channels: int, seed: int) -> Tensor:
     """Normal vectors of length 1 on average, (count, channels); the global generator is neither read nor advanced."""
+    if torch.get_default_device().type == "meta":
+        return torch.empty(count, channels)  # only the shapes of a model are wanted
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(count, channels, generator=generator, device="cpu", dtype=torch.float32) / channels**0.5
 
