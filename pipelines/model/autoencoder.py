@@ -166,7 +166,9 @@ def _quantizer(config: ModelConfig, seed: int) -> nn.Module:
 
 
 class Autoencoder(nn.Module):
-    """`Encoder -> straight-through quantiser -> Decoder`; the same config and seed give the same weights everywhere.
+    """`Encoder -> straight-through quantiser -> Decoder`; the same config and seed give the same weights.
+
+    On every processor with AVX2 or AVX-512, that is: without them torch draws other random numbers.
 
     Args:
         config: sizes and quantiser.

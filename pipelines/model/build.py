@@ -25,7 +25,7 @@ def most_parameters(config: ModelConfig) -> int:
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Model:
-    """The model with its initial weights: the same config and seed give the same ones everywhere."""
+    """The model with its initial weights: the same config and seed give the same ones (see `Autoencoder`)."""
     if config.entropy == "none":
         return Autoencoder(config, seed)
     model = TransformCodec(config)

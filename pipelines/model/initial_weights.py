@@ -51,7 +51,7 @@ def draw(weight: Tensor, gain: float, seed: int, name: str) -> None:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     fan_in = weight[0].numel()
-    # On the CPU and in float32, whatever the defaults are, so that the same seed gives the same weights everywhere.
+    # On the CPU and in float32, whatever the defaults are, so that the same seed gives the same weights.
     normal = torch.randn(weight.shape, generator=generator, device="cpu", dtype=torch.float32)
     with torch.no_grad():
         weight.copy_(normal * (gain / math.sqrt(fan_in)))
