@@ -141,7 +141,7 @@ def _rounded(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     largest = float((weight.abs().flatten(1).sum(dim=1) * LIMIT + bias.abs()).max())
     if not largest < 2.0**53:  # also where a weight is NaN
         raise CodecmillError(
-            "The entropy model's weights are too large for exact integers: its training has diverged. Use an earlier "
+            "The codec's weights are too large for exact integers: its training has diverged. Use an earlier "
             "checkpoint, or train again with a smaller training.learning_rate."
         )
     return weight, bias

@@ -20,7 +20,7 @@ ADDED = 0.1
 
 
 class Bottleneck(nn.Module):
-    """`x + 1x1(act(3x3(act(1x1(act(x))))))` with half as many channels inside, (N, C, H, W) to the same shape.
+    """`x + 1x1(act(3x3(act(1x1(x)))))` with half as many channels inside, (N, C, H, W) to the same shape.
 
     He 2016, arXiv:1512.03385; a third of the arithmetic of two 3x3 convolutions. Starts as the identity.
     """
