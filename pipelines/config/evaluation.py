@@ -19,7 +19,8 @@ class EvaluationConfig(Section):
         default=1024,
         ge=64,
         le=65_536,
-        description="Images with a longer side are computed in tiles of this side, in pixels",
+        description="Images with a longer side are computed in tiles of this side, in pixels; without a trace of it "
+        "where that is four times as far as the model sees",
     )
     pictures: int = Field(default=64, ge=0, le=100_000, description="Most images that pictures are written of, a count")
     curve_images: int = Field(

@@ -142,9 +142,12 @@ def score(
 
 @torch.inference_mode()
 def reconstruct(model: Model, normalization: Normalization, image: Image.Image, tile_size: int) -> Image.Image:
-    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels: the same as whole.
+    """What the model makes of a picture (mode RGB) of any size, in tiles above `tile_size` pixels.
 
-    Of a codec it is what a file decodes to, up to rounding.
+    It is the same as whole where a tile is four times as large as the model's `receptive_radius`, which is some
+    51 + 56 `residual_blocks` pixels at 3 downsamplings and doubles with each more: tiles share half of their side at
+    most, so that more depth than 3 blocks may show at the edges of those of 1024. Of a codec it always is, and what a
+    file decodes to, up to rounding.
 
     Raises:
         CodecmillError: the model's output is not finite, or the GPU has no room for a tile.
