@@ -44,12 +44,16 @@ def test_a_child_whose_parent_died_while_it_began_ends():
             os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("module", ["pipelines.data.encoding_worker", "tasks.dead_runs", "flows.cli.keeper"])
+@pytest.mark.parametrize("module", ["pipelines.data.encoding_worker", "tasks.dead_runs", "flows.cli.keeper 5"])
 def test_a_child_takes_no_file_of_the_working_directory_for_ours(module: str, tmp_path: Path):
     for name in ("flows", "pipelines", "tasks"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else')\n")
     found = subprocess.run(
-        [sys.executable, "-m", module], env=os.environ | with_our_sources(), cwd=tmp_path, input="", capture_output=True
+        [sys.executable, "-m", *module.split()],
+        env=os.environ | with_our_sources(),
+        cwd=tmp_path,
+        input="",
+        capture_output=True,
     )
     assert b"somebody else" not in found.stderr
     assert b"No module named" not in found.stderr

@@ -1,8 +1,8 @@
 """Runs a program and ends it, with everything that it started, when the program that wanted it is gone.
 
-`python -m flows.cli.keeper PROGRAM ARGUMENT...`, with a pipe as standard input that nobody else holds open: the
-kernel closes it when its owner ends, however it ends. PR_SET_PDEATHSIG would reach the program alone, and not the
-workers that MLflow's server starts.
+`python -m flows.cli.keeper SECONDS PROGRAM ARGUMENT...`: so long it may take to end by itself. Its standard input is a
+pipe that nobody else holds open: the kernel closes it when its owner ends, however it ends. PR_SET_PDEATHSIG would
+reach the program alone, and not the workers that MLflow's server starts.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from typing import NoReturn
 
 from pipelines.process_lifetime import die_with_parent, parent_environment
 
-GRACE_SECONDS = 5.0
-"""How long the program may take to end by itself."""
 
+def main(grace: float, command: list[str]) -> int:
+    """Run `command` in a process group of its own; returns its exit code, 128 + N where signal N has ended it.
 
-def main(command: list[str]) -> int:
-    """Run `command` in a process group of its own; returns its exit code, 128 + N where signal N has ended it."""
+    Args:
+        grace: seconds that it may take to end by itself.
+    """
     # The program inherits that, and has to: at a SIGTERM, Prefect's worker sends itself a SIGINT, and at that it would
     # kill its flow runs; they save where it is gone without a word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -36,7 +37,7 @@ def main(command: list[str]) -> int:
         return code if code >= 0 else 128 - code
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end_group(process)
+        _end_group(process, grace)
 
 
 def _watch_owner() -> None:
@@ -49,10 +50,10 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + grace
         while time.monotonic() < deadline:
             process.poll()
             os.killpg(process.pid, 0)
@@ -61,4 +62,4 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

@@ -5,13 +5,14 @@ which may end at any moment. That is safe: Prefect opens the file in WAL mode an
 and migration of the tables is not, so servers start one after another (`.start.lock`).
 """
 
+import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from flows.cli.services import HOST, Service, free_port
+from flows.cli.services import GRACE_SECONDS, HOST, Service, free_port
 from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import Root
@@ -39,6 +40,10 @@ _SILENT = {_CONSOLE_LEVEL: "CRITICAL"}
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
 
 
+LAST_WORDS_SECONDS = 30.0
+"""At most, for what became of a flow's tasks: it is sent and written down last, where another server may write, too."""
+
+
 class EmbeddedServer:
     """A Prefect server that lives as long as the flow beside it, and is started again on the same port if it dies."""
 
@@ -46,7 +51,7 @@ class EmbeddedServer:
         self._root = root
         self._resources = ExitStack()
         self._resources.enter_context(start_lock(root))
-        self._service = start_server(root, free_port(), _LIGHT)
+        self._service = start_server(root, free_port(), _LIGHT, LAST_WORDS_SECONDS)
         self._closing = threading.Event()
         self.restarts = 0
         self._guard = threading.Thread(target=self._restart_when_dead, daemon=True)
@@ -78,7 +83,7 @@ class EmbeddedServer:
                 continue
             self._service.close()
             with start_lock(self._root):
-                self._service = start_server(self._root, self._service.port, _LIGHT)
+                self._service = start_server(self._root, self._service.port, _LIGHT, LAST_WORDS_SECONDS)
                 try:
                     self._service.wait_ready()
                 except CodecmillError as error:
@@ -124,8 +129,8 @@ def without_heartbeats() -> AbstractContextManager[object]:
     return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
 
 
-def start_server(root: Root, port: int, settings: dict[str, str]) -> Service:
-    """Start Prefect's server over the root's database."""
+def start_server(root: Root, port: int, settings: dict[str, str], grace: float = GRACE_SECONDS) -> Service:
+    """Start Prefect's server over the root's database; `grace` is that of `Service`."""
     root.prefect_home.mkdir(parents=True, exist_ok=True)
     return Service(
         name="Prefect's server",
@@ -139,6 +144,7 @@ def start_server(root: Root, port: int, settings: dict[str, str]) -> Service:
         port=port,
         health="/api/health",
         log=root.path / "logs" / f"prefect-server-{os.getpid()}.log",
+        grace=grace,
     )
 
 
@@ -175,5 +181,7 @@ def _send_what_is_queued() -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    EventsWorker.drain_all(timeout=10)
-    APILogWorker.drain_all(timeout=10)
+    for worker in (EventsWorker, APILogWorker):
+        # Every few seconds it would tell how much is left, by a logger of its own name.
+        logging.getLogger(worker.__name__).setLevel(logging.ERROR)
+        worker.drain_all(timeout=LAST_WORDS_SECONDS)

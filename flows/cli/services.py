@@ -22,6 +22,10 @@ _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """The keeper's exit codes where it or the program was killed, of which neither could say anything."""
 
 
+GRACE_SECONDS = 5.0
+"""How long a server may take to end by itself, as a rule."""
+
+
 class Service:
     """One server under a keeper, its output in a file."""
 
@@ -35,6 +39,7 @@ class Service:
         log: Path,
         keeps_log: bool = False,
         held: int | None = None,
+        grace: float = GRACE_SECONDS,
     ):
         """Start it.
 
@@ -42,17 +47,19 @@ class Service:
             health: the path that answers 200 once it is ready, or what finds out whether it is.
             keeps_log: its output stays, also where all went well.
             held: a descriptor that stays open until the server and all that it started are gone, as of a lock.
+            grace: seconds that it may take to end by itself.
         """
         self.name = name
         self.port = port
         self.log = log
         self._keeps_log = keeps_log
         self._health = health
+        self._grace = grace
         self._group: int | None = None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli.keeper", *command],
+                [sys.executable, "-m", "flows.cli.keeper", str(grace), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -116,7 +123,7 @@ class Service:
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=self._grace + 15)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
