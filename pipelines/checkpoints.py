@@ -200,7 +200,7 @@ def latest_regular(run: RunDirectory) -> Checkpoint | None:
 
 
 def best(run: RunDirectory) -> Checkpoint | None:
-    """The checkpoint with the highest validation PSNR, else the newest."""
+    """The best by validation (its PSNR; of a codec, its loss), else the newest."""
     newest = latest(run)
     if newest is None or newest.manifest.best is None:
         return newest

@@ -15,7 +15,7 @@ from flows.cli.services import free_port
 from infra.services.postgres import SYSTEM_USER, Cluster, cluster
 from pipelines.errors import CodecmillError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.full, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")

