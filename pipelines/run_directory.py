@@ -73,7 +73,10 @@ class Root:
         return f" --root {shlex.quote(str(self.path.absolute()) if relative.startswith('..') else relative)}"
 
     def all_runs(self) -> list["RunDirectory"]:
-        """Every run that has a config, by when their settings were last written; a folder with a temporary name is none, or none any more."""
+        """Every run that has a config, in the order in which these were last written.
+
+        A folder with a temporary name is none, or none any more.
+        """
         configs = self.runs.glob("[!.]*/config.json") if self.runs.is_dir() else ()
         return [RunDirectory(config.parent) for config in sorted(configs, key=lambda p: (p.stat().st_mtime_ns, p))]
 

@@ -39,7 +39,8 @@ class LoadReport:
         loaded: taken over.
         missing: in the model but not in the source; left as initialised.
         unexpected: in the source but not in the model; ignored.
-        mismatched: in both, with another shape, or integers for fractions, which stand behind the name; left as initialised.
+        mismatched: in both, with another shape, or integers for fractions, as each says behind its name; left as
+            initialised.
     """
 
     loaded: tuple[str, ...]

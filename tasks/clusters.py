@@ -48,6 +48,6 @@ def ray() -> TaskRunner[Any]:
 
 def _missing(name: str) -> InputError:
     return InputError(
-        f"data.task_runner is {name}, which is not installed. Install it, pip install -c requirements.lock -e '.[{name}]', or use "
-        "--data.task_runner processes."
+        f"data.task_runner is {name}, which is not installed. Install it, pip install -c requirements.lock -e "
+        f"'.[{name}]', or use --data.task_runner processes."
     )

@@ -134,9 +134,9 @@ def digest(file: Path) -> str:
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     monkeypatch.setitem(sys.modules, "prefect_ray", None)
-    with pytest.raises(InputError, match=r"data.task_runner is dask, which is not .* pip install 'codecmill\[dask\]'"):
+    with pytest.raises(InputError, match=r"data.task_runner is dask, which is not .* pip install .* '\.\[dask\]'"):
         clusters.dask(2)
-    with pytest.raises(InputError, match=r"data.task_runner is ray, which is not .* pip install 'codecmill\[ray\]'"):
+    with pytest.raises(InputError, match=r"data.task_runner is ray, which is not .* pip install .* '\.\[ray\]'"):
         clusters.ray()
 
 

@@ -25,7 +25,8 @@ def encode(
             sRGB from its colour profile; transparent pixels show white.
         quality: 1 to 100.
         model: a run, a checkpoint's folder or an address in MLflow; by default the champion under the root, or the
-            newest finished codec where that is none. For many pictures open it once: `pipelines.codec.opening.open_codec`.
+            newest finished codec where that is none. For many pictures open it once:
+            `pipelines.codec.opening.open_codec`.
 
     Raises:
         InputError: there is no such model, or it is no codec; the picture or the quality is none that can be coded.
