@@ -70,8 +70,11 @@ class TensorFile:
         return tuple(self._opened.get_slice(name).get_shape())
 
     def rows(self, name: str, rows: "slice | EllipsisType") -> "Tensor":
-        """Some rows of a tensor, or all of it: no others are read."""
-        return self._opened.get_slice(name)[rows]
+        """Some rows of a tensor, or all of it, on the CPU: no others are read."""
+        import torch
+
+        with torch.device("cpu"):  # a slice would be made on what is the default device
+            return self._opened.get_slice(name)[rows]
 
 
 def read_tensors(file: Path) -> dict[str, "Tensor"]:
