@@ -67,6 +67,9 @@ def carry_out(typed: Sequence[str]) -> int:
         silence(sys.stdout)  # the reader (head, less) has seen enough
         return 0
     except Exception as error:  # the last resort: little that we know how to explain
+        if isinstance(error, OSError) and error.errno == errno.EIO and _is_unread(sys.stdout):
+            silence(sys.stdout)  # the terminal is gone, and SIGHUP on its way
+            return 128 + signal.SIGHUP
         closed = closed_place(error, root_of(arguments)) if arguments and not arguments.debug else None
         if closed:
             _say(closed)
@@ -83,7 +86,7 @@ def _say(message: str) -> None:
 
 
 def _is_unread(stream: TextIO) -> bool:
-    """Whether a stream is a pipe that nobody reads any more."""
+    """Whether a stream is a pipe that nobody reads any more, or a terminal that is gone."""
     poll = select.poll()
     poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
