@@ -31,9 +31,11 @@ from pipelines.training import rendezvous
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Started by & in a script they would ignore it, and so would all that they start and stop by it.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Started by & in a script, or by nohup, they would ignore these, and so would all that they start and stop by them.
+# A handler, be it one that does nothing, is not handed on.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Those of whoever starts the tests: a test that is about them names its own.
 for variable in (storage.STORE, rendezvous.VARIABLE):
