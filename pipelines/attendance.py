@@ -15,7 +15,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.config import Section
-from pipelines.durable_files import is_at, json_bytes, open_to_lock, owner, room_for, sync_folder
+from pipelines.durable_files import json_bytes, room_for, sync_folder
+from pipelines.locks import is_at, open_to_lock, owner
 from pipelines.run_directory import Root
 
 

@@ -17,8 +17,8 @@ from pipelines import checkpoints, tracking
 from pipelines.config import Section
 from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_format import MANIFEST
-from pipelines.durable_files import lock
 from pipelines.errors import BusyError
+from pipelines.locks import lock
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import RunStatus, run_status
 from pipelines.tolerant_reading import json_object, modified, size_of, text

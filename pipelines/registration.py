@@ -7,11 +7,12 @@ from pathlib import Path
 from pipelines import checkpoints, progress, tracking
 from pipelines.config import EvaluationConfig, Section
 from pipelines.data.shard_set import ShardSet
-from pipelines.durable_files import lock, write_json
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, InputError
 from pipelines.evaluation.contents import REPORT, made_at
 from pipelines.evaluation.curve_images import bounded
 from pipelines.evaluation.results import read_evaluation
+from pipelines.locks import lock
 from pipelines.progress import Progress
 from pipelines.promotion import BD_RATES, Decision, Scores, decide
 from pipelines.provenance.locating import with_weights

@@ -11,8 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.config import RunConfig
-from pipelines.durable_files import lock, read_json, write_json
+from pipelines.durable_files import read_json, write_json
 from pipelines.errors import CodecmillError, InputError, first_fault
+from pipelines.locks import lock
 from pipelines.tolerant_reading import is_dir, is_file
 
 

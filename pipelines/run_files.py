@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.durable_files import owner, read_json
+from pipelines.durable_files import read_json
 from pipelines.errors import CodecmillError
+from pipelines.locks import owner
 from pipelines.run_directory import RunDirectory, step_name
 from pipelines.tolerant_reading import first_object, last_figures, modified, number, text
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from pipelines import checkpoints
 from pipelines.checkpoint_format import Manifest, read_manifest
 from pipelines.data.shard_set import ShardSet
-from pipelines.durable_files import owner
 from pipelines.errors import CodecmillError
+from pipelines.locks import owner
 from pipelines.run_directory import Root
 from pipelines.storage import open_store, store_url
 from pipelines.storage.bringing import make_set_known

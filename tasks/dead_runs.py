@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.attendance import Claim, FlowRun, anyone_dead, claimed
-from pipelines.durable_files import lock
 from pipelines.errors import BusyError
+from pipelines.locks import lock
 from pipelines.process_lifetime import parent_environment, with_our_sources
 from pipelines.run_directory import Root
 from pipelines.service_addresses import prefect_at

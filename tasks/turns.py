@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pipelines.durable_files import lock
 from pipelines.errors import BusyError
+from pipelines.locks import lock
 from pipelines.run_directory import Root
 
 

@@ -16,7 +16,8 @@ from pipelines.cleaning import find_removable, remove
 from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
-from pipelines.durable_files import lock, read_json, write_json
+from pipelines.durable_files import read_json, write_json
+from pipelines.locks import lock
 from pipelines.promotion import Decision
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.sealed_json import write_sealed

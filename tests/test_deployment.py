@@ -22,7 +22,7 @@ from flows.cli.services import free_port
 from pipelines import checkpoints
 from pipelines.config import RunConfig
 from pipelines.doctor.servers import examine_prefect
-from pipelines.durable_files import lock
+from pipelines.locks import lock
 from pipelines.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]

@@ -159,7 +159,7 @@ SIGN_IN = """
 import sys
 from pathlib import Path
 from pipelines.attendance import Entry, sign_in
-from pipelines.durable_files import lock
+from pipelines.locks import lock
 from pipelines.errors import DiskFullError
 from pipelines.run_directory import Root
 root = Root(Path(sys.argv[1]))

@@ -15,8 +15,8 @@ from processes import PROJECT, wait_for
 
 from pipelines.data.shards import create_shards
 from pipelines.data.sources import check_sources, find_images, find_sources
-from pipelines.durable_files import lock
 from pipelines.errors import InputError
+from pipelines.locks import lock
 from pipelines.progress import listen
 from pipelines.run_directory import Root
 from pipelines.storage import StoreRefused, StoreUnavailable, patience, s3

@@ -21,8 +21,9 @@ from pydantic import ValidationError
 
 from flows.upkeep import cleaning, verification
 from pipelines.config import EvaluationConfig, RunConfig
-from pipelines.durable_files import lock, write_json
+from pipelines.durable_files import write_json
 from pipelines.errors import BusyError, CodecmillError, InputError
+from pipelines.locks import lock
 from pipelines.processor_cores import usable_cores
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import check_inputs, evaluation_of, merge, start_or_continue

@@ -24,8 +24,8 @@ from flows.cli.services import free_port
 from flows.cli.working import lead_or_help
 from pipelines import checkpoints
 from pipelines.config import RunConfig
-from pipelines.durable_files import lock
 from pipelines.errors import BusyError, InputError, RankFailure
+from pipelines.locks import lock
 from pipelines.run_directory import RunDirectory
 from pipelines.training import rendezvous
 from pipelines.training.distributed import Ranks

@@ -26,8 +26,8 @@ from pipelines.data.shard_cache import NoRoomError
 from pipelines.data.shard_format import MANIFEST, is_whole
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
-from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError, InputError
+from pipelines.locks import lock
 from pipelines.storage import StoreError
 from pipelines.storage.keys import of_shard_set
 from pipelines.storage.sending import send_shard_set

@@ -37,8 +37,9 @@ from pipelines.data.shard_format import SPLITS, ShardRow, read_sources
 from pipelines.data.shard_set import ShardSet
 from pipelines.data.shards import create_shards
 from pipelines.data.splitting import assign_splits
-from pipelines.durable_files import lock, write_json
+from pipelines.durable_files import write_json
 from pipelines.errors import CodecmillError, InputError
+from pipelines.locks import lock
 from pipelines.progress import Progress, listen
 from pipelines.sealed_json import read_sealed
 

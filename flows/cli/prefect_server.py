@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from flows.cli.services import GRACE_SECONDS, HOST, Service, free_port
-from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError
+from pipelines.locks import lock
 from pipelines.run_directory import Root
 from pipelines.service_addresses import prefect_at
 

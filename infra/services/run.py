@@ -20,8 +20,8 @@ from infra.services.parts import Services, addresses
 from infra.services.postgres import cluster
 from infra.services.secrets import NAMES, PREFIX, secrets_of
 from infra.services.supervision import Supervisor, say
-from pipelines.durable_files import lock
 from pipelines.errors import CodecmillError, InputError
+from pipelines.locks import lock
 from pipelines.run_directory import Root
 from pipelines.service_addresses import write_services
 from tasks.dead_runs import put_right_beside

@@ -5,8 +5,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipelines.durable_files import lock
 from pipelines.errors import BusyError
+from pipelines.locks import lock
 
 ABANDONED_SECONDS = 7 * 24 * 3600.0
 """Until then what is encoded already waits for the same build to be tried again."""

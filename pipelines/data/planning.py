@@ -12,8 +12,9 @@ from pipelines.data.hashing import Source, identify
 from pipelines.data.image_files import SetAside
 from pipelines.data.shard_format import codec_versions, fingerprint_of, settings_digest_of, settings_of
 from pipelines.data.sources import Sources, find_sources
-from pipelines.durable_files import link_or_copy, lock
+from pipelines.durable_files import link_or_copy
 from pipelines.errors import BusyError
+from pipelines.locks import lock
 from pipelines.run_directory import Root
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.data.shard_format import MANIFEST, ShardRow
-from pipelines.durable_files import built_folder, lock, write_bytes, write_json
+from pipelines.durable_files import built_folder, write_bytes, write_json
+from pipelines.locks import lock
 from pipelines.storage.address import checked_url
 from pipelines.tolerant_reading import json_object, text
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.data.shard_format import ShardRow, is_whole
-from pipelines.durable_files import lock, open_to_lock
 from pipelines.errors import BusyError, CodecmillError, InputError
+from pipelines.locks import lock, open_to_lock
 from pipelines.storage import Store, open_store
 
 CACHE_BYTES = "CODECMILL_CACHE_BYTES"

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipelines.durable_files import lock
 from pipelines.errors import BusyError
+from pipelines.locks import lock
 from pipelines.progress import Progress, report
 
 LONGEST_WAIT = 7 * 24 * 3600.0

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from pipelines.durable_files import lock, sync_folder
+from pipelines.durable_files import sync_folder
 from pipelines.errors import CodecmillError, InputError
+from pipelines.locks import lock
 from pipelines.run_directory import Root
 from pipelines.tracking.moved_artifacts import EXPERIMENT, bring_artifacts_along
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pipelines.durable_files import lock
+from pipelines.locks import lock
 from pipelines.run_directory import Root
 
 EXPERIMENT = "codecmill"

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from pipelines import checkpoints
-from pipelines.durable_files import owner
 from pipelines.errors import Interrupted, RankFailure
+from pipelines.locks import owner
 from pipelines.run_directory import RunDirectory
 from pipelines.training import rendezvous
 from pipelines.training.attempts import Trainer

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 from pipelines import checkpoint_format, checkpoints
 from pipelines.config import RunConfig
-from pipelines.durable_files import built_folder, lock, write_bytes
+from pipelines.durable_files import built_folder, write_bytes
 from pipelines.errors import Interrupted
+from pipelines.locks import lock
 from pipelines.run_directory import RunDirectory
 from pipelines.storage.lease import lease_of
 from pipelines.training import rendezvous

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipelines import checkpoints
-from pipelines.durable_files import lock
 from pipelines.errors import RankFailure
+from pipelines.locks import lock
 from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
 

@@ -26,7 +26,7 @@ ROOT = os.environ.get("CODECMILL_CHAOS", "/nowhere")
 SOURCES = str(Path(__file__).parents[3])
 OURS = tuple(f"{SOURCES}/{storey}/" for storey in ("flows", "tasks", "pipelines"))
 
-TOOLS = ("/durable_files.py", "/sealed_json.py")
+TOOLS = ("/durable_files.py", "/locks.py", "/sealed_json.py")
 
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "all_gather_single", "all_to_all_single", "broadcast", "barrier")
 LOG_CALLS = ("log_batch", "log_inputs", "log_artifact", "log_artifacts", "set_tag", "set_terminated")
