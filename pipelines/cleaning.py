@@ -142,7 +142,7 @@ def _is_on_a_server(run: RunDirectory) -> bool:
     """Whether a server knows it that the environment does not name now, and may have it as the champion."""
     marks = read_marks(run)
     address = marks.tracking_uri if marks else ""
-    if not address.startswith(("http://", "https://")) or tracking.is_current(address, run.root):
+    if not tracking.is_server(address) or tracking.is_current(address, run.root):
         return False
     log.warning(
         "Run '%s' stays: MLflow at %s, which MLFLOW_TRACKING_URI does not name, may have it as the champion.",

@@ -9,7 +9,7 @@ from flows.cli.prefect_server import start_lock, start_server
 from flows.cli.services import HOST, Service, free_port
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
-from pipelines.tracking.connection import ensure_database, tracking_uri, without_password
+from pipelines.tracking.connection import ensure_database, is_server, tracking_uri, without_password
 
 MLFLOW_PORT = 5000
 PREFECT_PORT = 4200
@@ -27,7 +27,7 @@ def serve_pages(root: Root) -> None:
         )
     # MLFLOW_TRACKING_URI may name a database as well; that is served like our own.
     tracking, prefect = tracking_uri(root), os.environ.get("PREFECT_API_URL")
-    mlflow = tracking if tracking.startswith(("http://", "https://")) else None
+    mlflow = tracking if is_server(tracking) else None
     with ExitStack() as stack:
         with ExitStack() as starting:
             pages = {

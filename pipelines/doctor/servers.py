@@ -64,7 +64,7 @@ def barred_from_prefect() -> Finding | None:
 def examine_mlflow(root: Root) -> Iterator[Finding]:
     """`MLFLOW_TRACKING_URI` and its credentials, as MLflow reads them."""
     address = tracking.tracking_uri(root)
-    if not address.startswith(("http://", "https://")):
+    if not tracking.is_server(address):
         yield good("MLflow", f"no server is named; its records are in {tracking.without_password(address)}")
         return
     server = Server("MLflow", address.rstrip("/"), _mlflow_credentials(address))
