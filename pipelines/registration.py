@@ -15,7 +15,7 @@ from pipelines.evaluation.results import read_evaluation
 from pipelines.locks import lock
 from pipelines.progress import Progress
 from pipelines.promotion import BD_RATES, Decision, Scores, decide
-from pipelines.provenance.locating import with_weights
+from pipelines.provenance.locating import all_with_weights
 from pipelines.run_directory import Root, RunDirectory
 
 
@@ -139,7 +139,7 @@ def _scored(champion: tracking.Version, run: RunDirectory, shard_set: ShardSet, 
 
 def _checkpoint_of(champion: tracking.Version, root: Root, scratch: Path) -> checkpoints.Checkpoint:
     """As it lies under the root, or as MLflow has it: what MLflow was sent may have been deleted there for room."""
-    if own := with_weights(champion.checkpoint_sha256, root):
+    for own in all_with_weights(champion.checkpoint_sha256, root):
         with suppress(CodecmillError):  # damaged
             return checkpoints.open_checkpoint(own)
     try:
