@@ -3,16 +3,15 @@
 Prefect's own client gives up after a minute, at the start of the next task already after a second.
 """
 
-import ssl
 import time
 
-import certifi
 import httpx
 from prefect import get_run_logger
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from pipelines.errors import CodecmillError
 from pipelines.run_directory import RunDirectory
+from pipelines.trusted_certificates import trusted
 
 PATIENCE_SECONDS = 600.0
 INTERVAL_SECONDS = 2.0
@@ -57,17 +56,10 @@ def give_up() -> None:
 
 def silence(api: str) -> str | None:
     """Why the server does not answer, or None where it does."""
+    settings = get_current_settings().api
     try:
-        answer = httpx.get(f"{api.rstrip('/')}/health", timeout=5, verify=_trusted())
+        believed = trusted(settings.ssl_cert_file, all_are=settings.tls_insecure_skip_verify)
+        answer = httpx.get(f"{api.rstrip('/')}/health", timeout=5, verify=believed)
     except (httpx.HTTPError, OSError) as error:
         return str(error) or type(error).__name__
     return f"status {answer.status_code}" if answer.status_code >= 500 else None
-
-
-def _trusted() -> ssl.SSLContext:
-    """Whose certificates the server may have, as Prefect's client has it."""
-    settings = get_current_settings().api
-    context = ssl.create_default_context(cafile=settings.ssl_cert_file or certifi.where())
-    if settings.tls_insecure_skip_verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context

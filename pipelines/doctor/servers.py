@@ -11,18 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-import certifi
-
 from pipelines import tracking
 from pipelines.doctor.findings import Finding, fault, good, note
 from pipelines.doctor.storage import compared_clock
 from pipelines.run_directory import Root
+from pipelines.trusted_certificates import trusted
 
 TIMEOUT_SECONDS = 5.0
 WORK_POOL = "codecmill"
@@ -139,7 +137,7 @@ class _AsItIs(HTTPRedirectHandler):
         return None
 
 
-def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, trusted: ssl.SSLContext) -> Answer:
+def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, context: ssl.SSLContext) -> Answer:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         raise ValueError("that is no address of the form http://host:port")
@@ -147,7 +145,7 @@ def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, truste
     address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # its password is in the headers
     all_headers = {"Content-Type": "application/json", **headers}
     request = Request(address, content, all_headers, method=method)  # noqa: S310  # http(s), see above
-    opener = build_opener(HTTPSHandler(context=trusted), _AsItIs)
+    opener = build_opener(HTTPSHandler(context=context), _AsItIs)
     try:
         response = opener.open(request, timeout=TIMEOUT_SECONDS)
     except HTTPError as refusal:
@@ -164,12 +162,8 @@ def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, truste
 def _trusted(server: str) -> ssl.SSLContext:
     """Whose certificates a server may have, as its client reads it from the environment."""
     anyone, files = _TRUST[server]
-    if os.environ.get(anyone, "").lower() in ("1", "true", "t", "yes", "y", "on"):
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context
-    file = next((found for name in files if (found := os.environ.get(name))), certifi.where())
-    return ssl.create_default_context(capath=file) if Path(file).is_dir() else ssl.create_default_context(cafile=file)
+    file = next((found for name in files if (found := os.environ.get(name))), None)
+    return trusted(file, os.environ.get(anyone, "").lower() in ("1", "true", "t", "yes", "y", "on"))
 
 
 _TRUST = {
