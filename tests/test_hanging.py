@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import make
 from processes import PROJECT, wait_for
-from trainings import Undisturbed, begin, ranks_alive, result, steps_done
+from trainings import Undisturbed, begin, last_rank, ranks_alive, result, steps_done
 
 from pipelines.errors import RankFailure
 from pipelines.run_directory import RunDirectory
@@ -36,7 +36,7 @@ class StopsOne:
         self.lines.append(line)
         if "Starting at step" in line and self.process is None:
             wait_for(lambda: steps_done(self._directory) >= 12)
-            self.process = ranks_alive(self._directory)[-1]
+            self.process = last_rank(self._directory)
             os.kill(self.process, signal.SIGSTOP)
             self.at = time.monotonic()
 
@@ -122,8 +122,8 @@ def test_a_rank_that_is_stopped_before_it_has_found_the_others_is_noticed(tiny: 
     stopped: list[float] = []
 
     def stop_one() -> None:
-        wait_for(lambda: len(list(directory.logs.glob("*/heartbeat_*"))) == 2)
-        os.kill(ranks_alive(directory)[-1], signal.SIGSTOP)
+        wait_for(lambda: [file.stat().st_size > 0 for file in directory.logs.glob("*/heartbeat_*")] == [True, True])
+        os.kill(last_rank(directory), signal.SIGSTOP)
         stopped.append(time.monotonic())
 
     stopping = threading.Thread(target=stop_one)

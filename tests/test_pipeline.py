@@ -26,6 +26,7 @@ from trainings import (
     begin,
     beginnings,
     directory_of,
+    last_rank,
     ranks_alive,
     result,
     steps_done,
@@ -280,7 +281,7 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(
     with under_way(config, tmp_path, "train") as process:
         wait_for(lambda: steps_done(run) >= 50, 120)
         if when.startswith("while it waits"):
-            os.kill(ranks_alive(run)[-1], signal.SIGSTOP)
+            os.kill(last_rank(run), signal.SIGSTOP)
         os.killpg(process.pid, signal.SIGINT)
         if when.startswith("while it waits"):
             wait_for(run.stop_request.is_file)  # the ranks were asked to end, and one of them cannot

@@ -35,7 +35,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + TR
 @pytest.mark.parametrize("program", [TREE, STUBBORN])
 def test_a_keeper_ends_all_that_its_program_started_when_its_owner_is_gone(program: str):
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli.keeper", sys.executable, "-c", program],
+        [sys.executable, "-m", "flows.cli.keeper", "5", sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(),
@@ -53,14 +53,14 @@ def test_a_keeper_ends_all_that_its_program_started_when_its_owner_is_gone(progr
 
 
 def test_a_keeper_hands_on_the_exit_code():
-    command = [sys.executable, "-m", "flows.cli.keeper", sys.executable, "-c", "raise SystemExit(7)"]
+    command = [sys.executable, "-m", "flows.cli.keeper", "5", sys.executable, "-c", "raise SystemExit(7)"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as keeper:
         assert keeper.wait(20) == 7
 
 
 def test_a_program_dies_with_a_killed_keeper():
     program = "import time; print(flush=True); time.sleep(100)"
-    command = [sys.executable, "-m", "flows.cli.keeper", sys.executable, "-c", program]
+    command = [sys.executable, "-m", "flows.cli.keeper", "5", sys.executable, "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as keeper:
         assert keeper.stdout is not None
         keeper.stdout.readline()

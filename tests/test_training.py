@@ -19,6 +19,7 @@ from trainings import (
     agent_of,
     begin,
     beginnings,
+    last_rank,
     ranks_alive,
     result,
     start,
@@ -280,7 +281,7 @@ class KillsOne:
 
 def test_a_rank_that_is_killed_ends_the_others_and_can_be_retried(tiny: dict[str, Any]):
     directory = begin(make(tiny, training={"steps": 100_000, "processes": 2}))
-    kills = KillsOne(directory, 3, lambda directory: ranks_alive(directory)[-1])
+    kills = KillsOne(directory, 3, last_rank)
     with directory.locked(wait=5) as lock, pytest.raises(RankFailure, match="was killed by SIGKILL"):
         launch.train(directory, lock, on_line=kills)
     assert not ranks_alive(directory)

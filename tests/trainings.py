@@ -80,12 +80,17 @@ def ranks_alive(directory: RunDirectory) -> list[int]:
 
 def agent_of(directory: RunDirectory) -> int:
     """The process of torchrun itself, which has the ranks' command line in its own."""
-    (agent,) = [
-        process
-        for process in ranks_alive(directory)
-        if b"pipelines.training.agent" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    ]
+    (agent,) = filter(_is_agent, ranks_alive(directory))
     return agent
+
+
+def _is_agent(process: int) -> bool:
+    return b"pipelines.training.agent" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+
+
+def last_rank(directory: RunDirectory) -> int:
+    """The process of one of the ranks: the agent may have the highest number, where numbers begin anew."""
+    return max(process for process in ranks_alive(directory) if not _is_agent(process))
 
 
 def train_and_kill(directory: RunDirectory, at: int, seconds: float = 60) -> int:

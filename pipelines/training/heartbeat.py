@@ -45,16 +45,20 @@ def open_heartbeat(attempt: Path, rank: int, place: int, restart: int) -> Beat:
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     file_name = f"heartbeat_{place}"
+
+    def sign(step: int, doing: Doing) -> bytes:
+        return _LAYOUT.pack(rank, restart, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
+
     with room_for(attempt, file_name, _LAYOUT.size), (attempt / file_name).open("w+b") as file:
-        file.write(bytes(_LAYOUT.size))  # a hole has no room of its own: where a disk is full, to touch it is SIGBUS
+        # The first is written: a hole has no room of its own, and where a disk is full, to touch one is SIGBUS.
+        file.write(sign(0, "warming up"))
         file.flush()
         memory = mmap.mmap(file.fileno(), _LAYOUT.size)
 
     def beat(step: int, doing: Doing) -> None:
         # Not by pack_into: that clears all of it first, and who looks in that moment finds a time of zero.
-        memory[:] = _LAYOUT.pack(rank, restart, os.getpid(), step, get_args(Doing).index(doing), time.monotonic())
+        memory[:] = sign(step, doing)
 
-    beat(0, "warming up")
     return beat
 
 
@@ -156,9 +160,8 @@ class Watch:
             content = file.read_bytes()
             if len(content) == _LAYOUT.size:
                 rank, restart, process, step, doing, seen = _LAYOUT.unpack(content)
-                if process:  # it has made its first
-                    silent_for = self._looked - max(seen, self._begun)
-                    signs.append(Sign(rank, restart, process, step, get_args(Doing)[doing], silent_for))
+                silent_for = self._looked - max(seen, self._begun)
+                signs.append(Sign(rank, restart, process, step, get_args(Doing)[doing], silent_for))
         return signs
 
 
