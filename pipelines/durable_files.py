@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,21 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     Raises:
         CodecmillError: the disk is full.
     """
+    write_pieces(path, (content,), len(content), mode)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], size: int = 0, mode: int = 0o666) -> None:
+    """`write_bytes` of pieces that are not held in memory together.
+
+    Args:
+        size: of all of them, in bytes; 0 where that is not known.
+    """
     temporary = path.with_name(f".tmp-{short_name(path.name)}-{os.getpid()}")
-    with room_for(path.parent, path.name, len(content)):
+    with room_for(path.parent, path.name, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(content)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

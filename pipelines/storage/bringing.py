@@ -15,6 +15,7 @@ from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
 from pipelines.storage.bringing_results import bring_results, of_run
+from pipelines.storage.journal_pieces import bring_journal
 from pipelines.storage.patience import MissingObject, StoreError, StoreFailed
 from pipelines.storage.sameness import config_in_store, must_be_one
 from pipelines.storage.store import Store, open_store
@@ -100,7 +101,7 @@ def _bring_newest(run: RunDirectory, store: Store, here: int) -> checkpoints.Che
     newer = [step for step in keys.complete_steps(store, run.path.name) if step > here]
     if newer:
         try:
-            write_bytes(run.journal, store.read(keys.of_run(run.path.name, run.journal.name)))
+            bring_journal(run, store)
         except MissingObject as error:
             log.warning("The training goes on without the figures of its earlier steps: %s", error)
     found = (_bring_checkpoint(run, store, step) for step in reversed(newer))

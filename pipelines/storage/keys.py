@@ -27,6 +27,22 @@ def of_evaluation(name: str, folder: str, *file: str) -> str:
     return of_run(name, "evaluation", folder, *file)
 
 
+def of_journal(name: str, piece: int) -> str:
+    """Of a piece of the journal, counted from 0: the first one has the journal's own name."""
+    return of_run(name, "metrics.jsonl") if piece == 0 else of_run(name, "journal", f"{piece:08}")
+
+
+def journal_pieces(store: Store, name: str) -> list[int]:
+    """The pieces of a run's journal after the first one that a store has, ascending.
+
+    Raises:
+        StoreError: the store does not say.
+    """
+    prefix = of_run(name, "journal/")
+    found = (each.key.removeprefix(prefix) for each in store.list(prefix))
+    return sorted(int(number) for number in found if re.fullmatch(r"\d{8}", number))
+
+
 def of_shard_set(folder: Path, *file: str) -> str:
     """Of a set in a folder of the root: its name is the beginning of its fingerprint."""
     return "/".join(("shards", folder.name, *file))

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import MANIFEST, Manifest, file_names, read_manifest
-from pipelines.durable_files import link_or_copy, whole_lines
+from pipelines.durable_files import link_or_copy
 from pipelines.errors import CodecmillError
 from pipelines.evaluation.contents import RESULT, check_contents, parse_contents, read_contents
 from pipelines.file_digests import file_sha256
 from pipelines.run_directory import RunDirectory
 from pipelines.storage import keys
 from pipelines.storage.address import store_url
+from pipelines.storage.journal_pieces import JournalSending
 from pipelines.storage.lease import lease_of, leased
 from pipelines.storage.patience import StoreFailed
 from pipelines.storage.sameness import config_in_store, must_be_one
@@ -62,6 +63,7 @@ class Sending:
         self._level: dict[Path, str] = {}
         """The sha256 of files that the store has by now; of an evaluation, that of its `evaluation.json`."""
         self._is_ours = self._has_shard_set = False
+        self._journal = JournalSending(run, store)
         self._there: _There | None = None
         """While it may be more than is here."""
 
@@ -83,7 +85,7 @@ class Sending:
             return
         self._there = None
         self._send_changed(self._run.config_file, self._run.shard_set_file)
-        self._send_growing(self._run.mlflow_file)  # wherever the training goes on, it goes on in that MLflow run
+        self._send_mlflow_run()
         self._send_checkpoints()
         if not self._has_shard_set:
             self._send_shard_set()
@@ -108,11 +110,20 @@ class Sending:
                 self._store.send(file, keys.of_run(self._run.path.name, file.name))
                 self._level[file] = sha256
 
-    def _send_growing(self, file: Path) -> None:
-        """The whole lines of a file of the run that is written to meanwhile."""
+    def _send_mlflow_run(self) -> None:
+        """Wherever the training goes on, it goes on in that MLflow run."""
+        file = self._run.mlflow_file
         if file.is_file():
-            with _copied(file) as copy:
+            copy = self._copy_of(file.name)
+            try:
+                link_or_copy(file, copy)  # who reports puts another one in its place meanwhile
                 self._store.send(copy, keys.of_run(self._run.path.name, file.name))
+            finally:
+                copy.unlink(missing_ok=True)
+
+    def _copy_of(self, name: str) -> Path:
+        """Where something can lie that does not change while it is sent."""
+        return self._run.path / f"{_COPY}{name}-{os.getpid()}"
 
     def _send_checkpoints(self) -> None:
         """The newest, and those that it needs; others in between are passed over where sending takes longer."""
@@ -139,7 +150,7 @@ class Sending:
 
     def _send_checkpoint(self, step: int) -> checkpoints.Checkpoint | None:
         """Send a checkpoint if it is whole on disk, the journal up to it before its manifest."""
-        with _held(checkpoints.folder_of(self._run, step), self._run.path / f"{_COPY}{step}-{os.getpid()}") as folder:
+        with _held(checkpoints.folder_of(self._run, step), self._copy_of(str(step))) as folder:
             try:
                 checkpoint = checkpoints.open_checkpoint(folder)
             except CodecmillError as error:
@@ -150,7 +161,7 @@ class Sending:
                 sha256 = checkpoint.manifest.files[file].sha256
                 self._store.send(folder / file, keys.of_checkpoint(name, step, file), sha256)
             # As it is now: it has the lines of all checkpoints that are on disk, and more lines do no harm.
-            self._send_growing(self._run.journal)
+            self._journal.send(self._copy_of(self._run.journal.name))
             self._confirm()
             self._store.send(folder / MANIFEST, keys.of_checkpoint(name, step, MANIFEST))
             self._sent.add(step)
@@ -253,15 +264,3 @@ def _held(folder: Path, other: Path) -> Iterator[Path]:
         yield other
     finally:
         shutil.rmtree(other, ignore_errors=True)
-
-
-@contextmanager
-def _copied(file: Path) -> Iterator[Path]:
-    """The whole lines of a file, in one that does not change while it is sent."""
-    copy = file.with_name(f"{_COPY}{file.name}-{os.getpid()}")
-    try:
-        shutil.copyfile(file, copy)
-        os.truncate(copy, whole_lines(copy))
-        yield copy
-    finally:
-        copy.unlink(missing_ok=True)

@@ -179,6 +179,14 @@ class Store:
         """
         patiently(self.address(key), "deleted", lambda: self._s3.remove(key))
 
+    def has(self, key: str, file: Path) -> bool:
+        """Whether the store has at a key what a file has.
+
+        Raises:
+            StoreError: the store does not say.
+        """
+        return self._has(key, digests(file))
+
     def _has(self, key: str, wanted: Digests) -> bool:
         there = self.find(key)
         return there is not None and (there.size, there.sha256) == (wanted.size, wanted.sha256)
