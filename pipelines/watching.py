@@ -1,14 +1,18 @@
-"""Which images are new, to the champion and to what went on from it and did not beat it; and who is at work already."""
+"""Which images are new, to the champion and to what went on from it and did not beat it; who is at work already, and
+which training of an earlier look was cut off."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines import checkpoints
 from pipelines.checkpoint_format import Manifest, read_manifest
+from pipelines.config import RunConfig
 from pipelines.data.shard_set import ShardSet
 from pipelines.errors import CodecmillError
 from pipelines.locks import owner
-from pipelines.run_directory import Root
+from pipelines.run_directory import Root, RunDirectory
+from pipelines.runs import merge
 from pipelines.storage import open_store, store_url
 from pipelines.storage.bringing import make_set_known
 from pipelines.tracking import Version
@@ -42,6 +46,35 @@ def new_images(shard_set: ShardSet, root: Root, champion: Version | None, warn: 
 def runs_at_work(root: Root) -> tuple[str, ...]:
     """The names of the runs that somebody holds at this moment."""
     return tuple(run.path.name for run in root.all_runs() if owner(run.lock_file))
+
+
+def cut_off(config: RunConfig, root: Root, champion: Version | None) -> RunConfig | None:
+    """The config to go on with of a training that a look like this began from the same champion, and that was ended
+    before it was done, as by the end of its machine: with the farthest, if there are several.
+
+    One that has saved nothing is not looked for: it would begin anew.
+
+    Args:
+        config: of the look, as it stands in the schedule: what its name leaves open may be anything.
+    """
+    parent = champion and champion.checkpoint_sha256
+    is_ours = re.compile(re.sub(r"\\\{[a-z]+\\}", ".+", re.escape(config.name))).fullmatch
+    found: list[tuple[int, RunConfig]] = []
+    for run in root.all_runs():
+        steps = checkpoints.steps_on_disk(run)
+        if steps and is_ours(run.path.name) and not run.promotion_file.is_file():
+            try:
+                if read_manifest(checkpoints.folder_of(run, steps[-1])).parent == parent:
+                    found.append((steps[-1], _going_on(run, config)))
+            except CodecmillError:
+                continue  # damaged, or with other settings than the schedule has by now: nothing to go on with
+    return max(found, key=lambda each: each[0])[1] if found else None
+
+
+def _going_on(run: RunDirectory, config: RunConfig) -> RunConfig:
+    begun = run.read_config()
+    training = config.training.model_copy(update={"start_from": begun.training.start_from})
+    return merge(begun, config.model_copy(update={"name": run.path.name, "root": run.root.path, "training": training}))
 
 
 def _trained_on(root: Root, champion: Version | None, warn: Warn) -> set[str]:

@@ -17,6 +17,8 @@ class News(Section):
     """That are new to the champion and to what went on from it."""
     champion: str | None
     """Where its weights are, if there is one."""
+    cut_off: RunConfig | None
+    """Of a training that an earlier look began, and that was ended before it was done."""
     others: tuple[str, ...]
     """Runs under the root that somebody is at work on: a training beside them would slow them down, and may know less
     than they will."""
@@ -47,10 +49,14 @@ def must_be_another_run(config: RunConfig) -> None:
     persist_result=False,
 )
 def news(config: RunConfig, shard_set: ShardSetReference) -> News:
-    """Compare a shard set with those that the champion, and what went on from it, were trained on."""
+    """Compare a shard set with those that the champion, and what went on from it, were trained on.
+
+    Args:
+        config: of the look, its name not filled in.
+    """
     from pipelines import tracking
     from pipelines.data.shard_set import ShardSet
-    from pipelines.watching import new_images, runs_at_work
+    from pipelines.watching import cut_off, new_images, runs_at_work
 
     root = Root(config.root.absolute())
     champion = tracking.champion(root)
@@ -60,5 +66,8 @@ def news(config: RunConfig, shard_set: ShardSetReference) -> News:
     others = runs_at_work(root)
     if others:
         log.info("No training begins beside those at work: %s", ", ".join(others))
+    interrupted = cut_off(config, root, champion)
+    if interrupted:
+        log.info("The training of '%s' was ended before it was done", interrupted.name)
     source = f"models:/{tracking.MODEL}@champion" if champion else None
-    return News(images=images, champion=source, others=others)
+    return News(images=images, champion=source, cut_off=interrupted, others=others)

@@ -26,9 +26,11 @@ from pipelines.durable_files import read_json, write_json
 from pipelines.errors import InputError
 from pipelines.promotion import Scores
 from pipelines.run_directory import Root, RunDirectory
+from pipelines.runs import start_or_continue
 from pipelines.storage import StoreUnavailable, patience
 from pipelines.tracking import Version
-from pipelines.watching import new_images, runs_at_work
+from pipelines.training.machine import resolve
+from pipelines.watching import cut_off, new_images, runs_at_work
 from tasks.watching import must_be_another_run
 
 WATCH = """
@@ -209,6 +211,39 @@ def test_a_look_sees_who_is_at_work_and_that_its_run_is_another_one(
         must_be_another_run(make(tiny, name="first"))
 
 
+def test_a_look_finds_the_training_of_an_earlier_one_that_was_cut_off(
+    grown: tuple[ShardSet, ShardSet, ShardSet], registered: Callable[..., Version], tiny: dict[str, Any]
+):
+    root = Root(Path(tiny["root"]))
+    champion = registered("first", grown[0], None)
+    training = {"steps": 40, "start_from": "models:/codecmill@champion"}
+
+    def interrupted(name: str, step: int, parent: Version | None) -> RunDirectory:
+        run = root.run(name)
+        run.write_config(resolve(make(tiny, name=name, training=training)))
+        save(run, step, parent=parent and parent.checkpoint_sha256)
+        return run
+
+    look = make(tiny, name="tuned-{date}", training={"steps": 40, "checkpoint_interval": 7})
+    interrupted("tuned", 20, champion)
+    interrupted("tuned-by-nobody", 20, None)
+    (begun := root.run("tuned-0")).write_config(make(tiny, name="tuned-0", training=training))
+    assert cut_off(look, root, champion) is None, "by hand, from another champion, without a checkpoint"
+    far, near = interrupted("tuned-2026-11-01", 20, champion), interrupted("tuned-2026-11-02", 10, champion)
+    found = cut_off(look, root, champion)
+    assert found and found.name == far.path.name
+    assert found.training.start_from == "models:/codecmill@champion" and found.training.checkpoint_interval == 7
+    assert start_or_continue(found).path == far.path
+    write_json(far.promotion_file, {"version": 1})
+    assert (found := cut_off(look, root, champion)) and found.name == near.path.name
+    other = make(tiny, name="tuned-{date}", training={"steps": 40, "batch_size": 2})
+    assert cut_off(other, root, champion) is None, "the schedule has other settings by now"
+    assert cut_off(look, root, registered("second", grown[1], champion)) is None
+    (checkpoints.folder_of(near, 10) / "checkpoint.json").write_text("{")
+    assert cut_off(look, root, champion) is None
+    assert not begun.checkpoints.exists()
+
+
 def test_what_cannot_be_read_counts_as_new_and_is_named(
     grown: tuple[ShardSet, ShardSet, ShardSet], registered: Callable[..., Version], tiny: dict[str, Any]
 ):
@@ -244,7 +279,9 @@ def test_a_store_that_is_away_for_a_moment_starts_no_training(
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_a_look_that_is_killed_goes_on_with_its_training_when_it_is_retried(tiny: dict[str, Any], tmp_path: Path):
+def test_the_training_of_a_look_that_is_killed_is_gone_on_with_by_a_later_one_and_by_its_retry(
+    tiny: dict[str, Any], tmp_path: Path
+):
     config = make(tiny, name="tuned-{date}-{time}-{id}", training={"steps": 600, "checkpoint_interval": 50})
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
@@ -252,25 +289,27 @@ def test_a_look_that_is_killed_goes_on_with_its_training_when_it_is_retried(tiny
     with closing(start_server(root, free_port(), {})) as server:  # one of its own would outlive the look that is killed
         server.wait_ready()
         environment = clean_environment() | {"PREFECT_API_URL": f"{server.address}/api", "PYTHONPATH": str(PROJECT)}
-        begun = subprocess.Popen([sys.executable, "-c", WATCH, str(file)], cwd=PROJECT, env=environment)
-        try:
-            wait_for(lambda: any(steps_done(run) >= 60 for run in root.all_runs()), 120)
-        finally:
-            begun.kill()
-            begun.wait()
-        (run,) = root.all_runs()
-        wait_for(lambda: not ranks_alive(run), 30)
-        saved = checkpoints.latest(run)
-        assert saved is not None
-
-        at_work = [read_json(file) for file in root.attendance.glob("*.json")]
-        (flow_run,) = (entry["id"] for entry in at_work if entry["run"] is None)
-        retry = ["prefect", "flow-run", "retry", flow_run, "--entrypoint", "flows.watching.watch"]
+        from_steps, looks = [0], list[str]()
+        for step in (60, 130):
+            begun = subprocess.Popen([sys.executable, "-c", WATCH, str(file)], cwd=PROJECT, env=environment)
+            try:
+                wait_for(lambda step=step: any(steps_done(run) >= step for run in root.all_runs()), 120)
+                at_work = [read_json(file) for file in root.attendance.glob("*.json")]
+            finally:
+                begun.kill()
+                begun.wait()
+            (run,) = root.all_runs()
+            wait_for(lambda run=run: not ranks_alive(run), 30)
+            saved = checkpoints.latest(run)
+            assert saved is not None
+            from_steps.append(saved.step)
+            looks += (entry["id"] for entry in at_work if entry["run"] is None)
+        retry = ["prefect", "flow-run", "retry", looks[0], "--entrypoint", "flows.watching.watch"]
         for words in (["tasks.dead_runs", str(root.path)], retry):
             done = subprocess.run(
                 [sys.executable, "-m", *words], cwd=PROJECT, env=environment, capture_output=True, text=True
             )
             assert done.returncode == 0, done.stdout + done.stderr
         assert root.all_runs() == [run]
-        assert beginnings(run) == [0, saved.step]
+        assert beginnings(run) == from_steps
         assert run.promotion_file.is_file()
