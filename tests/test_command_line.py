@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import make
 from processes import PROJECT, clean_environment, codecmill, codecmill_here, wait_for
 from test_checkpoints import save
 
@@ -654,6 +655,10 @@ def test_a_command_ends_with_its_terminal_unless_its_caller_ignores_that(is_kept
             "Stopped. What is done is kept, and the same command with --name tiny goes on from there.",
         ),
         ("run --config tiny.yaml", "Saved at step 7. Go on with: codecmill resume tiny --root root"),
+        (
+            "resume tiny --root root --allow-inexact --training.threads 2",
+            "Saved at step 7. Go on with: codecmill resume tiny --root root",
+        ),
     ],
 )
 def test_who_is_stopped_reads_which_command_goes_on(typed: str, said: str, tiny: dict[str, Any], tmp_path: Path):
@@ -678,6 +683,19 @@ def test_who_is_stopped_reads_which_command_goes_on(typed: str, said: str, tiny:
         last = [line for line in lines if line.startswith("codecmill: ")]
     assert started is not None
     assert (process.returncode, last) == (130, [f"codecmill: {said}\n"])
+    if "inexact" in typed:
+        assert run.read_config().training.threads == 2
+
+
+def test_what_is_trained_to_its_end_is_not_said_to_have_been_trained_otherwise(tiny: dict[str, Any], tmp_path: Path):
+    run = Root(Path(tiny["root"])).run("tiny")
+    run.write_config(config := make(tiny, training={"precision": "float32"}))
+    save(run, config.training.steps)
+    given = ("resume", "tiny", "--root", str(run.root.path), "--allow-inexact", "--training.precision", "bf16")
+    refused = codecmill(*given, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "nothing left to be done with another training.precision. Leave that as it was, or" in refused.stderr
+    assert run.read_config() == config
 
 
 def test_a_shard_set_that_is_made_is_found_without_a_server(tiny: dict[str, Any], tmp_path: Path):

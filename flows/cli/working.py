@@ -9,12 +9,13 @@ from flows.cli import listing, starting
 from flows.cli.config_file import checked, combined
 from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
-from pipelines import status
+from pipelines import checkpoints, status
 from pipelines.config import RunConfig
+from pipelines.config.dotted import flat
 from pipelines.data.sources import check_sources
 from pipelines.errors import BusyError, InputError
 from pipelines.run_directory import Root, RunDirectory
-from pipelines.runs import check_evaluation_images, check_inputs, go_on_with, merge
+from pipelines.runs import INEXACT, check_evaluation_images, check_inputs, go_on_with, merge
 from pipelines.storage.address import is_url, store_url
 
 if TYPE_CHECKING:
@@ -35,10 +36,22 @@ def resume(arguments: Arguments) -> None:
     _bring_from_store(arguments)
     config = _config_of_run(arguments)
     if arguments.allow_inexact:
-        run = Root(arguments.root).existing_run(arguments.run)
-        with run.locked():
-            go_on_with(run, merge(run.read_config(), config, allow_inexact=True))
+        _change_inexactly(Root(arguments.root).existing_run(arguments.run), config)
     _work(config, arguments)
+
+
+def _change_inexactly(run: RunDirectory, config: RunConfig) -> None:
+    with run.locked():
+        old = run.read_config()
+        new = merge(old, config, allow_inexact=True)
+        before, after = (flat(each.model_dump(mode="json")) for each in (old, new))
+        changed = [field for field in sorted(INEXACT) if before[field] != after[field]]
+        if changed and new.training.steps in checkpoints.steps_on_disk(run):
+            raise InputError(
+                f"Run '{old.name}' is trained to its last step, {new.training.steps}: there is nothing left to be done "
+                f"with another {' and '.join(changed)}. Leave that as it was, or train on with more --training.steps."
+            )
+        go_on_with(run, new)
 
 
 def demo(arguments: Arguments) -> None:
