@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from processes import PROJECT, USERS_OWN
+from processes import PROJECT, USERS_OWN, wait_for
 
 from infra.bench import contender, expectations, photographs, plot, process_tree, results, rounds, run
 from pipelines.errors import CodecmillError, InputError
@@ -113,14 +113,20 @@ def test_a_contender_that_dies_is_told_with_its_last_words(tmp_path: Path):
     assert str(log) in str(told.value)
 
 
+def running(word: str) -> list[Path]:
+    """The processes below this one that have a word on their command line."""
+    below = [Path(f"/proc/{process}") for process in process_tree.processes_below(os.getpid())]
+    return [process for process in below if word in (process / "cmdline").read_text()]
+
+
 def test_contenders_know_nothing_of_the_users_servers_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What they train would be registered among the user's models."""
     for name in USERS_OWN:
         monkeypatch.setenv(name, "theirs")
     program = contender.Program("asked", "create_codecmill", Path(sys.executable), {})
     with contender.Contender(program, tmp_path / "asked.log"):
-        below = [Path(f"/proc/{process}") for process in process_tree.processes_below(os.getpid())]
-        (asked,) = (process for process in below if "create_codecmill" in (process / "cmdline").read_text())
+        wait_for(lambda: len(running("create_codecmill")) == 1)  # one that has just begun has no words for a moment
+        (asked,) = running("create_codecmill")
         given = (asked / "environ").read_text()
     assert f"PYTHONPATH={PROJECT}\0" in given
     assert "theirs" not in given
