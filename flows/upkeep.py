@@ -7,6 +7,7 @@ from prefect import flow
 from pydantic import Field
 
 from pipelines.config import RunConfig
+from pipelines.config.section import at_home
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from tasks.turns import turn
@@ -45,6 +46,7 @@ def cleaning(root: Path = ROOT, days: Days = 30, runs: bool = False, dry_run: bo
 
 
 def _existing(root: Path) -> Root:
+    root = Path(at_home(str(root)))  # the form leaves a '~' alone
     if not root.is_dir():  # else all would be well there, each week, while nobody looks where the runs are
         raise InputError(f"There is no root {root.absolute()}: name the folder that holds the runs.")
     return Root(root.absolute())

@@ -1,13 +1,14 @@
 """New images looked for, added to the shard set, and learnt from once there are enough of them."""
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import PositiveInt
 
 from flows.pipeline import training_pipeline
 from flows.shards import create_shards
 from pipelines.config import RunConfig
+from pipelines.errors import CodecmillError, Interrupted
 from pipelines.run_directory import Root
-from tasks.runs import HOOKS, at_work, begun, named
+from tasks.runs import HOOKS, at_work, begun, is_first_try, named
 from tasks.turns import turn
 from tasks.values import RunSummary
 from tasks.watching import must_be_another_run, news
@@ -17,15 +18,16 @@ from tasks.watching import must_be_another_run, news
 def watch(config: RunConfig, enough: PositiveInt = 100) -> RunSummary | None:
     """Bring the shard set up to date, which costs what is new; with enough of it, go on from the champion.
 
-    A retry goes on with the training that was begun, whatever has become of images and champion meanwhile; and so does
-    a later look, where it was ended before it was done, unless there is another champion by then. While another run
-    under the root is at work, none is begun: a later look does.
+    A retry goes on with the training that was begun, whatever has become of images and champion meanwhile. A later look
+    goes on with one that was ended before it was done, as long as there is no other champion; where that cannot be
+    brought to its end, it begins another. While another run under the root is at work, none is begun.
 
     Args:
         config: of the run that is started then; without a champion it starts from the beginning.
         enough: images that the champion, and what went on from it, were not trained on.
     """
-    must_be_another_run(config)
+    if is_first_try():  # a retry may find its run done but for the last word of it
+        must_be_another_run(config)
     with turn(Root(config.root.absolute())) as ended:
         return ended or _watch(config, enough)
 
@@ -39,6 +41,11 @@ def _watch(look: RunConfig, enough: int) -> RunSummary | None:
     if found.images < enough or found.others:
         return None
     if found.cut_off is not None:
-        return training_pipeline(found.cut_off)
+        try:
+            return training_pipeline(found.cut_off)
+        except CodecmillError as error:
+            if error.may_pass or isinstance(error, Interrupted):
+                raise
+            get_run_logger().warning("Another run is begun in the place of '%s': %s", found.cut_off.name, error)
     training = config.training.model_copy(update={"start_from": found.champion})
     return training_pipeline(config.model_copy(update={"training": training}))

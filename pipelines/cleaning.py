@@ -17,7 +17,8 @@ from pipelines import checkpoints, tracking
 from pipelines.config import Section
 from pipelines.data.remote_images import LISTING
 from pipelines.data.shard_format import MANIFEST
-from pipelines.errors import BusyError
+from pipelines.durable_files import reason_of
+from pipelines.errors import BusyError, DiskFullError
 from pipelines.locks import lock
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.status import RunStatus, run_status
@@ -69,8 +70,11 @@ def remove(found: Removable) -> bool:
     """
     if found.kind == "rest":
         return _delete(found.path)
-    if found.path.is_symlink() or not os.access(found.path, os.W_OK):
-        log.warning("%s stays: it is a link, or may not be written", found.path)
+    if found.path.is_symlink():
+        log.warning("%s stays: it is a link", found.path)
+        return False
+    if found.path.exists() and not os.access(found.path, os.W_OK):
+        log.warning("%s stays: it may not be written", found.path)
         return False
     going = found.path.with_name(f"{GOING}{found.path.name}")
     held = (
@@ -91,8 +95,8 @@ def remove(found: Removable) -> bool:
     except BusyError:
         log.warning("%s stays: somebody is at work in it", found.path)
         return False
-    except OSError as error:  # another user's, perhaps
-        log.warning("%s stays: %s", found.path, error.strerror)
+    except (DiskFullError, OSError) as error:  # another user's, perhaps
+        log.warning("%s stays: %s", found.path, reason_of(error))
         return False
 
 

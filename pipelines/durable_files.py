@@ -19,6 +19,9 @@ BLOCK_BYTES = 2**16
 LONGEST_NAME = 200
 """Bytes of a file's name, of the 255 that most file systems allow."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that has no room, for anybody or for this user."""
+
 
 @contextmanager
 def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterator[None]:
@@ -35,7 +38,7 @@ def room_for(folder: Path, what: str, needed: int | Callable[[], int]) -> Iterat
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         estimated = needed if isinstance(needed, int) else needed()
         size = f"{'' if isinstance(needed, int) else 'about '}{estimated:,} bytes" if estimated else "more"

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.durable_files import room_for
+from pipelines.durable_files import FULL, room_for
 from pipelines.errors import BusyError
 
 
@@ -32,7 +32,7 @@ def lock(path: Path, what: str, wait: float) -> Iterator[int]:
 
 
 def _locked(path: Path, what: str, deadline: float) -> int | None:
-    """The descriptor of a locked file, on which its owner stands; None where it was deleted while it was waited for."""
+    """The descriptor of a locked file, in which its owner stands; None where it was deleted while it was waited for."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # who else may use it, the umask says
     try:
         while True:
@@ -48,12 +48,21 @@ def _locked(path: Path, what: str, deadline: float) -> int | None:
         if not is_at(path, descriptor):
             os.close(descriptor)
             return None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        _name_owner(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _name_owner(descriptor: int) -> None:
+    """Write who holds a lock into its file, unless the disk is full: whoever makes room there needs locks as well."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 def is_at(path: Path, descriptor: int) -> bool:

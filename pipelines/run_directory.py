@@ -200,15 +200,15 @@ class RunDirectory:
         Raises:
             CodecmillError: `config.json` is missing, damaged or of another version.
         """
-        way_out = f"How to restore it, if it has a checkpoint, says: {self.command('verify')}"
         try:
             return RunConfig.model_validate(read_json(self.config_file))
         except ValidationError as error:
-            raise CodecmillError(
-                f"{self.config_file} is no config of this version: {first_fault(error)}. {way_out}"
-            ) from error
+            reason, cause = f"{self.config_file} is no config of this version: {first_fault(error)}.", error
         except CodecmillError as error:
-            raise CodecmillError(f"{error} {way_out}") from error
+            reason, cause = str(error), error
+        raise CodecmillError(
+            f"{reason} How to restore it, if it has a checkpoint, says: {self.command('verify')}"
+        ) from cause
 
     def shard_set(self) -> Path:
         """The folder of the shard set that this run trains on: under its own root, or where it was made.

@@ -30,6 +30,13 @@ def named(config: RunConfig) -> RunConfig:
     return config.named(flow_run.scheduled_start_time, flow_run.id)
 
 
+def is_first_try() -> bool:
+    """Whether this flow run is no retry."""
+    from prefect.runtime import flow_run
+
+    return flow_run.run_count <= 1
+
+
 def begun(config: RunConfig) -> RunConfig | None:
     """The config that a run of this name was begun with; None where there is none yet."""
     run = Root(config.root.absolute()).run(config.name)

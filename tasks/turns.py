@@ -15,9 +15,9 @@ from pipelines.run_directory import Root
 
 @contextmanager
 def turn(root: Root) -> Iterator[Any]:
-    """Hold the turn of the schedule that has started this flow run, if one has, for the duration.
+    """Hold the turn of the deployment that this flow run is of, if it is free, for the duration.
 
-    Yields the state for the flow to return at once, where the former flow run of that schedule holds it; else None.
+    Yields the state for the flow to return at once, where a schedule has started it and another holds it; else None.
     """
     from prefect.context import FlowRunContext
     from prefect.states import Cancelled
@@ -26,11 +26,12 @@ def turn(root: Root) -> Iterator[Any]:
     flow_run = context and context.flow_run
     ended = None
     with ExitStack() as stack:
-        if flow_run and flow_run.auto_scheduled:  # others are wanted by somebody, now
+        if flow_run and flow_run.deployment_id:
             root.attendance.mkdir(parents=True, exist_ok=True)
             file = root.attendance / f"{flow_run.deployment_id}.turn"
             try:
                 stack.enter_context(lock(file, "The turn of this schedule", wait=0.0))
             except BusyError as error:
-                ended = Cancelled(message=str(error))
+                if flow_run.auto_scheduled:  # others are wanted by somebody, now
+                    ended = Cancelled(message=str(error))
         yield ended

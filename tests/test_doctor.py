@@ -279,6 +279,19 @@ def test_a_certificate_is_believed_where_the_servers_own_client_believes_it(
                 assert f"is {server} {metadata.version(package)}" in first()
 
 
+def test_a_file_of_certificates_that_is_not_there_is_named_where_one_is_needed(
+    certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/bundle.pem")
+    with answering(200, version := metadata.version("mlflow")) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert f"is MLflow {version}" in next(examine_mlflow(Root(tmp_path))).text
+    with answering(200, version, certificate=certificate) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        said = next(examine_mlflow(Root(tmp_path))).text
+    assert "the certificates to believe cannot be read from /nowhere/bundle.pem: No such file" in said
+
+
 def test_a_task_hears_a_server_whose_certificate_prefect_believes(certificate: Path):
     with answering(200, "true", certificate=certificate) as address:
         assert "CERTIFICATE_VERIFY_FAILED" in str(silence(address))

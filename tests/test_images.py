@@ -312,6 +312,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind: str):
 def test_formats_that_pillow_reads_by_itself(kind: str):
     content = saved(Image.fromarray(COLOURS), kind)
     assert np.array_equal(opened(content), np.asarray(Image.open(BytesIO(content)).convert("RGB")))
+    assert type(open_image(content)) is Image.Image, "not the file, whose decoder has canvases of its own"
 
 
 def test_masks_keep_their_values_under_any_profile_and_are_black_where_transparent():

@@ -113,6 +113,16 @@ def test_a_colour_that_counts_as_transparent_shows_white_in_memory(mode: str, co
     assert (decoded[8:12, 8:17] > 200).all()
 
 
+@pytest.mark.parametrize("beside", [{"transparency": None}, {"icc_profile": "sRGB"}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_is_said_beside_a_picture_in_memory_and_is_none_leaves_it_as_it_is(mode: str, beside: dict[str, Any]):
+    codec, image = codec_of("factorized"), picture(30, 20).convert(mode)
+    plain = encode(image, 100, model=codec)
+    image.info |= beside
+    assert encode(image, 100, model=codec) == plain
+    assert image.info == beside
+
+
 def test_damaged_exif_in_memory_leaves_the_picture_as_it_is():
     codec, image = codec_of("factorized"), picture(30, 20)
     image.info["exif"] = b"Exif\0\0II*\0garbage that is no directory"

@@ -60,9 +60,26 @@ def test_a_home_is_found_for_root_and_first_weights_and_empty_ones_are_none(
     assert found.root == tmp_path / "data"
     assert found.training.start_from == str(tmp_path / "first.safetensors")
     assert config(tmp_path, start_from="models:/x@y").training.start_from == "models:/x@y"
-    for values in ({"root": ""}, {"root": "~nobody-at-all/x"}, {"training": {"start_from": ""}}):
-        with pytest.raises(ValidationError):
-            RunConfig.model_validate(values)
+    for root, must in (
+        ("", "a folder: the working directory is '.'"),
+        ("~nobody-at-all/x", "in the home of a user known"),
+    ):
+        with pytest.raises(ValidationError, match=must):
+            RunConfig.model_validate({"root": root})
+    former = config(tmp_path, start_from="")
+    with pytest.raises(InputError, match=r"training.start_from is empty: name weights, or leave it out to start from"):
+        start_or_continue(former)
+    (run := Root(tmp_path).run(former.name)).write_config(former)
+    assert start_or_continue(former) == run, "one that was begun so"
+
+
+def test_a_config_is_read_where_the_working_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a training does that goes on while its folder is checked out anew."""
+    (run := Root(tmp_path).run("r")).write_config(config(tmp_path))
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run.read_config() == config(tmp_path)
 
 
 @pytest.mark.parametrize("flow", [verification, cleaning])

@@ -647,6 +647,8 @@ def test_a_sync_that_fails_half_way_leaves_no_run_that_is_said_to_be_running(roo
     with pytest.raises(CodecmillError, match=r"did not take it: .*evaluation"):
         tracking.bring_level(run)
     assert client_of(root).get_run(tracked.run_id).info.status == "FINISHED"
+    new = tracking.open_run(*make_run(root, "unknown-there"), is_running=False)
+    assert client_of(root).get_run(new.run_id).info.status == "KILLED"
 
 
 def test_what_the_client_of_a_bucket_raises_is_a_sentence(root: Root) -> None:
@@ -1331,9 +1333,10 @@ def test_a_damaged_copy_of_the_model_that_wrote_a_file_does_not_hide_the_sound_o
         assert decode(content, root=root.path).tobytes() == decoded
         problem = f"Another copy of the model that wrote The content is looked for: {checkpoint.path}/model.safetensors"
         assert problem in caplog.text
-    root.mlflow_database.unlink()
-    with pytest.raises(CodecmillError, match=rf"{saved[0].path}/model\.safetensors "):
-        decode(content, root=root.path)
+    for what_mlflow_has in (root.mlflow_artifacts, root.mlflow_database):
+        what_mlflow_has.rename(root.path / f"lost-{what_mlflow_has.name}")
+        with pytest.raises(CodecmillError, match=rf"{saved[0].path}/model\.safetensors "):
+            decode(content, root=root.path)
 
 
 def test_the_registry_stands_before_what_runs_wrote_down_unless_it_is_lost(

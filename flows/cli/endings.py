@@ -129,7 +129,8 @@ def _unexpected(error: Exception, arguments: Arguments | None) -> str:
 
 @contextmanager
 def _stopping_by_signals() -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP is raised where the work is, so that it can save; the second ends at once.
+    """The first SIGINT, SIGTERM or SIGHUP is raised where the work is, so that it can save; a second SIGINT
+    or SIGTERM ends at once.
 
     Children die with this process, see process_lifetime. What the caller ignores, as `nohup` and `&` in a script do,
     stays ignored.

@@ -177,7 +177,7 @@ def check_root(root: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             reason = error.strerror
-    if "?" in str(root.absolute()):
+    if reason is None and "?" in str(root.absolute()):
         reason = "MLflow takes no database below a folder with a question mark in its name"
     if reason:
         raise InputError(f"The root {reprlib.repr(str(root))} cannot be used: {reason}. Name another with --root.")

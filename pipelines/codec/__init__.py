@@ -89,4 +89,5 @@ def _as_rgb(image: "Image.Image") -> "Image.Image":
     except MemoryError:
         raise
     except Exception as error:  # as in `open_image`: damaged bytes, or what Pillow was told beside them
-        raise InputError(f"A picture of mode {image.mode} cannot be coded: {str(error).rstrip('.')}.") from error
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise InputError(f"A picture of mode {image.mode} cannot be coded: {reason}.") from error

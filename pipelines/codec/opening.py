@@ -65,7 +65,7 @@ def _copies(sha256: str, root: Root, scratch: Path) -> Iterator[Path]:
     try:
         if address := tracking.version_with(sha256, root):
             yield tracking.fetch_checkpoint(address, root, scratch)
-    except tracking.TrackingUnavailable as error:
+    except CodecmillError as error:  # MLflow is away, or has not what it says
         log.warning("What is registered could not be looked at: %s", error)
 
 

@@ -34,7 +34,7 @@ def _check_name(name: str) -> str:
 
 def _check_root(root: Any) -> Any:
     if root == "":
-        raise ValueError("it is empty; the working directory is '.'")
+        raise ValueError("a folder: the working directory is '.'")
     return at_home(root) if isinstance(root, str) else root
 
 
@@ -154,8 +154,10 @@ class RunConfig(Section):
 
         Raises:
             InputError: the champion is chosen by curves, but the codec's is a single point, which never meets another.
-                Or crops are too small for a hyperprior.
+                Or crops are too small for a hyperprior, or what it starts from is empty.
         """
+        if self.training.start_from == "":
+            raise InputError("training.start_from is empty: name weights, or leave it out to start from none.")
         self._must_have_a_curve()
         self._must_teach_each_pass()
 

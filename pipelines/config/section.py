@@ -36,7 +36,7 @@ def at_home(path: str) -> str:
     try:
         return str(Path(path).expanduser())
     except RuntimeError as error:  # pathlib's word for it
-        raise ValueError("it is in the home of a user unknown here; write the path out") from error
+        raise ValueError("in the home of a user known here, or written out") from error
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -90,7 +90,7 @@ class TrainingConfig(Section):
         description="What follows a NaN or infinite loss: the run stops; the step changes no weight; or the weights go "
         "back to the last checkpoint of the interval while the samples go on",
     )
-    start_from: Annotated[str, AfterValidator(at_home), Field(min_length=1)] | None = Field(
+    start_from: Annotated[str, AfterValidator(at_home)] | None = Field(
         default=None, description="Weights to start a new run from: a path, runs:/... or models:/name@alias"
     )
     strict: bool = Field(default=True, description="start_from must match exactly; false takes what fits")

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipelines.errors import BusyError
+from pipelines.errors import BusyError, DiskFullError
 from pipelines.locks import lock
 
 ABANDONED_SECONDS = 7 * 24 * 3600.0
@@ -19,7 +19,7 @@ def remove_abandoned(shards: Path) -> None:
     """
     for folder in shards.glob(".tmp-*/"):
         held = lock(folder.with_name(f"{folder.name}.lock"), folder.name, wait=0.0)
-        with suppress(BusyError, OSError), held:
+        with suppress(BusyError, DiskFullError, OSError), held:
             if time.time() - _last_written(folder) > ABANDONED_SECONDS:
                 shutil.rmtree(folder)
 

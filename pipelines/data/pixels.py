@@ -83,7 +83,11 @@ def upright_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.I
         orientation = _orientation(image)
         if image.mode in ("RGBa", "La"):  # alpha is multiplied in, which no file has
             image = image.convert(image.mode.upper())
-        to_srgb = _ToSrgb(image.info.get("icc_profile"), None)
+        if image.info.get("transparency", 0) is None:  # of which Pillow makes an alpha channel, or cannot
+            image = image.copy()
+            del image.info["transparency"]
+        profile = image.info.get("icc_profile")
+        to_srgb = _ToSrgb(profile if isinstance(profile, bytes) else None, None)
         return _upright(_converted(image, None, None, to_srgb, background), orientation)
 
 
@@ -98,9 +102,9 @@ def _converted(
     to_srgb: "_ToSrgb",
     background: tuple[int, int, int],
 ) -> Image.Image:
-    """A decoded picture as RGB, not yet upright, strip by strip; itself if it is that, for a copy takes its memory."""
+    """A decoded picture as RGB, not yet upright, strip by strip; if it is that, the same pixels without a copy."""
     if image.mode == "RGB" and not (to_srgb.profile or low or image.has_transparency_data):
-        return image
+        return image._new(image.im)  # not the file: those of WebP and AVIF keep what they decoded into as well
     rows = max(1, STRIP_PIXELS // image.width)
     if rows >= image.height:
         return _strip(image, low, deep, to_srgb, background)

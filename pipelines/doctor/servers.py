@@ -99,7 +99,9 @@ class Server:
             Faulty: it does not answer, or with another status than it may.
         """
         try:
-            answer = _answer(method, self.address + path, self.headers, body, _trusted(self.name))
+            is_encrypted = self.address.startswith("https:")
+            context = _trusted(self.name) if is_encrypted else ssl.create_default_context()
+            answer = _answer(method, self.address + path, self.headers, body, context)
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"{self.shown} does not answer: {error or type(error).__name__}"
             remedy = "Start it, or correct its address in the environment or services.env."

@@ -82,7 +82,7 @@ def open_run(run: RunDirectory, config: RunConfig, is_running: bool = True) -> T
 
 def _opened(run: RunDirectory, config: RunConfig, is_running: bool) -> Marks:
     with connected(run.root) as client:
-        marks, known = _found_or_made(client, run)
+        marks, known = _found_or_made(client, run, is_running)
         _log_config(client, known, config)
         _set_tags(client, marks.run_id, {DIRECTORY_TAG: str(run.path.resolve()), **_origin(run, is_running)})
         if is_running:
@@ -101,7 +101,7 @@ def opened(run: RunDirectory) -> Marks:
     return read_marks(run) or _opened(run, run.read_config(), is_running=False)
 
 
-def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "Run"]:
+def _found_or_made(client: "MlflowClient", run: RunDirectory, is_running: bool) -> tuple[Marks, "Run"]:
     experiment = experiment_id(client, run.root)
     marks = read_marks(run)
     known = marked(client, run, marks) or _searched(client, run, experiment)
@@ -109,6 +109,8 @@ def _found_or_made(client: "MlflowClient", run: RunDirectory) -> tuple[Marks, "R
         tags = {RUN_TAG: run.path.name, DIRECTORY_TAG: str(run.path.resolve())}
         with sent_once():
             known = client.create_run(experiment, run_name=run.path.name, tags=tags)
+        if not is_running:  # MLflow takes each new one to be; how it stands is said when all of it is there
+            client.set_terminated(known.info.run_id, status="KILLED")
     elif known.info.lifecycle_stage == "deleted":
         client.restore_run(known.info.run_id)
     here = without_password(tracking_uri(run.root))

@@ -173,7 +173,11 @@ def _start_from_transform(
     else:
         transform = torch.empty(count, length), torch.empty(count)
     for tensor in transform:
-        dist.broadcast(on_device := tensor.to(ranks.device), src=0)
+        sending: Any = dist.broadcast(on_device := tensor.to(ranks.device), src=0, async_op=True)
+        while not sending.is_completed():  # the first rank fetches shards, on another host perhaps
+            beat(0, "warming up")
+            time.sleep(0.05)
+        sending.wait()
         tensor.copy_(on_device)
     start_from(model, Coefficients(*transform), normalization, seed)
 

@@ -1,5 +1,6 @@
 """One writer a run, on whatever host it is: the first rank, for as long as it holds a lock in the run's folder."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipelines import checkpoints
+from pipelines.durable_files import room_for
 from pipelines.errors import RankFailure
 from pipelines.locks import lock
 from pipelines.run_directory import RunDirectory
@@ -25,7 +27,8 @@ def sole_writer(directory: RunDirectory, ranks: Ranks) -> Iterator[Callable[[], 
     host that it has not heard from to another, which writes its own name into the file.
 
     Raises:
-        BusyError: on the first rank; that of other ranks, of another host perhaps, still writes.
+        BusyError: on the first rank; that of other ranks, of another host perhaps, still writes. DiskFullError: on the
+            first rank; there is no room for its name.
     """
     if not ranks.is_first:
         dist.barrier()
@@ -34,6 +37,9 @@ def sole_writer(directory: RunDirectory, ranks: Ranks) -> Iterator[Callable[[], 
     with lock(directory.writer_file, f"The training of '{directory.path.name}'", PATIENCE_SECONDS):
         checkpoints.remove_leftovers(directory)
         mine = directory.writer_file.read_bytes()
+        with room_for(directory.path, directory.writer_file.name, 0):
+            if not mine:  # without a name nobody could tell that another has taken over
+                raise OSError(errno.ENOSPC, "its owner is not named")
         dist.barrier()  # now nobody else adds a checkpoint while the ranks look for the newest
         yield lambda: _check(directory.writer_file, mine)
 
