@@ -8,14 +8,18 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from conftest import make
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from processes import wait_for
 from pydantic import ValidationError
 
@@ -28,6 +32,7 @@ from pipelines.processor_cores import usable_cores
 from pipelines.run_directory import Root, RunDirectory
 from pipelines.runs import check_inputs, evaluation_of, merge, start_or_continue
 from pipelines.training.machine import usable_gpus
+from tasks.turns import turn
 
 
 def config(root: Path, **training: object) -> RunConfig:
@@ -299,3 +304,25 @@ def opened(file: Path) -> list[Path]:
 def test_a_file_with_a_long_name_is_written(tmp_path: Path):
     write_json(tmp_path / ("\N{HIRAGANA LETTER A}" * 84), {})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@contextmanager
+def its_turn(root: Root, deployment: UUID, scheduled: bool) -> Iterator[Any]:
+    flow_run = FlowRun(flow_id=uuid4(), deployment_id=deployment, auto_scheduled=scheduled)
+    with FlowRunContext.model_construct(flow_run=flow_run), turn(root) as ended:
+        yield ended
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_flow_run_of_a_deployment_holds_its_turn_and_only_those_that_are_scheduled_take_turns(
+    scheduled: bool, tmp_path: Path
+):
+    root, deployment = Root(tmp_path), uuid4()
+    with its_turn(root, deployment, scheduled) as free, its_turn(root, deployment, True) as cancelled:
+        assert free is None
+        assert cancelled.name == "Cancelled"
+        assert cancelled.message.startswith(f"The turn of this schedule is in use by process {os.getpid()}.")
+        with its_turn(root, deployment, False) as wanted, its_turn(root, uuid4(), True) as another:
+            assert wanted is None and another is None
+    with its_turn(root, deployment, True) as free:
+        assert free is None
