@@ -9,7 +9,7 @@ from flows.cli import listing, starting
 from flows.cli.config_file import checked, combined
 from flows.cli.options import Arguments
 from flows.cli.starting import run_flow
-from pipelines import checkpoints, status
+from pipelines import status
 from pipelines.config import RunConfig
 from pipelines.config.dotted import flat
 from pipelines.data.sources import check_sources
@@ -41,6 +41,8 @@ def resume(arguments: Arguments) -> None:
 
 
 def _change_inexactly(run: RunDirectory, config: RunConfig) -> None:
+    from pipelines import checkpoints
+
     with run.locked():
         old = run.read_config()
         new = merge(old, config, allow_inexact=True)
