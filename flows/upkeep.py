@@ -6,8 +6,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from pipelines.config import RunConfig
-from pipelines.config.section import at_home
+from pipelines.config import RootPath, RunConfig
 from pipelines.errors import InputError
 from pipelines.run_directory import Root
 from tasks.turns import turn
@@ -18,7 +17,7 @@ Days = Annotated[float, Field(ge=0)]
 
 
 @flow(name="verification", flow_run_name="verification of {root}")
-def verification(root: Path = ROOT, sources: bool = False) -> Verified:
+def verification(root: RootPath = ROOT, sources: bool = False) -> Verified:
     """Read all that the checkpoints of all runs come from; fails with a list where a byte has changed.
 
     Args:
@@ -31,7 +30,7 @@ def verification(root: Path = ROOT, sources: bool = False) -> Verified:
 
 
 @flow(name="clean-up", flow_run_name="clean-up of {root}")
-def cleaning(root: Path = ROOT, days: Days = 30, runs: bool = False, dry_run: bool = False) -> Cleaned:
+def cleaning(root: RootPath = ROOT, days: Days = 30, runs: bool = False, dry_run: bool = False) -> Cleaned:
     """Remove shard sets that no run names, old copies of images, and old finished runs if they are to go as well.
 
     Args:
@@ -46,7 +45,6 @@ def cleaning(root: Path = ROOT, days: Days = 30, runs: bool = False, dry_run: bo
 
 
 def _existing(root: Path) -> Root:
-    root = Path(at_home(str(root)))  # the form leaves a '~' alone
     if not root.is_dir():  # else all would be well there, each week, while nobody looks where the runs are
         raise InputError(f"There is no root {root.absolute()}: name the folder that holds the runs.")
     return Root(root.absolute())

@@ -282,14 +282,18 @@ def test_a_certificate_is_believed_where_the_servers_own_client_believes_it(
 def test_a_file_of_certificates_that_is_not_there_is_named_where_one_is_needed(
     certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/bundle.pem")
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, "/nowhere/bundle.pem")
+    unread = "the certificates to believe cannot be read from /nowhere/bundle.pem: No such file"
     with answering(200, version := metadata.version("mlflow")) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
         assert f"is MLflow {version}" in next(examine_mlflow(Root(tmp_path))).text
+        assert unread in next(examine_prefect()).text, "its client reads them for plain http as well"
     with answering(200, version, certificate=certificate) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         said = next(examine_mlflow(Root(tmp_path))).text
-    assert "the certificates to believe cannot be read from /nowhere/bundle.pem: No such file" in said
+    assert unread in said
 
 
 def test_a_task_hears_a_server_whose_certificate_prefect_believes(certificate: Path):

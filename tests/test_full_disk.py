@@ -162,8 +162,11 @@ from pipelines.attendance import Entry, sign_in
 from pipelines.cleaning import find_removable, remove
 from pipelines.errors import DiskFullError
 from pipelines.run_directory import Root
+from pipelines.training.distributed import Ranks
+from pipelines.training.writing import sole_writer
 root = Root(Path(sys.argv[1]))
 root.attendance.mkdir()
+root.run("r").checkpoints.mkdir(parents=True)
 (root.shards / ("0" * 16)).mkdir(parents=True)
 (root.shards / ("0" * 16) / "manifest.json").write_text("{}")
 with (root.path / "filler").open("ab", buffering=0) as file:
@@ -172,10 +175,12 @@ with (root.path / "filler").open("ab", buffering=0) as file:
             file.write(bytes(4096))
     except OSError:
         pass
-try:
-    sign_in(root, Entry(id="1", process=1))
-except DiskFullError as error:
-    print(error)
+first = Ranks(rank=0, world_size=1, device="cpu")
+for attempt in (lambda: sign_in(root, Entry(id="1", process=1)), sole_writer(root.run("r"), first).__enter__):
+    try:
+        attempt()
+    except DiskFullError as error:
+        print(error)
 old = root.shards / ("0" * 16)
 [found] = find_removable(root, days=0, runs=False)
 print(found.path == old, remove(found), old.exists())
@@ -184,6 +189,7 @@ print(found.path == old, remove(found), old.exists())
 
 def test_when_not_a_byte_is_left_a_flow_says_where_and_room_can_be_made(tmp_path: Path):
     done = with_disk(tmp_path, "64k", [sys.executable, "-c", SIGN_IN, str(tmp_path)])
-    signed_in, removed = done.stdout.splitlines()
+    signed_in, writes, removed = done.stdout.splitlines()
     assert signed_in.startswith(f"There is no room in {tmp_path}/at_work: 1.json needs more, and 0 bytes"), done
+    assert writes.startswith(f"There is no room in {tmp_path}/runs/r for the name of the process that writes.")
     assert removed == "True True False", "its lock has no room for the name of who holds it"

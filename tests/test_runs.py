@@ -88,7 +88,9 @@ def test_a_config_is_read_where_the_working_directory_is_gone(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("flow", [verification, cleaning])
-def test_a_root_that_is_not_there_is_not_found_in_order(flow: Any, tmp_path: Path):
+def test_a_root_that_is_not_there_is_not_found_in_order(flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert flow.validate_parameters({"root": "~/data"})["root"] == tmp_path / "data", "its form leaves a '~' alone"
     with pytest.raises(InputError, match=r"There is no root .*/nowhere: name the folder"):
         flow.fn(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []

@@ -167,8 +167,9 @@ def _explanation(name: str, problem: Any, file: Path | None, overrides: Values) 
         return f"{source} is {_shown(problem['input'])}, but must be a section of 'key: value' lines."
     choice = choices()[name]
     own_rule = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
+    if problem["type"] == "string_too_short":
+        own_rule = "left out, where there is none"
     must = own_rule or choice.allowed or ("a path" if choice.placeholder == "PATH" else "text, in quotes if need be")
-    must = "left out, where there is none" if problem["type"] == "string_too_short" else must
     value = _shown(_value_at(name, overrides, problem["input"]))
     is_count = choice.placeholder.startswith("N") and not choice.is_list and not own_rule
     if is_count and not re.fullmatch("[+-]?[0-9]+", value):

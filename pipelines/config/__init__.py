@@ -4,7 +4,7 @@ from pipelines.config.data import DataConfig, NormalizationChoice
 from pipelines.config.evaluation import EvaluationConfig
 from pipelines.config.loss import SMALLEST_MS_SSIM, LossConfig
 from pipelines.config.model import LAMBDA_STEP_SQUARED, LARGEST_STEP, SMALLEST_STEP, ModelConfig
-from pipelines.config.run import RunConfig
+from pipelines.config.run import RootPath, RunConfig
 from pipelines.config.section import Section
 from pipelines.config.training import MOST_STEPS, CountOrAuto, TrainingConfig
 
@@ -20,6 +20,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "NormalizationChoice",
+    "RootPath",
     "RunConfig",
     "Section",
     "TrainingConfig",

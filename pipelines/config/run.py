@@ -38,6 +38,10 @@ def _check_root(root: Any) -> Any:
     return at_home(root) if isinstance(root, str) else root
 
 
+RootPath = Annotated[Path, BeforeValidator(_check_root)]
+"""A root as somebody types it, in a form perhaps."""
+
+
 class RunConfig(Section):
     """A whole run, from images to a registered model."""
 
@@ -45,7 +49,7 @@ class RunConfig(Section):
         default="run-{date}-{time}", description="The run's name and folder; {date}, {time} and {id} are filled in once"
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of every random choice")
-    root: Annotated[Path, BeforeValidator(_check_root)] = Field(
+    root: RootPath = Field(
         default=Path("codecmill-data"), description="Folder that holds shards, runs and MLflow's files"
     )
     data: DataConfig = DataConfig()

@@ -99,9 +99,7 @@ class Server:
             Faulty: it does not answer, or with another status than it may.
         """
         try:
-            is_encrypted = self.address.startswith("https:")
-            context = _trusted(self.name) if is_encrypted else ssl.create_default_context()
-            answer = _answer(method, self.address + path, self.headers, body, context)
+            answer = _answer(method, self.address + path, self.headers, body, _trusted(self.name, self.address))
         except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"{self.shown} does not answer: {error or type(error).__name__}"
             remedy = "Start it, or correct its address in the environment or services.env."
@@ -139,7 +137,7 @@ class _AsItIs(HTTPRedirectHandler):
         return None
 
 
-def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, context: ssl.SSLContext) -> Answer:
+def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, context: ssl.SSLContext | None) -> Answer:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         raise ValueError("that is no address of the form http://host:port")
@@ -161,8 +159,15 @@ def _answer(method: str, url: str, headers: Mapping[str, str], body: Any, contex
     return Answer(response.status or 0, text, clock)
 
 
-def _trusted(server: str) -> ssl.SSLContext:
-    """Whose certificates a server may have, as its client reads it from the environment."""
+def _trusted(server: str, address: str) -> ssl.SSLContext | None:
+    """Whose certificates a server may have, as its client reads it from the environment; None where it does not: that
+    of Prefect wants the file that is named there for plain http as well.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if server == "MLflow" and urlsplit(address).scheme != "https":
+        return None
     anyone, files = _TRUST[server]
     file = next((found for name in files if (found := os.environ.get(name))), None)
     return trusted(file, os.environ.get(anyone, "").lower() in ("1", "true", "t", "yes", "y", "on"))

@@ -1,6 +1,5 @@
 """One writer a run, on whatever host it is: the first rank, for as long as it holds a lock in the run's folder."""
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipelines import checkpoints
-from pipelines.durable_files import room_for
-from pipelines.errors import RankFailure
+from pipelines.errors import DiskFullError, RankFailure
 from pipelines.locks import lock
 from pipelines.run_directory import RunDirectory
 from pipelines.training.distributed import Ranks
@@ -37,9 +35,11 @@ def sole_writer(directory: RunDirectory, ranks: Ranks) -> Iterator[Callable[[], 
     with lock(directory.writer_file, f"The training of '{directory.path.name}'", PATIENCE_SECONDS):
         checkpoints.remove_leftovers(directory)
         mine = directory.writer_file.read_bytes()
-        with room_for(directory.path, directory.writer_file.name, 0):
-            if not mine:  # without a name nobody could tell that another has taken over
-                raise OSError(errno.ENOSPC, "its owner is not named")
+        if not mine:  # the disk is full, see locks.py; without a name nobody could tell that another has taken over
+            raise DiskFullError(
+                f"There is no room in {directory.path} for the name of the process that writes. What was saved before "
+                f"is untouched. Make room there, then go on with: {directory.command('resume')}"
+            )
         dist.barrier()  # now nobody else adds a checkpoint while the ranks look for the newest
         yield lambda: _check(directory.writer_file, mine)
 
